@@ -1,0 +1,52 @@
+package whiteout
+
+import "fmt"
+
+// Dialect is the way one layer writes down "this name is deleted" and "this
+// directory hides everything below it". It is a property of a whole layer.
+type Dialect uint8
+
+const (
+	// Overlay is kernel overlayfs as root: a whiteout is a character device
+	// 0:0 (or, in a directory marked opaque=x, an empty file with
+	// trusted.overlay.whiteout), an opaque directory has
+	// trusted.overlay.opaque=y.
+	Overlay Dialect = iota
+	// UserXattr is kernel overlayfs mounted with -o userxattr: the same with
+	// user.overlay.* attributes.
+	UserXattr
+	// AUFS is the form of image layer tars: ".wh.NAME" and ".wh..wh..opq".
+	AUFS
+	// Auto reads all of the above, and user.fuseoverlayfs.opaque, mixed in
+	// one layer, as fuse-overlayfs and containers/storage leave it behind.
+	Auto
+)
+
+var dialectNames = [...]string{Overlay: "overlay", UserXattr: "userxattr", AUFS: "aufs", Auto: "auto"}
+
+// String returns the name used in options, records and messages.
+func (d Dialect) String() string {
+	if int(d) < len(dialectNames) {
+		return dialectNames[d]
+	}
+	return fmt.Sprintf("dialect(%d)", uint8(d))
+}
+
+// ParseDialect is the inverse of String.
+func ParseDialect(s string) (Dialect, error) {
+	for d, n := range dialectNames {
+		if n == s {
+			return Dialect(d), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown whiteout dialect %q: expected overlay, userxattr, aufs or auto", s)
+}
+
+// MarshalText and UnmarshalText give JSON the same names.
+func (d Dialect) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText parses what MarshalText wrote.
+func (d *Dialect) UnmarshalText(b []byte) (err error) {
+	*d, err = ParseDialect(string(b))
+	return err
+}
