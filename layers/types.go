@@ -1,0 +1,272 @@
+package layers
+
+import (
+	"encoding/json"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.uber.org/zap"
+
+	"github.com/plyfs/plyfs/whiteout"
+)
+
+// Options configure [Open].
+type Options struct {
+	Logger      *zap.Logger      // nil: no log
+	LockTimeout time.Duration    // how long to wait for a busy database; 0: 30 s
+	OnLockWait  func(msg string) // called once per wait that lasts, with a sentence for the user
+	Limits      Limits           // zero fields take the defaults
+}
+
+// Progress is one step of long work.
+type Progress struct {
+	ID      string `json:"id"`     // short diffID, or a file name
+	Action  string `json:"action"` // "unpacking", "verifying", "exists", "saving" …
+	Current int64  `json:"current"`
+	Total   int64  `json:"total"` // 0: unknown
+	Done    bool   `json:"done"`
+}
+
+// ProgressFunc receives progress. It is called from several goroutines, never
+// concurrently, and must not block.
+type ProgressFunc func(Progress)
+
+// Source is where an image archive comes from: a stream (file or pipe) or an
+// OCI layout directory.
+type Source struct {
+	Reader io.Reader
+	Dir    string
+	Size   int64 // size of the stream when known, for progress
+}
+
+// LoadOptions configure [Store.Load].
+type LoadOptions struct {
+	Progress ProgressFunc
+	Platform string // os/arch[/variant] wanted from an index; "" = this machine
+	Ref      string // name for images that carry none; "" leaves them untagged
+}
+
+// LoadedImage is one image found in an archive.
+type LoadedImage struct {
+	ID   digest.Digest `json:"id"`
+	Refs []string      `json:"refs"` // familiar form, as given to images and rmi
+}
+
+// SaveOptions configure [Store.Save].
+type SaveOptions struct {
+	Format   string // "docker" (default: docker-archive and OCI layout in one) or "oci"
+	Progress ProgressFunc
+}
+
+// ImportOptions configure [Store.Import].
+type ImportOptions struct {
+	Message  string
+	Changes  []string // Dockerfile instructions as for docker import --change
+	Platform string   // "" = this machine
+	Progress ProgressFunc
+}
+
+// RemoveOptions configure [Store.RemoveImage].
+type RemoveOptions struct {
+	Force   bool
+	NoPrune bool // keep untagged parents
+}
+
+// RemoveAction is one line of what rmi did.
+type RemoveAction struct {
+	Kind string `json:"kind"` // "Untagged" or "Deleted"
+	Ref  string `json:"ref"`
+}
+
+// CreateOptions configure [Store.CreateContainer].
+type CreateOptions struct {
+	UID int `json:"uid"` // owner of the init layer's entries
+	GID int `json:"gid"`
+}
+
+// CommitOptions configure [Store.Commit].
+type CommitOptions struct {
+	Author   string
+	Message  string
+	Changes  []string // Dockerfile instructions as for docker commit --change
+	Progress ProgressFunc
+}
+
+// Image is a resolved image.
+type Image struct {
+	ID       digest.Digest   `json:"id"`
+	Refs     []string        `json:"refs"`
+	Parent   digest.Digest   `json:"parent,omitempty"`
+	Created  time.Time       `json:"created"`
+	Platform string          `json:"platform"`
+	DiffIDs  []digest.Digest `json:"diffIDs"`
+	ChainID  digest.Digest   `json:"chainID,omitempty"` // of the top layer; empty for an image without layers
+	Config   ocispec.Image   `json:"config"`
+}
+
+// ImageSummary is one line of images.
+type ImageSummary struct {
+	Repository string        `json:"repository"` // "<none>" when untagged
+	Tag        string        `json:"tag"`
+	ID         digest.Digest `json:"id"`
+	Created    time.Time     `json:"created"`
+	Size       int64         `json:"size"`       // apparent bytes of all its layers
+	SharedSize int64         `json:"sharedSize"` // of which in other images too
+	UniqueSize int64         `json:"uniqueSize"`
+	Layers     int           `json:"layers"`
+	Containers int           `json:"containers"`
+}
+
+// HistoryEntry is one line of history, newest first.
+type HistoryEntry struct {
+	ID        string        `json:"id"` // image ID, or "<missing>"
+	Created   time.Time     `json:"created"`
+	CreatedBy string        `json:"createdBy"`
+	Author    string        `json:"author,omitempty"`
+	Comment   string        `json:"comment,omitempty"`
+	Empty     bool          `json:"emptyLayer,omitempty"`
+	DiffID    digest.Digest `json:"diffID,omitempty"`
+	ChainID   digest.Digest `json:"chainID,omitempty"`
+	Size      int64         `json:"size"`
+	Tags      []string      `json:"tags,omitempty"`
+}
+
+// ImageDetail is everything inspect shows.
+type ImageDetail struct {
+	Image
+	Size         int64           `json:"size"`
+	LayerDetails []LayerInfo     `json:"layers"` // bottom first, as in the config
+	RawConfig    json.RawMessage `json:"rawConfig"`
+	Containers   []string        `json:"containers,omitempty"`
+	Origin       string          `json:"origin,omitempty"` // load, import, commit
+}
+
+// LayerInfo describes one layer of the store.
+type LayerInfo struct {
+	DiffID    digest.Digest    `json:"diffID"`
+	ChainID   digest.Digest    `json:"chainID"`
+	Parent    digest.Digest    `json:"parent,omitempty"`
+	CacheID   string           `json:"cacheID"`
+	Path      string           `json:"path"`
+	Dialect   whiteout.Dialect `json:"dialect"`
+	Size      int64            `json:"size"`      // sum of file sizes, hard links once
+	Allocated int64            `json:"allocated"` // bytes on disk
+	Inodes    int64            `json:"inodes"`
+	TarSize   int64            `json:"tarSize"`
+	Exact     bool             `json:"exact"` // can be written out again byte for byte
+	Created   time.Time        `json:"created"`
+}
+
+// Container states.
+const (
+	StateReady  = "ready"
+	StateBroken = "broken"
+)
+
+// Container is a writable layer on an image.
+type Container struct {
+	ID        string        `json:"id"` // 64 hex digits
+	Name      string        `json:"name"`
+	MountID   string        `json:"mountID"`
+	InitID    string        `json:"initID"`
+	ImageID   digest.Digest `json:"imageID"`
+	ImageName string        `json:"imageName"` // as given at creation
+	ChainID   digest.Digest `json:"chainID"`
+	Created   time.Time     `json:"created"`
+	State     string        `json:"state"`
+	Upper     string        `json:"upper"`
+	Live      []Live        `json:"live,omitempty"` // where it is mounted now, dead ones left out
+}
+
+// LayerDir is one read-only directory of a stack.
+type LayerDir struct {
+	Path    string           `json:"path"`
+	Dialect whiteout.Dialect `json:"dialect"`
+	DiffID  digest.Digest    `json:"diffID,omitempty"` // empty for the init layer
+}
+
+// Stack is what a mount is made of. Lowers[0] is the topmost.
+type Stack struct {
+	Lowers  []LayerDir       `json:"lowers"`
+	Upper   string           `json:"upper,omitempty"`
+	Work    string           `json:"work,omitempty"`
+	Dialect whiteout.Dialect `json:"dialect"` // of the upper
+}
+
+// Change is one line of diff: kind A, C or D and an absolute path.
+type Change struct {
+	Kind string `json:"kind"`
+	Path string `json:"path"`
+}
+
+// Live is one mount that somebody has made.
+type Live struct {
+	Target      string        `json:"target"`
+	ContainerID string        `json:"containerID,omitempty"`
+	ImageID     digest.Digest `json:"imageID,omitempty"`
+	ChainID     digest.Digest `json:"chainID,omitempty"`
+	Pid         int           `json:"pid"`
+	StartTime   uint64        `json:"startTime"` // of the pid, in clock ticks since boot
+	BootID      string        `json:"bootID"`
+	ReadOnly    bool          `json:"readOnly"`
+	RunDir      string        `json:"runDir,omitempty"`
+	Created     time.Time     `json:"created"`
+}
+
+// CheckOptions configure [Store.Check].
+type CheckOptions struct {
+	Deep     bool // read all content and compare with the digests
+	Repair   bool
+	Progress ProgressFunc
+}
+
+// Finding is one broken invariant.
+type Finding struct {
+	Invariant string `json:"invariant"` // "K7"
+	Object    string `json:"object"`
+	Problem   string `json:"problem"`
+	Repair    string `json:"repair"` // what --repair does about it
+	Fixed     bool   `json:"fixed"`
+}
+
+// Report is the result of a check.
+type Report struct {
+	Findings   []Finding `json:"findings"`
+	Layers     int       `json:"layers"`
+	Images     int       `json:"images"`
+	Containers int       `json:"containers"`
+	Bytes      int64     `json:"bytes"` // read, when deep
+}
+
+// GCReport says what gc removed, or would remove.
+type GCReport struct {
+	Images    []digest.Digest `json:"images,omitempty"`
+	Layers    []digest.Digest `json:"layers,omitempty"` // chainIDs
+	Stages    []string        `json:"stages,omitempty"`
+	Paths     []string        `json:"paths,omitempty"` // directories without a row
+	Reclaimed int64           `json:"reclaimed"`
+	DryRun    bool            `json:"dryRun"`
+}
+
+// Usage is one line of df.
+type Usage struct {
+	Count       int   `json:"count"`
+	Active      int   `json:"active"`
+	Size        int64 `json:"size"` // allocated bytes
+	Reclaimable int64 `json:"reclaimable"`
+}
+
+// DiskUsage says where the bytes of the store are. The parts add up to Total.
+type DiskUsage struct {
+	Images     Usage `json:"images"` // count of images; size of their layers
+	Layers     Usage `json:"layers"`
+	Containers Usage `json:"containers"` // RW layers
+	Chains     int64 `json:"chains"`     // merged indexes, a cache
+	Init       int64 `json:"init"`
+	Stage      int64 `json:"stage"`
+	Trash      int64 `json:"trash"`
+	Database   int64 `json:"database"`
+	Total      int64 `json:"total"`
+}
