@@ -1,0 +1,99 @@
+package fsat
+
+import (
+	"encoding/binary"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dirent is one name of a directory as getdents64(2) gives it.
+type Dirent struct {
+	Name string
+	Ino  uint64
+	Type uint8 // DT_*; DT_UNKNOWN where the file system does not say
+}
+
+var direntBufs = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+
+// ReadDir calls fn for each entry of the directory fd but "." and "..". fd must
+// be open for reading and stand at the start. fn's error ends the walk.
+func ReadDir(fd int, fn func(Dirent) error) error {
+	bp := direntBufs.Get().(*[]byte)
+	defer direntBufs.Put(bp)
+	for {
+		var n int
+		if err := retry(func() (e error) { n, e = unix.Getdents(fd, *bp); return e }); err != nil {
+			return err
+		}
+		if n == 0 {
+			return nil
+		}
+		for buf := (*bp)[:n]; len(buf) > 0; {
+			// struct linux_dirent64: ino, off, reclen, type, name.
+			const header = 19
+			if len(buf) < header {
+				return unix.EIO
+			}
+			reclen := int(binary.NativeEndian.Uint16(buf[16:]))
+			if reclen < header || reclen > len(buf) {
+				return unix.EIO
+			}
+			name := buf[header:reclen]
+			for i, c := range name {
+				if c == 0 {
+					name = name[:i]
+					break
+				}
+			}
+			if s := string(name); s != "." && s != ".." {
+				e := Dirent{Name: s, Ino: binary.NativeEndian.Uint64(buf), Type: buf[18]}
+				if err := fn(e); err != nil {
+					return err
+				}
+			}
+			buf = buf[reclen:]
+		}
+	}
+}
+
+// ReadDirBeneath lists the directory behind the O_PATH descriptor fd.
+func ReadDirBeneath(fd int, fn func(Dirent) error) error {
+	d, err := OpenName(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(d)
+	return ReadDir(d, fn)
+}
+
+// RemoveAll removes name in dirfd and everything below it. It follows no links
+// and goes on where it can after an error, which it returns.
+func RemoveAll(dirfd int, name string) error {
+	err := Unlink(dirfd, name)
+	if err == nil || err == unix.ENOENT {
+		return nil
+	}
+	fd, oerr := OpenName(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if oerr != nil {
+		if oerr == unix.ENOTDIR || oerr == unix.ELOOP {
+			return err
+		}
+		return oerr
+	}
+	var names []string
+	first := ReadDir(fd, func(e Dirent) error { names = append(names, e.Name); return nil })
+	for _, n := range names {
+		if err := RemoveAll(fd, n); err != nil && first == nil {
+			first = err
+		}
+	}
+	_ = unix.Close(fd)
+	if err := Rmdir(dirfd, name); err != nil && err != unix.ENOENT {
+		if first != nil {
+			return first
+		}
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,131 @@
+package fsat
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// PATH_MAX counts the final NUL; longer paths are walked in pieces.
+const pathMax = unix.PathMax - 1
+
+const resolveBeneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+
+// retry calls fn until it does not fail with EINTR, or with EAGAIN as openat2
+// does when a rename raced with the walk.
+func retry(fn func() error) error {
+	for i := 0; ; i++ {
+		err := fn()
+		if err == unix.EINTR || (err == unix.EAGAIN && i < 100) {
+			continue
+		}
+		return err
+	}
+}
+
+// OpenTrusted opens a directory that the operator named, following links, and
+// returns an O_PATH descriptor.
+func OpenTrusted(path string) (fd int, err error) {
+	err = retry(func() (e error) {
+		fd, e = unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		return e
+	})
+	return fd, err
+}
+
+// OpenBeneath opens the relative path below dirfd ("" or "." is dirfd itself)
+// without following any link or leaving dirfd. It adds O_CLOEXEC.
+func OpenBeneath(dirfd int, path string, flags int) (fd int, err error) {
+	if path == "" {
+		path = "."
+	}
+	at := dirfd
+	for len(path) > pathMax {
+		cut := strings.LastIndexByte(path[:pathMax], '/')
+		if cut <= 0 {
+			if at != dirfd {
+				_ = unix.Close(at)
+			}
+			return -1, unix.ENAMETOOLONG
+		}
+		next, err := openat2(at, path[:cut], unix.O_PATH|unix.O_DIRECTORY)
+		if at != dirfd {
+			_ = unix.Close(at)
+		}
+		if err != nil {
+			return -1, err
+		}
+		at, path = next, strings.TrimLeft(path[cut:], "/")
+	}
+	fd, err = openat2(at, path, flags)
+	if at != dirfd {
+		_ = unix.Close(at)
+	}
+	return fd, err
+}
+
+func openat2(dirfd int, path string, flags int) (fd int, err error) {
+	how := unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC, Resolve: resolveBeneath}
+	err = retry(func() (e error) {
+		fd, e = unix.Openat2(dirfd, path, &how)
+		return e
+	})
+	return fd, err
+}
+
+// OpenName opens one name in dirfd, O_NOFOLLOW and O_CLOEXEC added. name must
+// be a single component, as getdents or the kernel's FUSE client hands them out.
+func OpenName(dirfd int, name string, flags int, mode uint32) (fd int, err error) {
+	err = retry(func() (e error) {
+		fd, e = unix.Openat(dirfd, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+		return e
+	})
+	return fd, err
+}
+
+// Reopen turns an O_PATH descriptor of a regular file or directory into one
+// with the given open flags, through this process's own procfs entry.
+func Reopen(fd, flags int) (n int, err error) {
+	err = retry(func() (e error) {
+		n, e = unix.Open(ProcPath(fd), flags|unix.O_CLOEXEC, 0)
+		return e
+	})
+	return n, err
+}
+
+// OpenRegular opens the regular file name in dirfd with flags; ESTALE if the
+// name holds anything else.
+func OpenRegular(dirfd int, name string, flags int) (int, error) {
+	p, err := OpenName(dirfd, name, unix.O_PATH, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(p)
+	var st unix.Stat_t
+	if err := unix.Fstat(p, &st); err != nil {
+		return -1, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return -1, unix.ESTALE
+	}
+	return Reopen(p, flags)
+}
+
+// ProcPath names an open descriptor. The magic link leads to the object
+// itself, even where that is a symbolic link, so path calls on it act on
+// exactly what the descriptor holds.
+func ProcPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// Close closes fd; negative values are ignored.
+func Close(fd int) {
+	if fd >= 0 {
+		_ = unix.Close(fd)
+	}
+}
+
+// IsAbsent reports whether err says that a name does not exist.
+func IsAbsent(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)
+}

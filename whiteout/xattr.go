@@ -1,0 +1,77 @@
+package whiteout
+
+import "strings"
+
+// Prefixes of the attributes that overlay implementations keep for
+// themselves.
+const (
+	TrustedPrefix = "trusted.overlay."
+	UserPrefix    = "user.overlay."
+	FusePrefix    = "user.fuseoverlayfs."
+
+	// escape stands between the prefix and the rest of a user's own name
+	// (kernel: OVL_XATTR_ESCAPE_PREFIX in fs/overlayfs/overlayfs.h).
+	escape = "overlay."
+)
+
+var privatePrefixes = [...][]string{
+	Overlay:   {TrustedPrefix},
+	UserXattr: {UserPrefix},
+	AUFS:      {TrustedPrefix},
+	Auto:      {TrustedPrefix, UserPrefix, FusePrefix},
+}
+
+// Prefix is where the dialect's own attributes live when it is written.
+func (d Dialect) Prefix() string {
+	if d == UserXattr {
+		return UserPrefix
+	}
+	return TrustedPrefix
+}
+
+// Attr returns the on-disk name of one of the dialect's own attributes:
+// "opaque", "whiteout", "redirect", "metacopy", "origin".
+func (d Dialect) Attr(what string) string { return d.Prefix() + what }
+
+func (d Dialect) privatePrefix(name string) (prefix string, ok bool) {
+	if int(d) >= len(privatePrefixes) {
+		return "", false
+	}
+	for _, p := range privatePrefixes[d] {
+		if strings.HasPrefix(name, p) {
+			return p, true
+		}
+	}
+	return "", false
+}
+
+// ToDisk returns the name under which an attribute that a user calls name is
+// stored.
+func (d Dialect) ToDisk(name string) string {
+	if p, ok := d.privatePrefix(name); ok {
+		return p + escape + name[len(p):]
+	}
+	return name
+}
+
+// FromDisk is the inverse of ToDisk. visible is false for the dialect's own
+// attributes, which no user may see.
+func (d Dialect) FromDisk(name string) (user string, visible bool) {
+	p, ok := d.privatePrefix(name)
+	if !ok {
+		return name, true
+	}
+	if rest, ok := strings.CutPrefix(name[len(p):], escape); ok {
+		return p + rest, true
+	}
+	return "", false
+}
+
+// EscapeForeign returns the name under which an attribute found in an image's
+// layer tar is stored. Unlike ToDisk it escapes the names of every dialect,
+// because the layer may later be read in any of them.
+func EscapeForeign(name string) string { return Auto.ToDisk(name) }
+
+// UnescapeForeign is the inverse of EscapeForeign; ok is false for names that
+// must not leave the layer.
+func UnescapeForeign(name string) (user string, ok bool) { return Auto.FromDisk(name) }
