@@ -1,0 +1,65 @@
+# Every target is a command or two that can also be run by hand. `make help` lists them.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PREFIX   ?= /usr/local
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+PKGS     ?= ./...
+TIMEOUT  ?= 14m
+DURATION ?= 30m
+FUZZTIME ?= 20s
+
+# -buildvcs=false: git refuses to look into a clone that belongs to another user, and the version comes from VERSION.
+export GOFLAGS := -buildvcs=false $(GOFLAGS)
+
+# A user without a writable home directory still gets a build cache.
+GOCACHE_DEFAULT := $(shell d=$$(go env GOCACHE 2>/dev/null); mkdir -p "$$d" 2>/dev/null && test -w "$$d" && echo "$$d")
+ifeq ($(GOCACHE_DEFAULT),)
+export GOCACHE := /tmp/plyfs-gocache-$(shell id -u)
+endif
+GOMODCACHE_DEFAULT := $(shell d=$$(go env GOMODCACHE 2>/dev/null); mkdir -p "$$d" 2>/dev/null && test -w "$$d" && echo "$$d")
+ifeq ($(GOMODCACHE_DEFAULT),)
+export GOMODCACHE := /tmp/plyfs-gomodcache-$(shell id -u)
+endif
+
+.PHONY: help build demo test test-race lint fmt bench fuzz soak install clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo "  variables: PKGS TIMEOUT (test) V=1 (test: every result line) DURATION SEED (soak) FUZZTIME (fuzz) PREFIX DESTDIR (install)"
+
+build: ## build the static binary bin/plyfs
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/plyfs ./cmd/plyfs
+
+demo: ## make a real Debian image, mount it, work in it, commit it, save it (root; under 5 minutes)
+	integration/demo/run
+
+test: ## run all tests (under 15 minutes; what this machine does not allow is skipped and summed up)
+	go run ./.ci/testsum $(if $(V),-v) -- -p 2 -timeout $(TIMEOUT) $(PKGS)
+
+test-race: ## run all tests under the race detector (needs a C compiler)
+	CGO_ENABLED=1 go run ./.ci/testsum $(if $(V),-v) -- -race -p 2 -timeout 45m $(PKGS)
+
+lint: ## check format, vet, staticcheck, and that go.mod is tidy
+	.ci/lint
+
+fmt: ## format all Go files
+	go tool gofumpt -l -w .
+
+bench: ## run the Go benchmarks (compare two runs with `go tool benchstat OLD NEW`)
+	go test -run '^$$' -bench . -benchmem -timeout 60m $(PKGS)
+
+fuzz: ## fuzz every fuzz target for FUZZTIME
+	FUZZTIME=$(FUZZTIME) .ci/fuzz $(PKGS)
+
+soak: ## compare with kernel overlayfs on random trees and operations for DURATION
+	PLYFS_SOAK=$(DURATION) $(if $(SEED),PLYFS_SEED=$(SEED)) go test -v -count 1 -timeout 0 -run Oracle ./integration/...
+
+install: build ## install the binary and its mount helpers below PREFIX
+	install -D -m 0755 bin/plyfs $(DESTDIR)$(PREFIX)/bin/plyfs
+	install -d $(DESTDIR)$(PREFIX)/sbin && for n in mount.plyfs mount.fuse.plyfs; do ln -sfn ../bin/plyfs $(DESTDIR)$(PREFIX)/sbin/$$n; done
+
+clean: ## remove what the targets made, except the downloads in .cache
+	rm -rf bin
