@@ -14,13 +14,12 @@ FUZZTIME ?= 20s
 # -buildvcs=false: git refuses to look into a clone that belongs to another user, and the version comes from VERSION.
 export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
-# A user without a writable home directory still gets a build cache.
-GOCACHE_DEFAULT := $(shell d=$$(go env GOCACHE 2>/dev/null); mkdir -p "$$d" 2>/dev/null && test -w "$$d" && echo "$$d")
-ifeq ($(GOCACHE_DEFAULT),)
+# A user without a writable home directory still gets a build and a module cache.
+writable = $(shell d=$$(go env $(1) 2>/dev/null); case "$$d" in /*) mkdir -p "$$d" 2>/dev/null && test -w "$$d" && echo yes;; esac)
+ifneq ($(call writable,GOCACHE),yes)
 export GOCACHE := /tmp/plyfs-gocache-$(shell id -u)
 endif
-GOMODCACHE_DEFAULT := $(shell d=$$(go env GOMODCACHE 2>/dev/null); mkdir -p "$$d" 2>/dev/null && test -w "$$d" && echo "$$d")
-ifeq ($(GOMODCACHE_DEFAULT),)
+ifneq ($(call writable,GOMODCACHE),yes)
 export GOMODCACHE := /tmp/plyfs-gomodcache-$(shell id -u)
 endif
 
