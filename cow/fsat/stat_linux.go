@@ -4,9 +4,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stat is lstat of name in dirfd.
+// Stat is lstat of name in dirfd; with an empty name, of dirfd itself.
 func Stat(dirfd int, name string, st *unix.Stat_t) error {
-	return retry(func() error { return unix.Fstatat(dirfd, name, st, unix.AT_SYMLINK_NOFOLLOW) })
+	for {
+		err := unix.Fstatat(dirfd, name, st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH)
+		if err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 // Fstat is fstat of an open descriptor, O_PATH included.
@@ -31,17 +36,59 @@ func Readlink(dirfd int, name string) (string, error) {
 	return "", unix.ENAMETOOLONG
 }
 
-// Chmod changes the mode of the object behind fd, O_PATH included.
-func Chmod(fd int, mode uint32) error {
-	return retry(func() error { return unix.Chmod(ProcPath(fd), mode) })
+// Chmod changes the mode of name in dirfd (or of dirfd itself), which must not
+// be a symbolic link: those have no mode of their own.
+func Chmod(dirfd int, name string, mode uint32) error {
+	return retry(func() error {
+		err := unix.Fchmodat(dirfd, name, mode, unix.AT_SYMLINK_NOFOLLOW|emptyPath(name))
+		if err == unix.EOPNOTSUPP || err == unix.ENOSYS { // before Linux 6.6
+			return chmodThroughProc(dirfd, name, mode)
+		}
+		return err
+	})
 }
 
-// Chown changes owner and group (-1: leave) of the object behind fd itself.
-func Chown(fd, uid, gid int) error {
-	return retry(func() error { return unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW) })
+func chmodThroughProc(dirfd int, name string, mode uint32) error {
+	if name == "" {
+		return unix.Chmod(ProcPath(dirfd), mode)
+	}
+	fd, err := OpenName(dirfd, name, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		return unix.EOPNOTSUPP
+	}
+	return unix.Chmod(ProcPath(fd), mode)
 }
 
-// Utimes sets access and modification time of the object behind fd itself.
-func Utimes(fd int, ts [2]unix.Timespec) error {
-	return retry(func() error { return unix.UtimesNanoAt(unix.AT_FDCWD, ProcPath(fd), ts[:], 0) })
+// Chown changes owner and group (-1: leave) of name in dirfd (or of dirfd
+// itself), links not followed.
+func Chown(dirfd int, name string, uid, gid int) error {
+	return retry(func() error {
+		return unix.Fchownat(dirfd, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW|emptyPath(name))
+	})
+}
+
+// Utimes sets access and modification time of name in dirfd (or of dirfd
+// itself), links not followed. UTIME_NOW and UTIME_OMIT work as usual.
+func Utimes(dirfd int, name string, ts [2]unix.Timespec) error {
+	return retry(func() error {
+		if name == "" {
+			return unix.UtimesNanoAt(unix.AT_FDCWD, ProcPath(dirfd), ts[:], 0)
+		}
+		return unix.UtimesNanoAt(dirfd, name, ts[:], unix.AT_SYMLINK_NOFOLLOW)
+	})
+}
+
+func emptyPath(name string) int {
+	if name == "" {
+		return unix.AT_EMPTY_PATH
+	}
+	return 0
 }

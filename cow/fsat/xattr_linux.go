@@ -10,18 +10,38 @@ import (
 // XATTR_LIST_MAX in the kernel).
 const MaxXattr = 1 << 16
 
-// Getxattr reads an attribute of the object behind fd (O_PATH will do) into
-// buf and returns its size; with an empty buf only the size.
-func Getxattr(fd int, name string, buf []byte) (n int, err error) {
-	err = retry(func() (e error) { n, e = unix.Getxattr(ProcPath(fd), name, buf); return e })
+// The calls below take the object as a directory descriptor and a name, which
+// is never followed, or as a descriptor (O_PATH will do) and an empty name.
+// Attribute calls by descriptor refuse O_PATH ones and there is no *at form
+// before Linux 6.13, so they go through the descriptor's magic link.
+
+func xattrPath(dirfd int, name string) string {
+	if name == "" {
+		return ProcPath(dirfd)
+	}
+	return ProcPath(dirfd) + "/" + name
+}
+
+// Getxattr reads an attribute into buf and returns its size; with an empty buf
+// only the size.
+func Getxattr(dirfd int, name, attr string, buf []byte) (n int, err error) {
+	path := xattrPath(dirfd, name)
+	err = retry(func() (e error) {
+		if name == "" {
+			n, e = unix.Getxattr(path, attr, buf)
+		} else {
+			n, e = unix.Lgetxattr(path, attr, buf)
+		}
+		return e
+	})
 	return n, err
 }
 
 // GetxattrValue reads a whole attribute.
-func GetxattrValue(fd int, name string) ([]byte, error) {
+func GetxattrValue(dirfd int, name, attr string) ([]byte, error) {
 	buf := make([]byte, 256)
 	for {
-		n, err := Getxattr(fd, name, buf)
+		n, err := Getxattr(dirfd, name, attr, buf)
 		if err == nil {
 			return buf[:n], nil
 		}
@@ -32,13 +52,21 @@ func GetxattrValue(fd int, name string) ([]byte, error) {
 	}
 }
 
-// Listxattr returns the names of the attributes of the object behind fd. A
-// file system without attributes has none.
-func Listxattr(fd int) ([]string, error) {
+// Listxattr returns the names of the object's attributes. A file system
+// without attributes has none.
+func Listxattr(dirfd int, name string) ([]string, error) {
+	path := xattrPath(dirfd, name)
 	buf := make([]byte, 1024)
 	for {
 		var n int
-		err := retry(func() (e error) { n, e = unix.Listxattr(ProcPath(fd), buf); return e })
+		err := retry(func() (e error) {
+			if name == "" {
+				n, e = unix.Listxattr(path, buf)
+			} else {
+				n, e = unix.Llistxattr(path, buf)
+			}
+			return e
+		})
 		switch {
 		case err == nil:
 			return splitNames(buf[:n]), nil
@@ -65,13 +93,24 @@ func splitNames(b []byte) []string {
 	return names
 }
 
-// Setxattr sets an attribute of the object behind fd. flags: XATTR_CREATE,
-// XATTR_REPLACE or 0.
-func Setxattr(fd int, name string, value []byte, flags int) error {
-	return retry(func() error { return unix.Setxattr(ProcPath(fd), name, value, flags) })
+// Setxattr sets an attribute. flags: XATTR_CREATE, XATTR_REPLACE or 0.
+func Setxattr(dirfd int, name, attr string, value []byte, flags int) error {
+	path := xattrPath(dirfd, name)
+	return retry(func() error {
+		if name == "" {
+			return unix.Setxattr(path, attr, value, flags)
+		}
+		return unix.Lsetxattr(path, attr, value, flags)
+	})
 }
 
-// Removexattr removes an attribute of the object behind fd.
-func Removexattr(fd int, name string) error {
-	return retry(func() error { return unix.Removexattr(ProcPath(fd), name) })
+// Removexattr removes an attribute.
+func Removexattr(dirfd int, name, attr string) error {
+	path := xattrPath(dirfd, name)
+	return retry(func() error {
+		if name == "" {
+			return unix.Removexattr(path, attr)
+		}
+		return unix.Lremovexattr(path, attr)
+	})
 }
