@@ -1,0 +1,168 @@
+package cow
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+)
+
+// Xattr is one extended attribute, under its name on disk.
+type Xattr struct {
+	Name  string
+	Value []byte
+}
+
+// Source describes the object to build.
+type Source struct {
+	Mode     uint32 // type and permission bits
+	Uid, Gid int
+	Rdev     uint64
+	Target   string // of a symbolic link
+	Xattrs   []Xattr
+
+	// Atime and Mtime are set if SetTimes is.
+	Atime, Mtime unix.Timespec
+	SetTimes     bool
+
+	// Data is what a regular file's content is copied from, or -1 for an
+	// empty file. Size bytes are copied.
+	Data int
+	Size int64
+}
+
+// Temp is a finished object that nobody sees yet.
+type Temp struct {
+	w    *Work
+	name string
+	fd   int // regular file: open for reading and writing; else -1
+}
+
+// Build makes the object in the scratch directory.
+func (w *Work) Build(src Source) (*Temp, error) {
+	t := &Temp{w: w, name: w.TempName(), fd: -1}
+	if err := t.create(src); err != nil {
+		return nil, err
+	}
+	if err := t.fill(src); err != nil {
+		t.Discard()
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *Temp) create(src Source) (err error) {
+	dir := t.w.fd
+	switch src.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		t.fd, err = fsat.OpenName(dir, t.name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+	case unix.S_IFDIR:
+		err = fsat.Mkdir(dir, t.name, 0o700)
+	case unix.S_IFLNK:
+		err = fsat.Symlink(src.Target, dir, t.name)
+	default:
+		err = fsat.Mknod(dir, t.name, src.Mode&unix.S_IFMT|0o600, src.Rdev)
+	}
+	if err != nil {
+		return fmt.Errorf("create in workdir: %w", err)
+	}
+	return nil
+}
+
+func (t *Temp) fill(src Source) error {
+	at, name := t.at()
+	if t.fd >= 0 && src.Data >= 0 && src.Size > 0 {
+		if err := copyData(t.fd, src.Data, src.Size); err != nil {
+			return fmt.Errorf("copy data: %w", err)
+		}
+	}
+	if src.Uid != unix.Geteuid() || src.Gid != unix.Getegid() {
+		if err := fsat.Chown(at, name, src.Uid, src.Gid); err != nil {
+			return fmt.Errorf("set owner: %w", err)
+		}
+	}
+	if src.Mode&unix.S_IFMT != unix.S_IFLNK {
+		if err := fsat.Chmod(at, name, src.Mode&0o7777); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	}
+	for _, x := range src.Xattrs {
+		if err := fsat.Setxattr(at, name, x.Name, x.Value, 0); err != nil {
+			if err == unix.EOPNOTSUPP && !mustKeep(x.Name) {
+				continue
+			}
+			return fmt.Errorf("set attribute %s: %w", x.Name, err)
+		}
+	}
+	if src.SetTimes {
+		if err := fsat.Utimes(at, name, [2]unix.Timespec{src.Atime, src.Mtime}); err != nil {
+			return fmt.Errorf("set times: %w", err)
+		}
+	}
+	if t.fd >= 0 && src.Size > 0 && src.Data >= 0 && !t.w.volatile {
+		if err := unix.Fsync(t.fd); err != nil {
+			return fmt.Errorf("sync: %w", err)
+		}
+	}
+	return nil
+}
+
+// at names the object for calls that take a directory and a name.
+func (t *Temp) at() (dirfd int, name string) {
+	if t.fd >= 0 {
+		return t.fd, ""
+	}
+	return t.w.fd, t.name
+}
+
+// mustKeep tells the attributes without which a copy would grant more than its
+// original (kernel: ovl_must_copy_xattr).
+func mustKeep(name string) bool {
+	return name == "system.posix_acl_access" || name == "system.posix_acl_default" ||
+		len(name) > 9 && name[:9] == "security."
+}
+
+// Name is the object's name in the scratch directory.
+func (t *Temp) Name() string { return t.name }
+
+// Publish moves the object under its final name; flags are those of
+// renameat2(2). With RENAME_EXCHANGE what was there before is removed.
+func (t *Temp) Publish(dirfd int, name string, flags uint) error {
+	if err := fsat.Rename(t.w.fd, t.name, dirfd, name, flags); err != nil {
+		return err
+	}
+	if flags&unix.RENAME_EXCHANGE != 0 {
+		t.w.Remove(t.name)
+	}
+	t.name = ""
+	return nil
+}
+
+// TakeFd hands over the descriptor of a regular file, open for reading and
+// writing, or -1.
+func (t *Temp) TakeFd() int {
+	fd := t.fd
+	t.fd = -1
+	return fd
+}
+
+// Orphan removes the object's name, so that it lives as long as the descriptor
+// from TakeFd.
+func (t *Temp) Orphan() error {
+	err := fsat.Unlink(t.w.fd, t.name)
+	if err == nil {
+		t.name = ""
+	}
+	return err
+}
+
+// Discard removes an unpublished object and closes what is open.
+func (t *Temp) Discard() {
+	if t.name != "" {
+		t.w.Remove(t.name)
+		t.name = ""
+	}
+	fsat.Close(t.fd)
+	t.fd = -1
+}

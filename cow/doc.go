@@ -1,0 +1,34 @@
+// Package cow makes upper copies of lower objects so that a crash at any moment
+// leaves either no copy or a complete one.
+//
+// # How
+//
+// An object is built under a private name in the workdir, which lies on the
+// upper's file system: data, then owner, mode, attributes, times, in this order
+// (chown clears setuid bits and capabilities, writing attributes changes
+// nothing else, and times come last because everything before touches them).
+// Then, unless the union is volatile, its data is synced. Publish moves it
+// under its final name with one rename. The caller serialises copies of one
+// object and updates its own state after Publish has returned.
+//
+// Data is copied by reflink where the file systems can (FICLONE), else with
+// copy_file_range, else by read and write; holes stay holes (SEEK_DATA).
+//
+// # Crash table
+//
+//	stopped after                    on disk                      at the next mount
+//	temp created, being filled       litter in workdir/work       swept
+//	temp filled, not synced          litter                       swept
+//	temp synced, not renamed         litter                       swept
+//	renamed, directory not synced    old or new state, complete   nothing to do
+//	replaced object in workdir       litter                       swept
+//
+// # Layout on disk
+//
+//	WORKDIR/work/           private, mode 0700, emptied by OpenWork
+//	WORKDIR/work/#HEX       an object being built, or one taken out of the upper
+//	WORKDIR/work/whiteout   a whiteout device that others are linked to
+//
+// kernel overlayfs uses the same directory in the same way, so either can
+// follow the other on one workdir.
+package cow

@@ -1,0 +1,137 @@
+package cow
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+)
+
+// ErrInUse says that another mount works in the directory.
+var ErrInUse = errors.New("in use by another mount")
+
+// Work is the scratch directory of one upper.
+type Work struct {
+	fd       int // WORKDIR/work, open for reading; holds the lock
+	volatile bool
+	seq      atomic.Uint64
+
+	whMu      sync.Mutex
+	whReady   bool // work/whiteout exists; guarded by whMu
+}
+
+const (
+	workName     = "work"
+	whiteoutName = "whiteout"
+)
+
+// OpenWork locks and empties the scratch directory below the directory
+// workdir. With volatile nothing is ever synced.
+func OpenWork(workdir int, volatile bool) (*Work, error) {
+	if err := fsat.Mkdir(workdir, workName, 0o700); err != nil && err != unix.EEXIST {
+		return nil, fmt.Errorf("create %q in the workdir: %w", workName, err)
+	}
+	fd, err := fsat.OpenName(workdir, workName, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %q in the workdir: %w", workName, err)
+	}
+	w := &Work{fd: fd, volatile: volatile}
+	if err := LockDir(fd); err != nil {
+		w.Close()
+		return nil, fmt.Errorf("lock the workdir: %w", err)
+	}
+	if err := w.sweep(); err != nil {
+		w.Close()
+		return nil, fmt.Errorf("empty the workdir: %w", err)
+	}
+	return w, nil
+}
+
+// LockDir takes the advisory lock that keeps a second mount off a directory.
+// File systems without locks are trusted.
+func LockDir(fd int) error {
+	err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	switch {
+	case err == unix.EWOULDBLOCK:
+		return ErrInUse
+	case err == unix.ENOLCK, err == unix.EOPNOTSUPP, err == unix.ENOSYS:
+		return nil
+	}
+	return err
+}
+
+// sweep removes what an earlier mount left behind. Nothing in the scratch
+// directory was ever visible in the union.
+func (w *Work) sweep() error {
+	var names []string
+	if err := fsat.ReadDir(w.fd, func(e fsat.Dirent) error { names = append(names, e.Name); return nil }); err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := fsat.RemoveAll(w.fd, n); err != nil {
+			return fmt.Errorf("remove %q: %w", n, err)
+		}
+	}
+	return nil
+}
+
+// Close releases the directory and its lock.
+func (w *Work) Close() {
+	fsat.Close(w.fd)
+	w.fd = -1
+}
+
+// Fd is the scratch directory's descriptor, for renames in and out of it.
+func (w *Work) Fd() int { return w.fd }
+
+// TempName returns a name that is not in use in the scratch directory.
+func (w *Work) TempName() string { return "#" + strconv.FormatUint(w.seq.Add(1), 16) }
+
+// Remove deletes name and everything below it from the scratch directory. What
+// cannot be deleted now is litter that the next OpenWork sweeps.
+func (w *Work) Remove(name string) { _ = fsat.RemoveAll(w.fd, name) }
+
+// Whiteout makes a whiteout device under a fresh name, ready to be renamed
+// into place. Whiteouts are hard links to one device, as kernel overlayfs makes
+// them, for as long as the file system's link limit allows.
+func (w *Work) Whiteout() (name string, err error) {
+	name = w.TempName()
+	err = w.linkWhiteout(w.fd, name)
+	return name, err
+}
+
+// WhiteoutAt makes a whiteout device directly under its final name, which must
+// not exist.
+func (w *Work) WhiteoutAt(dirfd int, name string) error { return w.linkWhiteout(dirfd, name) }
+
+func (w *Work) linkWhiteout(dirfd int, name string) error {
+	w.whMu.Lock()
+	defer w.whMu.Unlock()
+	for range 2 {
+		if !w.whReady {
+			err := fsat.Mknod(w.fd, whiteoutName, unix.S_IFCHR, 0)
+			if err != nil && err != unix.EEXIST {
+				return err
+			}
+			w.whReady = true
+		}
+		err := fsat.Link(w.fd, whiteoutName, dirfd, name)
+		switch err {
+		case nil, unix.EEXIST:
+			return err
+		case unix.EMLINK:
+			if err := fsat.Unlink(w.fd, whiteoutName); err != nil {
+				return err
+			}
+			w.whReady = false
+		default:
+			return fsat.Mknod(dirfd, name, unix.S_IFCHR, 0)
+		}
+	}
+	return fsat.Mknod(dirfd, name, unix.S_IFCHR, 0)
+}
