@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/plyfs/plyfs/mountd"
+)
+
+func newOverlayCommand() *cobra.Command {
+	var opts []string
+	var foreground bool
+	cmd := &cobra.Command{
+		Use:   "overlay [-f] -o lowerdir=A:B[,upperdir=U,workdir=W] DIR",
+		Short: "Mount a union of plain directories, without a store",
+		Long: `Mount a union of plain directories on DIR. Options are those of kernel overlayfs.
+
+  lowerdir=A:B:C    read-only layers, the topmost first
+  lowerdir+=D       one more layer below all given so far; may be repeated
+  upperdir=U        where changes go; without it the mount is read-only
+  workdir=W         an empty directory on the same file system as U
+  dialect=NAME      how the lowers write whiteouts: overlay (default), userxattr,
+                    aufs (.wh. files) or auto (all of them)
+  userxattr         user.overlay.* instead of trusted.overlay.* everywhere
+  volatile          no sync ever reaches the disk
+  ro nosuid nodev noexec noatime allow_other fsname=NAME debug
+
+A backslash takes the special meaning from a comma, colon or backslash in a path.
+The command returns once the mount is live. With -f it stays, and unmounts on Ctrl-C.`,
+		Example: `  plyfs overlay -o lowerdir=/layers/2:/layers/1,upperdir=/rw/upper,workdir=/rw/work /mnt
+  plyfs overlay -o lowerdir=/layers/3 -o lowerdir+=/layers/2 -o lowerdir+=/layers/1 /mnt
+  plyfs umount /mnt`,
+		Args: exactArgs(1, "DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return rawMount(cmd.Context(), mountd.OverlayStyle, opts, args[0], foreground)
+		},
+	}
+	cmd.Flags().StringArrayVarP(&opts, "option", "o", nil, "mount options, comma separated; may be repeated")
+	cmd.Flags().BoolVarP(&foreground, "foreground", "f", false, "stay in the foreground until unmounted")
+	return cmd
+}
+
+// rawMount is `plyfs overlay` and every mount helper name.
+func rawMount(ctx context.Context, style mountd.RawStyle, opts []string, target string, foreground bool) error {
+	o, err := mountd.ParseRawOptions(style, opts)
+	if err != nil {
+		return usage(err)
+	}
+	for _, w := range o.Warnings {
+		fmt.Fprintln(os.Stderr, "plyfs: warning: "+printable(w))
+	}
+	if o.Debug {
+		setLogLevel("debug")
+	}
+	if foreground {
+		return mountd.RawServe(ctx, o, target, newLogger())
+	}
+	return mountd.RawMount(ctx, o, target)
+}

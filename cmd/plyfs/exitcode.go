@@ -1,0 +1,51 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/mountd"
+)
+
+// Exit codes are part of the interface: scripts test them. A number is never
+// given another meaning.
+const (
+	exitOK       = 0
+	exitFailure  = 1 // anything without a code of its own, and Ctrl-C
+	exitUsage    = 2 // wrong options, arguments or names
+	exitNotFound = 3 // no such image, container or mount
+	exitConflict = 4 // exists already, in use, mounted, busy
+	exitCorrupt  = 5 // damaged data, digest mismatch
+	exitLocked   = 6 // the store is locked, or something took too long
+	exitMount    = 7 // mounting or unmounting failed
+	exitFindings = 8 // check found problems
+)
+
+// errFindings makes `plyfs check` end with its own code, without a message.
+var errFindings = errors.New("problems found")
+
+// exitCode gives the code of an error.
+func exitCode(err error) int {
+	for _, c := range []struct {
+		is   error
+		code int
+	}{
+		{nil, exitOK},
+		{errFindings, exitFindings},
+		{mountd.ErrUsage, exitUsage},
+		{layers.ErrInvalid, exitUsage},
+		{layers.ErrNotFound, exitNotFound},
+		{layers.ErrExists, exitConflict},
+		{layers.ErrInUse, exitConflict},
+		{layers.ErrCorrupt, exitCorrupt},
+		{layers.ErrLocked, exitLocked},
+		{context.DeadlineExceeded, exitLocked},
+		{mountd.ErrMount, exitMount},
+	} {
+		if errors.Is(err, c.is) {
+			return c.code
+		}
+	}
+	return exitFailure
+}

@@ -1,0 +1,42 @@
+// Command plyfs mounts container images without kernel overlayfs, and keeps
+// the images, layers and containers such mounts are made of.
+//
+// It is one binary: commands, the daemon, and the two processes behind each
+// mount (hidden verbs). This package holds flags, output and exit codes;
+// package mountd does the work.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/mountd/holder"
+)
+
+func main() { os.Exit(run(os.Args)) }
+
+func run(args []string) int {
+	if len(args) > 1 {
+		switch args[1] { // started by ourselves: no options, no parsing
+		case holder.VerbHolder:
+			return holder.HolderMain(newLogger())
+		case holder.VerbServer:
+			return holder.ServerMain(newLogger())
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	err := dispatch(ctx, args)
+	if err != nil && !errors.Is(err, errFindings) {
+		if cause := ctx.Err(); cause != nil && errors.Is(err, cause) {
+			err = errors.New("interrupted")
+		}
+		fmt.Fprintln(os.Stderr, "plyfs: "+printable(err.Error()))
+	}
+	return exitCode(err)
+}

@@ -1,0 +1,63 @@
+// Package holder runs one mount as a pair of processes of its own, apart from
+// the command or daemon that asked for it.
+//
+//	starter (plyfs mount, plyfs overlay, plyfs daemon)
+//	   | status socket: spec ->, <- prepared, go ->, <- live
+//	   v
+//	holder       setsid; owns the mount's /dev/fuse descriptor and the spec
+//	   | control socket: spec ->, <- prepared, serve + /dev/fuse ->, <- live ... <- done
+//	   v
+//	mount server setsid; unionfs and the request loop; no database, no store
+//
+// Both are hidden verbs ([VerbHolder], [VerbServer]) of the running binary,
+// started through /proc/self/exe, so that a replaced binary does not matter.
+//
+// # Order of a start
+//
+//  1. The starter makes the holder and sends the spec.
+//  2. The holder makes the mount server, which opens every layer. A missing
+//     layer or a bad upper is found here, before anything is mounted.
+//  3. "prepared": the starter now knows process id and start time of the
+//     holder and writes its record of the mount (row before mount).
+//  4. "go": the holder mounts, hands /dev/fuse to the server by SCM_RIGHTS.
+//  5. "live": the kernel's INIT was answered. Only now does the starter report
+//     success.
+//
+// # Invariants
+//
+//   - A starter that disappears before "live" leaves no mount: the holder sees
+//     the end of the status socket, detaches what it mounted and exits.
+//   - A descriptor is inherited only by being named: every start marks all
+//     others close-on-exec (see spawn).
+//   - Neither process keeps standard input, output or error of the starter.
+//   - The holder exits only after the server: who waits for the holder's exit
+//     after umount(2) knows that the upper has been synced.
+//   - No path is looked up after the start; the working directory is "/".
+//
+// # What happens when a process ends
+//
+//	event                        state                        who acts, how
+//	---------------------------  ---------------------------  --------------------------------
+//	umount(2) by anyone          server's read gives ENODEV   server syncs, closes, says done; both exit 0
+//	server killed or crashed     holder keeps the connection  holder detaches the mount (lazy) and closes
+//	                                                          /dev/fuse: clients get ENOTCONN, not a hang
+//	holder killed                server has its own copy of   server goes on until the mount is unmounted;
+//	                             /dev/fuse                    state file keeps its pid for the next reader
+//	both killed                  kernel aborts the connection dead entry in the mount table, removed by
+//	                                                          the next command that lists or mounts
+//	starter killed before live   status socket ends           holder detaches, both exit
+//	SIGTERM, SIGINT to holder    -                            unmount; busy: refused, logged; second
+//	                                                          signal: lazy unmount
+//	SIGTERM, SIGINT to server    -                            ignored while the holder lives, else as above
+//
+// A server that is started again by its holder and goes on where the dead one
+// stopped is the reason for this shape (the holder owns the descriptor, the
+// spec and will own the saved INIT request and the shared memory); today the
+// holder gives up instead.
+//
+// # Files
+//
+// A spec with a run directory makes the holder keep there, for whoever comes
+// later: state.json ([State]: the pids, the device number of the mount), log
+// (standard error of both) and, if the end was not clean, exit.json ([Exit]).
+package holder

@@ -1,0 +1,202 @@
+package holder
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// kind names a message of the status or the control socket.
+type kind string
+
+const (
+	kindSpec     kind = "spec"     // down: what to mount
+	kindPrepared kind = "prepared" // up: all layers are open
+	kindGo       kind = "go"       // starter -> holder: mount now
+	kindServe    kind = "serve"    // holder -> server: with /dev/fuse
+	kindLive     kind = "live"     // up: INIT was answered
+	kindDone     kind = "done"     // server -> holder: unmounted, upper synced
+	kindError    kind = "error"    // up: gave up
+)
+
+// message is one frame: four bytes of length, then JSON. A descriptor travels
+// with the first byte.
+type message struct {
+	Kind  kind       `json:"kind"`
+	Spec  *Spec      `json:"spec,omitempty"`
+	State *State     `json:"state,omitempty"`
+	Error *wireError `json:"error,omitempty"`
+}
+
+// wireError carries an error between processes: the sentence, and the errno
+// for programs.
+type wireError struct {
+	Text  string     `json:"text"`
+	Errno unix.Errno `json:"errno,omitempty"`
+}
+
+func toWire(err error) *wireError {
+	w := &wireError{Text: err.Error()}
+	_ = errors.As(err, &w.Errno)
+	return w
+}
+
+// Error returns the sentence.
+func (w *wireError) Error() string { return w.Text }
+
+// Unwrap makes errors.Is(err, unix.EBUSY) work across the process boundary.
+func (w *wireError) Unwrap() error {
+	if w.Errno == 0 {
+		return nil
+	}
+	return w.Errno
+}
+
+// maxFrame bounds a frame; 64 MiB holds a stack of 10 000 layers with long paths.
+const maxFrame = 64 << 20
+
+// link is one end of a socket pair between two processes of a mount.
+type link struct {
+	c  *net.UnixConn
+	mu sync.Mutex // guards writes: frames must not mix
+}
+
+// socketPair returns this end as a link and the other end as a file for a child.
+func socketPair() (*link, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "socket of child")
+	ours, err := linkFromFile(os.NewFile(uintptr(fds[0]), "socket to child"))
+	if err != nil {
+		_ = theirs.Close() // never used
+		return nil, nil, err
+	}
+	return ours, theirs, nil
+}
+
+// linkFromFile takes over f.
+func linkFromFile(f *os.File) (*link, error) {
+	defer f.Close() // FileConn has made a copy
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("socket of parent: %w", err)
+	}
+	uc, ok := c.(*net.UnixConn)
+	if !ok {
+		_ = c.Close()
+		return nil, errors.New("socket of parent: not a unix socket")
+	}
+	return &link{c: uc}, nil
+}
+
+func (l *link) close() { _ = l.c.Close() } // nothing is buffered
+
+// send writes one frame, with f attached if not nil.
+func (l *link) send(m message, f *os.File) error {
+	body, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	frame := binary.BigEndian.AppendUint32(nil, uint32(len(body)))
+	frame = append(frame, body...)
+	var oob []byte
+	if f != nil {
+		oob = unix.UnixRights(int(f.Fd()))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n, _, err := l.c.WriteMsgUnix(frame, oob, nil)
+	if err == nil && n < len(frame) {
+		_, err = l.c.Write(frame[n:])
+	}
+	if err != nil {
+		return fmt.Errorf("send %s: %w", m.Kind, err)
+	}
+	return nil
+}
+
+// recv reads one frame and the descriptor that came with it, if any.
+// The other end being gone is io.EOF.
+func (l *link) recv() (m message, f *os.File, err error) {
+	defer func() {
+		if err != nil && f != nil {
+			_ = f.Close() // of no use without its message
+			f = nil
+		}
+	}()
+	var head [4]byte
+	oob := make([]byte, unix.CmsgSpace(4))
+	for got := 0; got < len(head); {
+		n, oobn, _, _, err := l.c.ReadMsgUnix(head[got:], oob)
+		if n == 0 && err == nil {
+			err = io.EOF
+		}
+		if err != nil {
+			if errors.Is(err, unix.ECONNRESET) { // it died with unread data
+				err = io.EOF
+			}
+			return m, f, err
+		}
+		if oobn > 0 {
+			if f, err = fileFromRights(oob[:oobn]); err != nil {
+				return m, f, err
+			}
+		}
+		got += n
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n > maxFrame {
+		return m, f, fmt.Errorf("message of %d bytes is too long", n)
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(l.c, body); err != nil {
+		return m, f, fmt.Errorf("message cut short: %w", err)
+	}
+	if err := json.Unmarshal(body, &m); err != nil {
+		return m, f, fmt.Errorf("message: %w", err)
+	}
+	return m, f, nil
+}
+
+func fileFromRights(oob []byte) (*os.File, error) {
+	cmsgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, fmt.Errorf("descriptor from parent: %w", err)
+	}
+	for _, c := range cmsgs {
+		fds, err := unix.ParseUnixRights(&c)
+		if err != nil {
+			return nil, fmt.Errorf("descriptor from parent: %w", err)
+		}
+		for _, fd := range fds { // Go asks for MSG_CMSG_CLOEXEC
+			return os.NewFile(uintptr(fd), "/dev/fuse"), nil
+		}
+	}
+	return nil, nil
+}
+
+// expect receives one message of kind k; an error message becomes its error.
+func (l *link) expect(k kind) (message, *os.File, error) {
+	m, f, err := l.recv()
+	switch {
+	case err != nil:
+		return m, f, err
+	case m.Kind == kindError && m.Error != nil:
+		return m, f, m.Error
+	case m.Kind != k:
+		if f != nil {
+			_ = f.Close()
+		}
+		return m, nil, fmt.Errorf("expected message %q, got %q", k, m.Kind)
+	}
+	return m, f, nil
+}

@@ -1,0 +1,297 @@
+package holder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/transport"
+)
+
+// HolderMain is the hidden verb [VerbHolder]. It returns the exit status.
+func HolderMain(logger *zap.Logger) int {
+	becomeDaemon("plyfs-holder")
+	parent, err := linkFromFile(os.NewFile(3, "status socket"))
+	if err != nil {
+		logger.Error("holder not started by plyfs", zap.Error(err))
+		return 1
+	}
+	m, _, err := parent.expect(kindSpec)
+	if err == nil && m.Spec == nil {
+		err = errors.New("no spec")
+	}
+	if err != nil {
+		logger.Error("no mount spec received", zap.Error(err))
+		return 1
+	}
+	h := &holder{spec: *m.Spec, log: logger.With(zap.String("mount_id", m.Spec.ID)), serverLog: os.Stderr}
+	sigs := make(chan os.Signal, 4)
+	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	if err := h.run(parent, sigs); err != nil {
+		h.log.Error("mount ended", zap.String("target", h.spec.Target), zap.Error(err))
+		return 1
+	}
+	return 0
+}
+
+// Foreground runs the holder in the calling process until the mount ends.
+// Cancelling ctx unmounts; live is called once the mount is usable.
+func Foreground(ctx context.Context, spec Spec, logger *zap.Logger, live func(State)) error {
+	if err := spec.Validate(); err != nil {
+		return err
+	}
+	h := &holder{spec: spec, log: logger, serverLog: os.Stderr, live: live}
+	sigs := make(chan os.Signal, 4)
+	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer signal.Stop(sigs)
+	stop := context.AfterFunc(ctx, func() { sigs <- unix.SIGTERM })
+	defer stop()
+	return h.run(nil, sigs)
+}
+
+// holder owns one mount.
+type holder struct {
+	spec      Spec
+	log       *zap.Logger
+	serverLog *os.File
+	live      func(State)
+
+	server *exec.Cmd
+	ctl    *link
+	dev    *os.File // our copy of /dev/fuse: the connection lives while it is open
+	state  State
+}
+
+// event is what the holder's loop waits for.
+type event struct {
+	from *link
+	m    message
+	err  error
+}
+
+// run goes through the start and then watches until the mount has ended.
+// parent is nil in the foreground.
+func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
+	events := make(chan event)
+	quit := make(chan struct{})
+	defer close(quit)
+	listen := func(l *link) {
+		for {
+			m, f, err := l.recv()
+			if f != nil {
+				_ = f.Close() // nobody sends us descriptors yet
+			}
+			select {
+			case events <- event{from: l, m: m, err: err}:
+			case <-quit:
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}
+	if err := h.startServer(); err != nil {
+		tell(parent, message{Kind: kindError, Error: toWire(err)})
+		return err
+	}
+	go listen(h.ctl)
+	if parent != nil {
+		go listen(parent)
+	}
+
+	signals, live := 0, false
+	for {
+		select {
+		case s := <-sigs:
+			if s == unix.SIGHUP { // the terminal of a foreground mount, or a habit
+				s = unix.SIGTERM
+			}
+			if h.dev == nil {
+				h.end()
+				return fmt.Errorf("stopped by %v before it was mounted", s)
+			}
+			signals++
+			if err := transport.Unmount(h.spec.Target, signals > 1); err != nil {
+				h.log.Warn("cannot unmount on signal; send it again to detach the mount while it is in use",
+					zap.String("target", h.spec.Target), zap.Error(err))
+			}
+		case e := <-events:
+			switch {
+			case e.from == parent && e.err != nil:
+				if !live {
+					h.end()
+					return errors.New("the command that asked for the mount went away")
+				}
+				parent = nil
+			case e.from == parent && e.m.Kind == kindGo:
+				if err := h.mount(); err != nil {
+					tell(parent, message{Kind: kindError, Error: toWire(err)})
+					h.end()
+					return err
+				}
+			case e.from == h.ctl && e.err != nil:
+				err := h.serverGone(e.err)
+				tell(parent, message{Kind: kindError, Error: toWire(err)})
+				return err
+			case e.m.Kind == kindError && e.m.Error != nil:
+				tell(parent, message{Kind: kindError, Error: e.m.Error})
+				h.end()
+				return e.m.Error
+			case e.m.Kind == kindPrepared:
+				if parent != nil {
+					tell(parent, message{Kind: kindPrepared})
+				} else if err := h.mount(); err != nil {
+					h.end()
+					return err
+				}
+			case e.m.Kind == kindLive:
+				live = true
+				h.recordState()
+				tell(parent, message{Kind: kindLive, State: &h.state})
+				if h.live != nil {
+					h.live(h.state)
+				}
+			case e.m.Kind == kindDone:
+				return h.finished(e.m.Error)
+			}
+		}
+	}
+}
+
+// tell sends m if there is somebody to tell. A parent that is gone shows up as
+// an event of its own.
+func tell(parent *link, m message) {
+	if parent != nil {
+		_ = parent.send(m, nil)
+	}
+}
+
+func (h *holder) startServer() error {
+	l, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	h.server, err = spawn(VerbServer, h.spec.Target, theirs, h.serverLog)
+	if err != nil {
+		l.close()
+		return err
+	}
+	h.ctl = l
+	h.state = State{Target: h.spec.Target, Holder: Self()}
+	h.state.Server, _ = Lookup(h.server.Process.Pid) // empty if it died at once: seen as an event
+	return l.send(message{Kind: kindSpec, Spec: &h.spec}, nil)
+}
+
+func (h *holder) mount() error {
+	dev, err := transport.Mount(h.spec.mountOptions())
+	if err != nil {
+		return err
+	}
+	h.dev = dev
+	if m, err := ownMount(h.spec.Target); err == nil {
+		h.state.Major, h.state.Minor = m.Major, m.Minor
+	}
+	// A first request waits in the kernel until the server answers.
+	if err := h.ctl.send(message{Kind: kindServe}, dev); err != nil {
+		return fmt.Errorf("hand over /dev/fuse: %w", err)
+	}
+	return nil
+}
+
+func (h *holder) recordState() {
+	if h.spec.RunDir == "" {
+		return
+	}
+	if err := writeJSON(filepath.Join(h.spec.RunDir, stateFile), &h.state); err != nil {
+		h.log.Warn("state of the mount not recorded", zap.Error(err))
+	}
+}
+
+func (h *holder) recordExit(err error) {
+	if h.spec.RunDir == "" {
+		return
+	}
+	if werr := writeJSON(filepath.Join(h.spec.RunDir, exitFile), &Exit{Error: err.Error()}); werr != nil {
+		h.log.Warn("end of the mount not recorded", zap.Error(werr))
+	}
+}
+
+// finished is the regular end: the server has unmounted, synced and said so.
+func (h *holder) finished(bad *wireError) error {
+	_ = h.server.Wait() // its message is its status
+	h.ctl.close()
+	if bad != nil {
+		h.detach()
+		h.recordExit(bad)
+	}
+	h.closeDev()
+	if bad != nil {
+		return bad
+	}
+	return nil
+}
+
+// serverGone is the end of a server that did not say goodbye. (A server that
+// takes over will be started here.)
+func (h *holder) serverGone(err error) error {
+	werr := h.server.Wait()
+	if !errors.Is(err, io.EOF) {
+		werr = errors.Join(err, werr)
+	}
+	if werr == nil {
+		werr = errors.New("exit status 0")
+	}
+	err = fmt.Errorf("the mount server of %q ended unexpectedly: %w", h.spec.Target, werr)
+	h.detach()
+	h.closeDev()
+	h.recordExit(err)
+	return err
+}
+
+// end gives up before the mount was live.
+func (h *holder) end() {
+	h.detach()
+	h.ctl.close() // the server ends when it sees this
+	h.closeDev()
+	_ = h.server.Wait() // nothing was mounted: nothing to report
+}
+
+// detach takes the mount, if it is ours and still there, out of the tree.
+func (h *holder) detach() {
+	if h.dev == nil {
+		return
+	}
+	table, err := MountTable(0)
+	if err != nil {
+		h.log.Warn("cannot look for the dead mount", zap.Error(err))
+		return
+	}
+	m := FindDevice(table, h.state.Major, h.state.Minor)
+	if m == nil {
+		return
+	}
+	if TopMount(table, m.Mountpoint) != m {
+		h.log.Warn("dead mount is covered by another one and stays", zap.String("target", m.Mountpoint))
+		return
+	}
+	if err := transport.Unmount(m.Mountpoint, true); err != nil {
+		h.log.Warn("dead mount not detached", zap.String("target", m.Mountpoint), zap.Error(err))
+	}
+}
+
+func (h *holder) closeDev() {
+	if h.dev != nil {
+		_ = h.dev.Close() // nothing is buffered in it
+		h.dev = nil
+	}
+}

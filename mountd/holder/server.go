@@ -1,0 +1,133 @@
+package holder
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs"
+	"github.com/plyfs/plyfs/unionfs/transport"
+)
+
+// ServerMain is the hidden verb [VerbServer]. It returns the exit status.
+func ServerMain(logger *zap.Logger) int {
+	becomeDaemon("plyfs-server")
+	ctl, err := linkFromFile(os.NewFile(3, "control socket"))
+	if err != nil {
+		logger.Error("mount server not started by plyfs", zap.Error(err))
+		return 1
+	}
+	m, _, err := ctl.expect(kindSpec)
+	if err == nil && m.Spec == nil {
+		err = errors.New("no spec")
+	}
+	if err != nil {
+		logger.Error("no mount spec received", zap.Error(err))
+		return 1
+	}
+	s := &server{spec: m.Spec, ctl: ctl, log: logger.With(zap.String("mount_id", m.Spec.ID))}
+	s.watchSignals()
+	if err := s.run(); err != nil {
+		s.log.Error("mount server stops", zap.String("target", s.spec.Target), zap.Error(err))
+		return 1
+	}
+	return 0
+}
+
+// server answers the requests of one mount.
+type server struct {
+	spec *Spec
+	ctl  *link
+	log  *zap.Logger
+
+	orphan atomic.Bool // the holder is gone
+}
+
+func (s *server) run() error {
+	o := s.spec.unionOptions()
+	o.Logger = s.log
+	fs, err := unionfs.New(o)
+	if err != nil {
+		_ = s.ctl.send(message{Kind: kindError, Error: toWire(err)}, nil) // a holder that is gone needs no answer
+		return err
+	}
+	if err := s.ctl.send(message{Kind: kindPrepared}, nil); err != nil {
+		return errors.Join(err, fs.Close())
+	}
+	_, dev, err := s.ctl.expect(kindServe)
+	if err == nil && dev == nil {
+		err = errors.New("message without /dev/fuse")
+	}
+	if err != nil { // given up before the mount: the holder's story, not ours
+		s.log.Debug("not mounted", zap.Error(err))
+		return fs.Close()
+	}
+	go s.watchHolder()
+
+	err = transport.Serve(dev, fs, transport.ServeOptions{
+		Ready: func() {
+			if err := s.ctl.send(message{Kind: kindLive}, nil); err != nil {
+				s.log.Warn("holder not told that the mount is live", zap.Error(err))
+			}
+		},
+		Debug:  s.spec.Debug,
+		Logger: s.log,
+	})
+	if err != nil {
+		err = fmt.Errorf("serve %q: %w", s.spec.Target, err)
+	}
+	_ = dev.Close() // the mount is gone
+	if cerr := fs.Close(); cerr != nil {
+		err = errors.Join(err, fmt.Errorf("close the union of %q: %w", s.spec.Target, cerr))
+	}
+	m := message{Kind: kindDone}
+	if err != nil {
+		m.Error = toWire(err)
+	}
+	if serr := s.ctl.send(m, nil); serr != nil && !s.orphan.Load() {
+		s.log.Warn("holder not told of the end", zap.Error(serr))
+	}
+	return err
+}
+
+// watchHolder notices the death of the holder. The mount goes on: its
+// descriptor is here too, and everything that uses it would fail otherwise.
+func (s *server) watchHolder() {
+	for {
+		_, f, err := s.ctl.recv()
+		if f != nil {
+			_ = f.Close() // not ours to keep
+		}
+		if err != nil {
+			s.orphan.Store(true)
+			s.log.Warn("holder is gone; serving until the mount is unmounted", zap.String("target", s.spec.Target))
+			return
+		}
+	}
+}
+
+// watchSignals keeps the signals that a session or service manager sends to
+// everybody from ending the mount under its users: the holder unmounts, then
+// we end. Without a holder the server unmounts by itself.
+func (s *server) watchSignals() {
+	sigs := make(chan os.Signal, 4)
+	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	go func() { // lives as long as the process
+		asked := 0
+		for range sigs {
+			if !s.orphan.Load() {
+				continue
+			}
+			asked++
+			if err := transport.Unmount(s.spec.Target, asked > 1); err != nil {
+				s.log.Warn("cannot unmount on signal; send it again to detach the mount while it is in use",
+					zap.String("target", s.spec.Target), zap.Error(err))
+			}
+		}
+	}()
+}

@@ -1,0 +1,160 @@
+package holder
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/plyfs/plyfs/unionfs"
+	"github.com/plyfs/plyfs/unionfs/transport"
+)
+
+// Spec says everything about one mount. It is resolved: absolute paths only,
+// no names of images or containers.
+type Spec struct {
+	// ID names the mount in logs.
+	ID string `json:"id,omitempty"`
+	// Target is the absolute, symlink-free mount point.
+	Target string `json:"target"`
+
+	// Lowers[0] is the topmost.
+	Lowers []unionfs.Layer `json:"lowers"`
+	// Upper and Work are both empty in a read-only union.
+	Upper unionfs.Layer `json:"upper"`
+	Work  string        `json:"work,omitempty"`
+
+	Volatile bool `json:"volatile,omitempty"`
+
+	FSName     string `json:"fsName,omitempty"`
+	Subtype    string `json:"subtype,omitempty"`
+	ReadOnly   bool   `json:"readOnly,omitempty"`
+	AllowOther bool   `json:"allowOther,omitempty"`
+	NoSuid     bool   `json:"noSuid,omitempty"`
+	NoDev      bool   `json:"noDev,omitempty"`
+	NoExec     bool   `json:"noExec,omitempty"`
+	NoAtime    bool   `json:"noAtime,omitempty"`
+
+	// Debug makes the request loop log every request.
+	Debug bool `json:"debug,omitempty"`
+	// RunDir, if set, is an existing directory for state.json and exit.json.
+	RunDir string `json:"runDir,omitempty"`
+}
+
+// Validate reports what no process could serve.
+func (s *Spec) Validate() error {
+	switch {
+	case !filepath.IsAbs(s.Target):
+		return fmt.Errorf("mount point %q is not an absolute path", s.Target)
+	case len(s.Lowers) == 0 && s.Upper.Path == "":
+		return errors.New("a mount needs at least one layer")
+	case (s.Upper.Path == "") != (s.Work == ""):
+		return errors.New("upper and work directory belong together: one of them is missing")
+	}
+	for _, p := range s.paths() {
+		if !filepath.IsAbs(p) {
+			return fmt.Errorf("layer %q is not an absolute path", p)
+		}
+	}
+	return nil
+}
+
+// paths returns every directory of the union.
+func (s *Spec) paths() []string {
+	ps := make([]string, 0, len(s.Lowers)+2)
+	for _, l := range s.Lowers {
+		ps = append(ps, l.Path)
+	}
+	if s.Upper.Path != "" {
+		ps = append(ps, s.Upper.Path, s.Work)
+	}
+	return ps
+}
+
+func (s *Spec) unionOptions() unionfs.Options {
+	return unionfs.Options{
+		Lowers:       s.Lowers,
+		Upper:        s.Upper.Path,
+		UpperDialect: s.Upper.Dialect,
+		Work:         s.Work,
+		Volatile:     s.Volatile,
+	}
+}
+
+func (s *Spec) mountOptions() transport.MountOptions {
+	return transport.MountOptions{
+		Target:     s.Target,
+		FSName:     s.FSName,
+		Subtype:    s.Subtype,
+		ReadOnly:   s.ReadOnly,
+		AllowOther: s.AllowOther,
+		NoSuid:     s.NoSuid,
+		NoDev:      s.NoDev,
+		NoExec:     s.NoExec,
+		NoAtime:    s.NoAtime,
+	}
+}
+
+// State is what a live mount says about itself in RunDir/state.json.
+type State struct {
+	Target string  `json:"target"`
+	Holder Process `json:"holder"`
+	Server Process `json:"server"`
+	// Major and Minor are the device number of the mounted file system: it
+	// finds the mount again when a directory above the target is renamed.
+	Major int `json:"major"`
+	Minor int `json:"minor"`
+}
+
+// Exit is left in RunDir/exit.json by a holder whose mount did not end well.
+type Exit struct {
+	Error string `json:"error"`
+}
+
+const (
+	stateFile = "state.json"
+	exitFile  = "exit.json"
+	// LogFile is the name of the log in a run directory.
+	LogFile = "log"
+)
+
+// ReadState returns the state recorded in a run directory.
+func ReadState(runDir string) (State, error) {
+	var st State
+	err := readJSON(filepath.Join(runDir, stateFile), &st)
+	return st, err
+}
+
+// ReadExit returns what a holder left behind, or nil if its end was clean.
+func ReadExit(runDir string) error {
+	var e Exit
+	if err := readJSON(filepath.Join(runDir, exitFile), &e); err != nil {
+		return nil //nolint:nilerr // no file: a clean end
+	}
+	return errors.New(e.Error)
+}
+
+func readJSON(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// writeJSON replaces path at once: a reader sees the old or the new content.
+func writeJSON(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
