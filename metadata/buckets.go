@@ -1,0 +1,131 @@
+package metadata
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// Schema is the version this code writes: a newer major on disk is refused.
+const (
+	SchemaMajor = 1
+	SchemaMinor = 0
+)
+
+var (
+	bktMeta       = []byte("meta")
+	bktLayers     = []byte("layers")
+	bktCache      = []byte("cache")
+	bktConfigs    = []byte("configs")
+	bktImages     = []byte("images")
+	bktRefs       = []byte("refs")
+	bktContainers = []byte("containers")
+	bktLive       = []byte("live")
+	bktIngests    = []byte("ingests")
+	bktLeases     = []byte("leases")
+	bktLeaseLayer = []byte("lease_layer")
+	bktTrash      = []byte("trash")
+
+	idxCacheChain     = []byte("cache_chain")
+	idxCacheDiff      = []byte("cache_diff")
+	idxLayerChild     = []byte("layer_child")
+	idxLayerDiff      = []byte("layer_diff")
+	idxLayerBlob      = []byte("layer_blob")
+	idxImageChain     = []byte("image_chain")
+	idxImageChild     = []byte("image_child")
+	idxRefImage       = []byte("ref_image")
+	idxContainerName  = []byte("container_name")
+	idxContainerChain = []byte("container_chain")
+	idxContainerImage = []byte("container_image")
+	idxContainerMount = []byte("container_mount")
+
+	primaries = [][]byte{
+		bktMeta, bktLayers, bktCache, bktConfigs, bktImages, bktRefs, bktContainers,
+		bktLive, bktIngests, bktLeases, bktLeaseLayer, bktTrash,
+	}
+	indexes = [][]byte{
+		idxCacheChain, idxCacheDiff, idxLayerChild, idxLayerDiff, idxLayerBlob,
+		idxImageChain, idxImageChild, idxRefImage,
+		idxContainerName, idxContainerChain, idxContainerImage, idxContainerMount,
+	}
+
+	keySchema  = []byte("schema")
+	keyUUID    = []byte("uuid")
+	keyCreated = []byte("created")
+)
+
+// key joins the parts of a composite key.
+func key(parts ...string) []byte { return []byte(strings.Join(parts, "\x00")) }
+
+// split is the inverse of key for two parts.
+func split(k []byte) (a, b string) {
+	x, y, _ := bytes.Cut(k, []byte{0})
+	return string(x), string(y)
+}
+
+// get decodes one row.
+func get[T any](tx *Tx, bucket []byte, k, what string) (T, error) {
+	var v T
+	raw := tx.b(bucket).Get([]byte(k))
+	if k == "" || raw == nil {
+		return v, fmt.Errorf("%s %q: %w", what, k, ErrNotFound)
+	}
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return v, fmt.Errorf("%s %q: %w: %w", what, k, ErrCorrupt, err)
+	}
+	return v, nil
+}
+
+// put encodes one row.
+func put(tx *Tx, bucket []byte, k []byte, v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return tx.b(bucket).Put(k, raw)
+}
+
+// all decodes every row of a bucket in key order.
+func all[T any](tx *Tx, bucket []byte) ([]T, error) {
+	var out []T
+	err := tx.b(bucket).ForEach(func(k, raw []byte) error {
+		var v T
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return fmt.Errorf("%s %q: %w: %w", bucket, k, ErrCorrupt, err)
+		}
+		out = append(out, v)
+		return nil
+	})
+	return out, err
+}
+
+// seconds returns the second parts of the keys that start with first.
+func (tx *Tx) seconds(bucket []byte, first string) []string {
+	var out []string
+	prefix := key(first, "")
+	c := tx.b(bucket).Cursor()
+	for k, _ := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, _ = c.Next() {
+		out = append(out, string(k[len(prefix):]))
+	}
+	return out
+}
+
+// any reports whether a key starts with first.
+func (tx *Tx) any(bucket []byte, first string) bool {
+	prefix := key(first, "")
+	k, _ := tx.b(bucket).Cursor().Seek(prefix)
+	return k != nil && bytes.HasPrefix(k, prefix)
+}
+
+func (tx *Tx) mark(bucket []byte, parts ...string) error {
+	return tx.b(bucket).Put(key(parts...), []byte{})
+}
+
+func (tx *Tx) unmark(bucket []byte, parts ...string) error {
+	return tx.b(bucket).Delete(key(parts...))
+}
+
+func (tx *Tx) b(name []byte) *bolt.Bucket { return tx.tx.Bucket(name) }

@@ -1,0 +1,20 @@
+package metadata
+
+import "errors"
+
+var (
+	// ErrNotFound: no such row.
+	ErrNotFound = errors.New("no such record")
+	// ErrExists: a row or a name is taken.
+	ErrExists = errors.New("record exists")
+	// ErrInUse: other rows still name this one.
+	ErrInUse = errors.New("record in use")
+	// ErrInvariant: the change would break an invariant of the schema.
+	ErrInvariant = errors.New("database invariant violated")
+	// ErrLocked: another process held the database for longer than the timeout.
+	ErrLocked = errors.New("database is locked")
+	// ErrSchema: the database was written by a newer version, or is none of ours.
+	ErrSchema = errors.New("unknown database schema")
+	// ErrCorrupt: the file or a row cannot be read.
+	ErrCorrupt = errors.New("corrupt database")
+)

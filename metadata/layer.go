@@ -1,0 +1,263 @@
+package metadata
+
+import (
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// ChainID is the identity of a layer on top of a parent (image-spec,
+// config.md, "Layer ChainID").
+func ChainID(parent, diffID digest.Digest) digest.Digest {
+	if parent == "" {
+		return diffID
+	}
+	return digest.FromString(parent.String() + " " + diffID.String())
+}
+
+// Layer returns one layer.
+func (tx *Tx) Layer(chain digest.Digest) (Layer, error) {
+	return get[Layer](tx, bktLayers, chain.String(), "layer")
+}
+
+// HasLayer reports whether a layer exists.
+func (tx *Tx) HasLayer(chain digest.Digest) bool {
+	return chain != "" && tx.b(bktLayers).Get([]byte(chain)) != nil
+}
+
+// Layers returns all layers.
+func (tx *Tx) Layers() ([]Layer, error) { return all[Layer](tx, bktLayers) }
+
+// Chain returns a layer and all below it, topmost first.
+func (tx *Tx) Chain(chain digest.Digest) ([]Layer, error) {
+	var out []Layer
+	for chain != "" {
+		l, err := tx.Layer(chain)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, l)
+		if len(out) > 1<<20 {
+			return nil, fmt.Errorf("layer %s: %w: its parents form a circle", chain, ErrInvariant)
+		}
+		chain = l.Parent
+	}
+	return out, nil
+}
+
+// Cache returns one content directory.
+func (tx *Tx) Cache(id string) (Cache, error) { return get[Cache](tx, bktCache, id, "content directory") }
+
+// Caches returns all content directories.
+func (tx *Tx) Caches() ([]Cache, error) { return all[Cache](tx, bktCache) }
+
+// CachesByDiff returns the content directories that hold a diffID.
+func (tx *Tx) CachesByDiff(diffID digest.Digest) ([]Cache, error) {
+	var out []Cache
+	for _, id := range tx.seconds(idxCacheDiff, diffID.String()) {
+		c, err := tx.Cache(id)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// ChainsByCache returns the layers that share a content directory.
+func (tx *Tx) ChainsByCache(id string) []digest.Digest { return digests(tx.seconds(idxCacheChain, id)) }
+
+// ChainsByDiff returns the layers with a diffID.
+func (tx *Tx) ChainsByDiff(d digest.Digest) []digest.Digest {
+	return digests(tx.seconds(idxLayerDiff, d.String()))
+}
+
+// ChainsByBlob returns the layers that came from a blob.
+func (tx *Tx) ChainsByBlob(d digest.Digest) []digest.Digest {
+	return digests(tx.seconds(idxLayerBlob, d.String()))
+}
+
+// ChainPrefix returns the chainIDs that start with prefix.
+func (tx *Tx) ChainPrefix(prefix string) []digest.Digest { return tx.prefixed(bktLayers, prefix) }
+
+func digests(ss []string) []digest.Digest {
+	out := make([]digest.Digest, len(ss))
+	for i, s := range ss {
+		out[i] = digest.Digest(s)
+	}
+	return out
+}
+
+// AddLayer inserts a layer. Its content is either a new directory, whose row
+// is given, or an existing one, and then c is nil.
+func (tx *Tx) AddLayer(l Layer, c *Cache) error {
+	switch {
+	case l.ChainID != ChainID(l.Parent, l.DiffID):
+		return fmt.Errorf("layer %s: %w: chainID does not follow from parent %s and diffID %s", l.ChainID, ErrInvariant, l.Parent, l.DiffID)
+	case tx.HasLayer(l.ChainID):
+		return fmt.Errorf("layer %s: %w", l.ChainID, ErrExists)
+	}
+	l.Depth = 1
+	if l.Parent != "" {
+		p, err := tx.Layer(l.Parent)
+		if err != nil {
+			return fmt.Errorf("parent of layer %s: %w", l.ChainID, err)
+		}
+		l.Depth = p.Depth + 1
+	}
+	if c != nil {
+		if c.CacheID != l.CacheID || c.DiffID != l.DiffID {
+			return fmt.Errorf("layer %s: %w: content directory %q does not belong to it", l.ChainID, ErrInvariant, c.CacheID)
+		}
+		if tx.b(bktCache).Get([]byte(c.CacheID)) != nil {
+			return fmt.Errorf("content directory %q: %w", c.CacheID, ErrExists)
+		}
+		if err := put(tx, bktCache, []byte(c.CacheID), c); err != nil {
+			return err
+		}
+		if err := tx.mark(idxCacheDiff, c.DiffID.String(), c.CacheID); err != nil {
+			return err
+		}
+	} else if have, err := tx.Cache(l.CacheID); err != nil {
+		return fmt.Errorf("layer %s: %w", l.ChainID, err)
+	} else if have.DiffID != l.DiffID {
+		return fmt.Errorf("layer %s: %w: content directory %q holds %s", l.ChainID, ErrInvariant, l.CacheID, have.DiffID)
+	}
+	if err := put(tx, bktLayers, []byte(l.ChainID), l); err != nil {
+		return err
+	}
+	return tx.indexLayer(l)
+}
+
+func (tx *Tx) indexLayer(l Layer) error {
+	c := l.ChainID.String()
+	if err := tx.mark(idxCacheChain, l.CacheID, c); err != nil {
+		return err
+	}
+	if err := tx.mark(idxLayerDiff, l.DiffID.String(), c); err != nil {
+		return err
+	}
+	if l.Blob != "" {
+		if err := tx.mark(idxLayerBlob, l.Blob.String(), c); err != nil {
+			return err
+		}
+	}
+	if l.Parent != "" {
+		return tx.mark(idxLayerChild, l.Parent.String(), c)
+	}
+	return nil
+}
+
+// SetBlob remembers the blob a layer was found in.
+func (tx *Tx) SetBlob(chain, blob digest.Digest, size int64, mediaType string) error {
+	l, err := tx.Layer(chain)
+	if err != nil || blob == "" || l.Blob == blob {
+		return err
+	}
+	if l.Blob != "" {
+		if err := tx.unmark(idxLayerBlob, l.Blob.String(), chain.String()); err != nil {
+			return err
+		}
+	}
+	l.Blob, l.BlobSize, l.MediaType = blob, size, mediaType
+	if err := put(tx, bktLayers, []byte(chain), l); err != nil {
+		return err
+	}
+	return tx.mark(idxLayerBlob, blob.String(), chain.String())
+}
+
+// PutCache rewrites the row of an existing content directory.
+func (tx *Tx) PutCache(c Cache) error {
+	old, err := tx.Cache(c.CacheID)
+	if err != nil {
+		return err
+	}
+	if old.DiffID != c.DiffID {
+		return fmt.Errorf("content directory %q: %w: its diffID is fixed", c.CacheID, ErrInvariant)
+	}
+	return put(tx, bktCache, []byte(c.CacheID), c)
+}
+
+// Users is what keeps a layer alive.
+type Users struct {
+	Layers     []digest.Digest // on top of it
+	Images     []digest.Digest
+	Containers []string
+	Leases     []string
+	Mounts     []string // targets
+}
+
+// None reports whether nothing does.
+func (u Users) None() bool {
+	return len(u.Layers)+len(u.Images)+len(u.Containers)+len(u.Leases)+len(u.Mounts) == 0
+}
+
+// LayerUsers returns what keeps a layer alive.
+func (tx *Tx) LayerUsers(chain digest.Digest) (Users, error) {
+	c := chain.String()
+	u := Users{
+		Layers:     digests(tx.seconds(idxLayerChild, c)),
+		Images:     digests(tx.seconds(idxImageChain, c)),
+		Containers: tx.seconds(idxContainerChain, c),
+	}
+	cur := tx.b(bktLeaseLayer).Cursor()
+	for k, _ := cur.First(); k != nil; k, _ = cur.Next() {
+		if lease, l := split(k); l == c {
+			u.Leases = append(u.Leases, lease)
+		}
+	}
+	live, err := tx.LiveMounts()
+	if err != nil {
+		return u, err
+	}
+	for _, l := range live {
+		if l.ChainID == chain {
+			u.Mounts = append(u.Mounts, l.Target)
+		}
+	}
+	return u, nil
+}
+
+// DeleteLayer removes a layer that nothing uses. If it was the last one on its
+// content directory, that row goes too and its cacheID is returned.
+func (tx *Tx) DeleteLayer(chain digest.Digest) (orphan string, err error) {
+	l, err := tx.Layer(chain)
+	if err != nil {
+		return "", err
+	}
+	u, err := tx.LayerUsers(chain)
+	if err != nil {
+		return "", err
+	}
+	if !u.None() {
+		return "", fmt.Errorf("layer %s: %w", chain, ErrInUse)
+	}
+	return tx.dropLayer(l)
+}
+
+func (tx *Tx) dropLayer(l Layer) (orphan string, err error) {
+	c := l.ChainID.String()
+	if err := tx.b(bktLayers).Delete([]byte(c)); err != nil {
+		return "", err
+	}
+	for _, k := range []struct {
+		b    []byte
+		a, z string
+	}{
+		{idxCacheChain, l.CacheID, c},
+		{idxLayerDiff, l.DiffID.String(), c},
+		{idxLayerBlob, l.Blob.String(), c},
+		{idxLayerChild, l.Parent.String(), c},
+	} {
+		if err := tx.unmark(k.b, k.a, k.z); err != nil {
+			return "", err
+		}
+	}
+	if tx.any(idxCacheChain, l.CacheID) {
+		return "", nil
+	}
+	if err := tx.b(bktCache).Delete([]byte(l.CacheID)); err != nil {
+		return "", err
+	}
+	return l.CacheID, tx.unmark(idxCacheDiff, l.DiffID.String(), l.CacheID)
+}

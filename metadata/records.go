@@ -1,0 +1,130 @@
+package metadata
+
+import (
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Owner names a process so that its death can be told: a pid alone is reused,
+// a start time alone repeats after a reboot, a pid means nothing in another
+// namespace.
+type Owner struct {
+	BootID    string `json:"bootID"`
+	Pid       int    `json:"pid"`
+	StartTime uint64 `json:"startTime"` // clock ticks since boot
+	PidNS     string `json:"pidNS,omitempty"`
+}
+
+// Layer is one position in a chain of layers.
+type Layer struct {
+	ChainID   digest.Digest `json:"chainID"`
+	DiffID    digest.Digest `json:"diffID"`
+	Parent    digest.Digest `json:"parent,omitempty"` // chainID
+	CacheID   string        `json:"cacheID"`
+	Depth     int           `json:"depth"` // 1 for a base layer
+	Blob      digest.Digest `json:"blob,omitempty"`
+	BlobSize  int64         `json:"blobSize,omitempty"`
+	MediaType string        `json:"mediaType,omitempty"`
+	Origin    string        `json:"origin"` // load, import, commit, init
+	Created   time.Time     `json:"created"`
+}
+
+// Cache is one content directory. Several chains may share it.
+type Cache struct {
+	CacheID string        `json:"cacheID"`
+	DiffID  digest.Digest `json:"diffID"`
+	// Bind is empty if the content depends on nothing but the layer's tar.
+	// Otherwise it is the digest of what was taken from the layers below
+	// (attributes of directories the tar does not mention) and only a chain
+	// that yields the same may share the directory.
+	Bind       string        `json:"bind,omitempty"`
+	Dialect    string        `json:"dialect"`
+	Owners     string        `json:"owners"` // "real", or "virtual" where chown was not possible
+	Apparent   int64         `json:"apparent"`
+	Allocated  int64         `json:"allocated"`
+	Inodes     int64         `json:"inodes"`
+	TarSize    int64         `json:"tarSize"`
+	SplitSHA   digest.Digest `json:"splitSHA256"`
+	SplitSize  int64         `json:"splitSize"`
+	Duplicates bool          `json:"duplicates,omitempty"` // the tar names a path twice
+	Created    time.Time     `json:"created"`
+}
+
+// Image is what is known of an image beside its config.
+type Image struct {
+	ID       digest.Digest `json:"id"`
+	TopChain digest.Digest `json:"topChain,omitempty"` // empty: no layers
+	Parent   digest.Digest `json:"parent,omitempty"`   // image it was committed from
+	Created  time.Time     `json:"created"`            // in this store
+	Platform string        `json:"platform"`
+	Manifest digest.Digest `json:"manifest,omitempty"`
+	Origin   string        `json:"origin"`
+	Built    bool          `json:"built,omitempty"` // made here, not loaded
+}
+
+// Ref is the image a reference names.
+type Ref struct {
+	ImageID digest.Digest `json:"imageID"`
+	Updated time.Time     `json:"updated"`
+}
+
+// Container states.
+const (
+	Creating = "creating"
+	Ready    = "ready"
+	Broken   = "broken"
+)
+
+// Container is a writable layer.
+type Container struct {
+	ID        string        `json:"id"`
+	Name      string        `json:"name"`
+	MountID   string        `json:"mountID"`
+	Chain     digest.Digest `json:"chain"`          // its lower layers: the init layer's chainID
+	Top       digest.Digest `json:"top,omitempty"`  // the image's top chain
+	Init      string        `json:"init,omitempty"` // cacheID of the init layer
+	ImageID   digest.Digest `json:"imageID"`
+	ImageName string        `json:"imageName"`
+	Dialect   string        `json:"dialect"` // of the upper
+	State     string        `json:"state"`
+	Owner     Owner         `json:"owner"` // while creating
+	Created   time.Time     `json:"created"`
+}
+
+// Live is one mount.
+type Live struct {
+	Target      string        `json:"target"`
+	ContainerID string        `json:"containerID,omitempty"`
+	ImageID     digest.Digest `json:"imageID,omitempty"`
+	ChainID     digest.Digest `json:"chainID,omitempty"`
+	Pid         int           `json:"pid"`
+	StartTime   uint64        `json:"startTime"`
+	BootID      string        `json:"bootID"`
+	ReadOnly    bool          `json:"readOnly,omitempty"`
+	RunDir      string        `json:"runDir,omitempty"`
+	Created     time.Time     `json:"created"`
+}
+
+// Ingest is a stage being filled.
+type Ingest struct {
+	ID      string    `json:"id"` // the cacheID it will get
+	Kind    string    `json:"kind"`
+	Owner   Owner     `json:"owner"`
+	Started time.Time `json:"started"`
+}
+
+// Lease keeps layers alive that no image names yet.
+type Lease struct {
+	ID      string    `json:"id"`
+	Owner   Owner     `json:"owner"`
+	Started time.Time `json:"started"`
+}
+
+// Trash is a path, relative to the store, to be deleted.
+type Trash struct {
+	Seq    uint64    `json:"seq"`
+	Path   string    `json:"path"`
+	Reason string    `json:"reason"`
+	Since  time.Time `json:"since"`
+}
