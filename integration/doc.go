@@ -1,0 +1,47 @@
+// Package integration holds the tests that need real components: a real
+// kernel, real mounts, real archives, several processes.
+//
+// # What is here
+//
+//	harness/            builds the binary, mounts (plyfs, kernel overlayfs,
+//	                    fuse-overlayfs), unmounts, watches for hangs and leaks
+//	oracle/             layer stacks, operations, the agent that executes them,
+//	                    comparison, generator, reduction of a failing run
+//	testdata/cases/     named oracle cases, one small script per rule
+//	testdata/script/    command-line tests (testscript)
+//	oracle_*_test.go    random runs, named cases, the rename matrix
+//	dialect_test.go     .wh. and userxattr layers against the same stack in
+//	                    the overlay dialect
+//	crash_test.go       kill -9 of the mount server during writes
+//	script_test.go      the verbs of the command line
+//	image_test.go       archives: load, mount, compare, save
+//	parallel_test.go    many processes at once, leaks
+//	posix_test.go       go-fuse's posixtest on a mount
+//
+// # Kernel overlayfs is the oracle
+//
+// An oracle run builds the same layers twice, mounts one copy with kernel
+// overlayfs and the other with plyfs, executes the same operations on both and
+// compares every result (errno and data), the trees at the end, and the trees
+// after the written upper directories have been mounted by the other one. The
+// few differences that are accepted are in oracle/accepted.go, each with its
+// reason.
+//
+// # Knobs
+//
+//	PLYFS_SUBJECT=plyfs|fuse-overlayfs|kernel   what is compared with the kernel
+//	PLYFS_BIN=FILE          use this binary and do not build one
+//	PLYFS_RACE=1            build it with the race detector
+//	PLYFS_ARTIFACTS=DIR     where failing runs are kept (testdata/failures)
+//	PLYFS_TEST_DIR=DIR      where layers and uppers are built ($TMPDIR, and
+//	                        /dev/shm in turn)
+//	SOAK_DURATION=1h        length of TestSoak (skipped without)
+//	-oracle.seed N          first seed of the random runs
+//	-oracle.duration D      length of the random runs (default 30s)
+//	-oracle.replay FILE     execute a saved run
+//	-oracle.reduce          reduce a failing run before it is saved
+//
+// Every test that mounts puts a time limit on each operation, executes it in
+// another process, and breaks the FUSE connection when the limit is reached,
+// so that a hang is a failure with a stack trace and not a hanging test.
+package integration

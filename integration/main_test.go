@@ -1,0 +1,162 @@
+package integration
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/plyfs/plyfs/integration/harness"
+	"github.com/plyfs/plyfs/integration/oracle"
+)
+
+var (
+	flagSeed     = flag.Int64("oracle.seed", 0, "first seed of the random runs; 0: from the clock")
+	flagDuration = flag.Duration("oracle.duration", 30*time.Second, "length of the random runs")
+	flagReplay   = flag.String("oracle.replay", "", "saved run to execute")
+	flagReduce   = flag.Bool("oracle.reduce", false, "reduce failing runs before they are saved")
+)
+
+// base is the directory of this test process; everything lives below it.
+var base string
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(oracle.AgentEnv); dir != "" {
+		if err := oracle.RunAgent(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	flag.Parse()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	var err error
+	base, err = os.MkdirTemp(os.Getenv("PLYFS_TEST_DIR"), "plyfs-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if err := os.Chmod(base, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	code := m.Run()
+	dirs := []string{base}
+	if fastBase != "" {
+		dirs = append(dirs, fastBase)
+	}
+	for _, l := range harness.Leaks(dirs...) {
+		fmt.Fprintln(os.Stderr, "integration: left behind:", l)
+		code = 1
+	}
+	for _, d := range dirs {
+		if err := os.RemoveAll(d); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
+	harness.RemoveBinary()
+	if s := harness.SkipSummary(); s != "" {
+		fmt.Println(s)
+	}
+	return code
+}
+
+// fastBase is a directory in memory, or empty; see fastDir.
+var fastBase string
+
+// fastDir returns a directory on tmpfs where there is one, since a copy-up
+// syncs, and base otherwise.
+func fastDir(t testing.TB) string {
+	t.Helper()
+	if os.Getenv("PLYFS_TEST_DIR") != "" {
+		return base
+	}
+	if fastBase == "" {
+		d, err := os.MkdirTemp("/dev/shm", "plyfs-test-")
+		if err != nil {
+			return base
+		}
+		fastBase = d
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fastBase
+}
+
+// artifacts is where failing runs are kept.
+func artifacts() string {
+	if d := os.Getenv("PLYFS_ARTIFACTS"); d != "" {
+		return d
+	}
+	return filepath.Join("testdata", "failures")
+}
+
+// subject is the mounter under test.
+func subject(t testing.TB) harness.Mounter {
+	t.Helper()
+	name := os.Getenv("PLYFS_SUBJECT")
+	if name == "" {
+		name = "plyfs"
+	}
+	m, err := harness.NewMounter(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// needOracle skips where kernel overlayfs and FUSE cannot be mounted.
+func needOracle(t testing.TB) {
+	t.Helper()
+	harness.NeedRoot(t)
+	harness.NeedFUSE(t)
+	harness.NeedKernelOverlay(t)
+}
+
+// runTrial runs a trial and fails the test, with a saved run, if the sides
+// differ.
+func runTrial(t *testing.T, tr *oracle.Trial, name string) {
+	t.Helper()
+	if tr.Model == nil {
+		tr.Model = harness.Kernel{}
+	}
+	if tr.Subject == nil {
+		tr.Subject = subject(t)
+	}
+	diffs, err := tr.Run()
+	if len(diffs) == 0 && err == nil {
+		return
+	}
+	if *flagReduce {
+		small := oracle.Reduce(*tr, 3*time.Minute, func(c oracle.Trial) bool {
+			d, err := c.Run()
+			return len(d) > 0 || err != nil
+		})
+		if d, e := small.Run(); len(d) > 0 || e != nil {
+			tr, diffs, err = &small, d, e
+		}
+	}
+	for _, d := range diffs {
+		t.Error(d)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	path, err := tr.Save(artifacts(), name, diffs, err)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if len(tr.Ops) < 30 {
+		for i, op := range tr.Ops {
+			t.Logf("op %d: %s", i, op)
+		}
+	}
+	t.Logf("saved; again with: go test ./integration -run TestReplay -oracle.replay %s", path)
+}

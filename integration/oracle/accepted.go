@@ -1,0 +1,23 @@
+package oracle
+
+// Difference is something in which plyfs and kernel overlayfs may differ
+// without either being wrong, and which is therefore never compared.
+type Difference struct {
+	What, Why string
+}
+
+// Accepted is the complete list. Each line has its place in the code that
+// makes a result comparable (result.go, snapshot.go) or in the generator,
+// which does not make such operations.
+var Accepted = []Difference{
+	{"st_dev, st_ino, f_fsid, f_type", "numbers of another file system; only that they are stable and equal between names of one file is compared"},
+	{"st_nlink of directories", "overlayfs says 1 for a merged directory and what the upper says for others"},
+	{"st_size, st_blocks, st_blksize of directories; st_blocks, st_blksize of files", "allocation is the business of the file system below"},
+	{"st_atime, except right after it was set", "a FUSE server reads ahead, and relatime depends on when"},
+	{"st_ctime", "cannot be set, always recent"},
+	{"order of a listing", "unspecified; types, completeness and cookies are compared"},
+	{"mmap of a descriptor opened read-only before the copy-up", "kernel overlayfs shows old data through it for ever; plyfs shows the new"},
+	{"COLLAPSE_RANGE, INSERT_RANGE and others of fallocate", "the FUSE protocol has KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE only"},
+	{"f_bfree, f_bavail, f_ffree, f_files of statfs", "they change between two calls"},
+	{"O_DIRECT with unaligned buffers", "EINVAL comes from the file system below; FUSE has no such limit"},
+}

@@ -1,0 +1,259 @@
+package oracle
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sort"
+	"strings"
+)
+
+// GenOptions bound what the generators make.
+type GenOptions struct {
+	MaxLowers int // 0: 6
+	Ops       int // 0: 300
+	// Unprivileged leaves out what an ordinary user namespace cannot make:
+	// device nodes, trusted.* and security.* attributes, other owners.
+	Unprivileged bool
+	// NoHardlinks leaves out hard links in lowers.
+	NoHardlinks bool
+}
+
+// plainNames is small, so that layers and operations meet.
+var plainNames = []Name{"a", "b", "c", "d", "e", "f"}
+
+var oddNames = []Name{
+	".wh.a", ".wh.b", ".wh..wh..opq", ".wh.", "sp ace", "new\nline", "back\\slash", "\xff\xfe", "\u00fcml\u00e4ut", "*", "-rf", "..a", "...",
+	"comma,colon:", Name(strings.Repeat("x", 255)), Name(strings.Repeat("\u00e9", 127)), "#1", "work", ".fuse_hidden0001",
+}
+
+var dirModes = []uint32{0o755, 0o755, 0o755, 0o777, 0o1777, 0o2775, 0o700, 0o555, 0o3777, 0o750}
+
+var fileModes = []uint32{0o644, 0o644, 0o600, 0o666, 0o755, 0o4755, 0o2755, 0o6755, 0o400, 0o000, 0o2644, 0o777}
+
+var sizes = []int64{0, 0, 1, 10, 100, 4095, 4096, 4097, 10000, 70000, 140000}
+
+// gen is a source of random layers and operations.
+type gen struct {
+	*rand.Rand
+	o     GenOptions
+	dirs  []Name // paths that are probably directories
+	names []Name // paths that probably exist
+}
+
+func newGen(seed int64, stream uint64, o GenOptions) *gen {
+	return &gen{Rand: rand.New(rand.NewPCG(uint64(seed), stream)), o: o}
+}
+
+func pick[T any](g *gen, list []T) T { return list[g.IntN(len(list))] }
+
+func (g *gen) chance(percent int) bool { return g.IntN(100) < percent }
+
+func (g *gen) name() Name {
+	if g.chance(12) {
+		return pick(g, oddNames)
+	}
+	return pick(g, plainNames)
+}
+
+func (g *gen) owner() (uid, gid int) {
+	if g.o.Unprivileged {
+		return 0, 0
+	}
+	ids := []int{0, 0, 1000, 1000, 1001, 2000, 65534, 100000}
+	return pick(g, ids), pick(g, ids)
+}
+
+// when is a time that no run can take for its own.
+func (g *gen) when() string {
+	switch g.IntN(8) {
+	case 0:
+		return "0.000000000"
+	case 1:
+		return fmt.Sprintf("%d.%09d", 4102444800+g.Int64N(1e9), g.IntN(1e9))
+	}
+	return fmt.Sprintf("%d.%09d", 1e9+g.Int64N(4e8), g.IntN(1e9))
+}
+
+func (g *gen) acl() string {
+	perm := func() string {
+		return pick(g, []string{"rwx", "rw-", "r-x", "r--", "---"})
+	}
+	if g.chance(30) {
+		return fmt.Sprintf("acl:u::%s,g::%s,o::%s", perm(), perm(), perm())
+	}
+	return fmt.Sprintf("acl:u::rwx,u:1000:%s,u:1001:%s,g::%s,g:2000:%s,m::%s,o::%s", perm(), perm(), perm(), perm(), perm(), perm())
+}
+
+// xattr is a random name with a value that suits it.
+func (g *gen) xattr(dir bool) (name, value string) {
+	switch g.IntN(14) {
+	case 0, 1, 2:
+		return "user.a", pick(g, []string{"1", "two", "", "rep:200"})
+	case 3:
+		return "user.b", fmt.Sprintf("rep:%d", pick(g, []int{1, 500, 2000}))
+	case 4:
+		return "user.overlay.opaque", "y"
+	case 5:
+		return "user.fuseoverlayfs.opaque", "y"
+	case 6, 7:
+		return "system.posix_acl_access", g.acl()
+	case 8:
+		if dir {
+			return "system.posix_acl_default", g.acl()
+		}
+		return "user.containers.override_stat", "0:0:0755"
+	case 9, 10:
+		if g.o.Unprivileged || dir {
+			return "user.c", "x"
+		}
+		return "security.capability", "cap:0x400"
+	case 11:
+		if g.o.Unprivileged {
+			return "user.d", "x"
+		}
+		return "security.test", "s"
+	default:
+		if g.o.Unprivileged {
+			return "user.e", "x"
+		}
+		return "trusted.t", "rep:20"
+	}
+}
+
+// GenRecipe makes a random layer stack.
+func GenRecipe(seed int64, o GenOptions) Recipe {
+	if o.MaxLowers == 0 {
+		o.MaxLowers = 6
+	}
+	g := newGen(seed, 1, o)
+	var r Recipe
+	n := 1 + g.IntN(o.MaxLowers)
+	for range n {
+		r.Lowers = append(r.Lowers, g.layer(25+g.IntN(30), false))
+	}
+	if g.chance(30) {
+		r.Upper = g.layer(g.IntN(15), true)
+	} else {
+		r.Upper.Entries = []Entry{g.root()}
+	}
+	return r
+}
+
+func (g *gen) root() Entry {
+	e := Entry{Kind: Dir, Mode: pick(g, []uint32{0o755, 0o777, 0o777, 0o1777}), Mtime: g.when()}
+	if g.chance(20) {
+		e.UID, e.GID = g.owner()
+	}
+	return e
+}
+
+// layer makes one layer of about n names.
+func (g *gen) layer(n int, upper bool) Layer {
+	root := g.root()
+	l := Layer{Entries: []Entry{root}}
+	have := map[Name]Kind{"": Dir}
+	dirs := []Name{""}
+	var files []Name
+	for range n {
+		d := pick(g, dirs)
+		name := g.name()
+		p := join(d, name)
+		if _, ok := have[p]; ok || strings.Count(string(p), "/") > 3 {
+			continue
+		}
+		e := Entry{Path: p, Mtime: g.when()}
+		e.UID, e.GID = g.owner()
+		switch k := g.IntN(100); {
+		case k < 35:
+			e.Kind = Dir
+			if g.chance(15) {
+				e.Kind = Opaque
+			}
+			e.Mode = pick(g, dirModes)
+			dirs = append(dirs, p)
+		case k < 62:
+			e.Kind, e.Mode = File, pick(g, fileModes)
+			e.Size, e.Seed = pick(g, sizes), g.Int64N(1e6)
+			if g.chance(10) {
+				e.Size, e.Sparse = 300000, true
+			}
+			files = append(files, p)
+		case k < 72:
+			e.Kind, e.Target = Symlink, g.target()
+		case k < 76 && len(files) > 0 && !g.o.NoHardlinks:
+			e = Entry{Path: p, Kind: Hardlink, Target: pick(g, files)}
+		case k < 80:
+			e.Kind, e.Mode = pick(g, []Kind{Fifo, Socket}), 0o644
+		case k < 84 && !g.o.Unprivileged:
+			e.Kind, e.Mode = Char, 0o666
+			e.Rdev = pick(g, [][2]uint32{{1, 3}, {1, 5}, {4095, 1}})
+			if g.chance(20) {
+				e.Kind, e.Rdev = Block, [2]uint32{4095, 77}
+			}
+		case k < 96 && !g.o.Unprivileged:
+			e = Entry{Path: p, Kind: Whiteout}
+			if g.chance(10) && !upper {
+				e = Entry{Path: p, Kind: XWhiteout, Mtime: g.when()}
+			}
+		default:
+			e.Kind, e.Mode, e.Size, e.Seed = File, 0o644, 5, 1
+			files = append(files, p)
+		}
+		if g.chance(25) && (e.Kind == Dir || e.Kind == Opaque || e.Kind == File) {
+			k, v := g.xattr(e.Kind != File)
+			e.Xattrs = map[string]string{k: v}
+		}
+		have[p] = e.Kind
+		l.Entries = append(l.Entries, e)
+	}
+	return l
+}
+
+// target is where a random symbolic link leads.
+func (g *gen) target() Name {
+	switch g.IntN(8) {
+	case 0:
+		return "/" + g.name()
+	case 1:
+		return "../" + g.name()
+	case 2:
+		return Name("/" + strings.Repeat("y", 200))
+	case 3:
+		return "/"
+	case 4:
+		return "."
+	}
+	return g.name()
+}
+
+func join(d, n Name) Name {
+	if d == "" {
+		return n
+	}
+	return d + "/" + n
+}
+
+// known fills the generator with the paths of a recipe.
+func (g *gen) known(r Recipe) {
+	dirs := map[Name]bool{"": true}
+	names := map[Name]bool{}
+	for _, l := range append(append([]Layer(nil), r.Lowers...), r.Upper) {
+		for _, e := range l.Entries {
+			if e.Path == "" {
+				continue
+			}
+			names[e.Path] = true
+			if e.Kind == Dir || e.Kind == Opaque {
+				dirs[e.Path] = true
+			}
+		}
+	}
+	for n := range names {
+		g.names = append(g.names, n)
+	}
+	for d := range dirs {
+		g.dirs = append(g.dirs, d)
+	}
+	sort.Slice(g.names, func(i, j int) bool { return g.names[i] < g.names[j] })
+	sort.Slice(g.dirs, func(i, j int) bool { return g.dirs[i] < g.dirs[j] })
+}

@@ -1,0 +1,321 @@
+package oracle
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/plyfs/plyfs/integration/harness"
+)
+
+// Trial is one comparison.
+type Trial struct {
+	Seed   int64  `json:"seed"`
+	Recipe Recipe `json:"recipe"`
+	Ops    []Op   `json:"-"`
+	// Dialect of the mounts, "" or "userxattr".
+	Dialect string `json:"dialect,omitempty"`
+	// Convert writes the subject's lowers in another dialect than the
+	// kernel's, and mounts them with it.
+	Convert string `json:"convert,omitempty"`
+	// ReadOnly mounts without an upper; ROFlag with one, but read-only.
+	ReadOnly bool `json:"readOnly,omitempty"`
+	ROFlag   bool `json:"roFlag,omitempty"`
+	// Agents is how many processes execute operations; 0 means 1.
+	Agents int `json:"agents,omitempty"`
+	// NoRemount skips the remounts at the end.
+	NoRemount bool `json:"noRemount,omitempty"`
+
+	// Where, Model and Subject are the machine's part of a trial.
+	Where   string          `json:"-"`
+	Model   harness.Mounter `json:"-"` // the one that is right
+	Subject harness.Mounter `json:"-"`
+	Users   int             `json:"-"` // 0: all
+	Limit   time.Duration   `json:"-"` // per operation; 0: one minute
+}
+
+// Diff is one thing in which the sides differ.
+type Diff struct {
+	Step           string // "op 17", "tree", "remount …"
+	What           string // the operation
+	Model, Subject string
+	Lines          []string // of trees: - model, + subject
+}
+
+// String is for messages.
+func (d Diff) String() string {
+	if d.Lines != nil {
+		n := len(d.Lines)
+		lines := d.Lines[:min(n, 20)]
+		more := ""
+		if n > len(lines) {
+			more = fmt.Sprintf("\n\t… %d more", n-len(lines))
+		}
+		return fmt.Sprintf("%s (- kernel, + subject):\n\t%s%s", d.Step, strings.Join(lines, "\n\t"), more)
+	}
+	return fmt.Sprintf("%s: %s\n\tkernel:  %s\n\tsubject: %s", d.Step, d.What, d.Model, d.Subject)
+}
+
+// side is one of the two: its directories, mount and agents.
+type side struct {
+	name    string
+	mounter harness.Mounter
+	stack   harness.Stack
+	target  string
+	mount   harness.Mount
+	agents  []*Client
+}
+
+// Run executes the trial. The error says that a side could not be run at all
+// (a hang, a crash, a failing mount); differences are in the list.
+func (t *Trial) Run() (diffs []Diff, err error) {
+	if err := os.MkdirAll(t.Where, 0o755); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(t.Where, "trial-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return nil, err
+	}
+	model := &side{name: "model", mounter: t.Model}
+	subject := &side{name: "subject", mounter: t.Subject}
+	defer func() {
+		for _, s := range []*side{model, subject} {
+			err = errors.Join(err, s.down())
+		}
+		err = errors.Join(err, removeAll(dir))
+	}()
+	for _, s := range []*side{model, subject} {
+		if err := t.prepare(s, filepath.Join(dir, s.name)); err != nil {
+			return nil, err
+		}
+		if err := s.up(t, s.mounter); err != nil {
+			return nil, err
+		}
+	}
+	diffs, err = t.compareOps(model, subject)
+	if err != nil {
+		return diffs, err
+	}
+	modelTree, d, err := t.compareTrees("tree at the end", model, subject)
+	diffs = append(diffs, d...)
+	if err != nil || t.NoRemount {
+		return diffs, err
+	}
+	d, err = t.remounts(modelTree, model, subject)
+	return append(diffs, d...), err
+}
+
+// removeAll removes the directory of a trial, whose modes are anything.
+func removeAll(dir string) error {
+	if m := harness.MountsBelow(dir); len(m) > 0 {
+		return fmt.Errorf("still mounted: %v", m)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove trial: %w", err)
+	}
+	return nil
+}
+
+// prepare builds the layers of one side.
+func (t *Trial) prepare(s *side, dir string) error {
+	s.stack.Dialect = t.Dialect
+	convert := ""
+	if s.name == "subject" && t.Convert != "" {
+		convert = t.Convert
+		s.stack.Dialect = t.Convert
+	}
+	build := func(name string, l Layer, convert string) (string, error) {
+		p := filepath.Join(dir, name)
+		if err := os.MkdirAll(p, 0o755); err != nil {
+			return "", err
+		}
+		l.Dialect = t.Dialect
+		if convert != "" && convert != "auto" {
+			l.Dialect = convert
+		}
+		if convert == "auto" {
+			l.Dialect = "aufs"
+		}
+		return p, l.Build(p)
+	}
+	for i, l := range t.Recipe.Lowers {
+		p, err := build(fmt.Sprintf("lower%d", i), l, convert)
+		if err != nil {
+			return err
+		}
+		s.stack.Lowers = append(s.stack.Lowers, p)
+	}
+	if !t.ReadOnly {
+		p, err := build("upper", t.Recipe.Upper, "")
+		if err != nil {
+			return err
+		}
+		s.stack.Upper, s.stack.Work = p, filepath.Join(dir, "work")
+		if err := os.Mkdir(s.stack.Work, 0o755); err != nil {
+			return err
+		}
+		s.stack.ReadOnly = t.ROFlag
+	}
+	s.target = filepath.Join(dir, "merged")
+	return os.Mkdir(s.target, 0o755)
+}
+
+// up mounts a side and starts its agents.
+func (s *side) up(t *Trial, m harness.Mounter) (err error) {
+	if s.mount, err = m.Mount(s.stack, s.target); err != nil {
+		return fmt.Errorf("%s: %w", s.name, err)
+	}
+	limit := t.Limit
+	if limit == 0 {
+		limit = time.Minute
+	}
+	users := t.Users
+	if users == 0 {
+		users = len(Users)
+	}
+	for range max(1, t.Agents) {
+		c, err := StartAgent(s.target, users, limit)
+		if err != nil {
+			return err
+		}
+		s.agents = append(s.agents, c)
+	}
+	return nil
+}
+
+// down ends agents and mount, also after a hang.
+func (s *side) down() (err error) {
+	var hang bool
+	for _, c := range s.agents {
+		if e := c.Close(); e != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", s.name, e))
+			hang = hang || errors.Is(e, ErrHang)
+		}
+	}
+	s.agents = nil
+	if s.mount == nil {
+		return err
+	}
+	m := s.mount
+	s.mount = nil
+	if hang {
+		return errors.Join(err, fmt.Errorf("%s was aborted; it said: %s", s.name, m.Abort()))
+	}
+	if e := m.Unmount(); e != nil {
+		err = errors.Join(err, fmt.Errorf("%s: %w", s.name, e))
+	}
+	return err
+}
+
+// abort breaks a side that hangs or died, and reports what its server said.
+func (s *side) abort(cause error) error {
+	out := ""
+	if s.mount != nil {
+		out = s.mount.Abort()
+		s.mount = nil
+	}
+	for _, c := range s.agents {
+		c.Kill()
+	}
+	s.agents = nil
+	return fmt.Errorf("%s: %w\nserver: %s", s.name, cause, out)
+}
+
+// do executes op on one side.
+func (s *side) do(op Op) (Result, error) {
+	r, err := s.agents[min(op.Agent, len(s.agents)-1)].Do(op)
+	if err != nil {
+		return r, s.abort(err)
+	}
+	return r, nil
+}
+
+// maxDiffs ends a run that has gone wrong for good.
+const maxDiffs = 20
+
+func (t *Trial) compareOps(model, subject *side) (diffs []Diff, err error) {
+	for i, op := range t.Ops {
+		want, err := model.do(op)
+		if err != nil {
+			return diffs, fmt.Errorf("op %d: %w", i, err)
+		}
+		got, err := subject.do(op)
+		if err != nil {
+			return diffs, fmt.Errorf("op %d: %w", i, err)
+		}
+		if want != got {
+			d := Diff{Step: fmt.Sprintf("op %d", i), What: op.String(), Model: want.String(), Subject: got.String()}
+			if strings.Contains(want.Out, "\n") {
+				d.Lines = DiffLines(want.Out, got.Out)
+			}
+			diffs = append(diffs, d)
+			if len(diffs) >= maxDiffs {
+				return diffs, nil
+			}
+		}
+	}
+	return diffs, nil
+}
+
+// compareTrees takes a snapshot on both sides.
+func (t *Trial) compareTrees(step string, model, subject *side) (string, []Diff, error) {
+	want, err := model.do(Op{Op: "snapshot"})
+	if err != nil {
+		return "", nil, fmt.Errorf("%s: %w", step, err)
+	}
+	got, err := subject.do(Op{Op: "snapshot"})
+	if err != nil {
+		return "", nil, fmt.Errorf("%s: %w", step, err)
+	}
+	return want.Out, diffTrees(step, want.Out, got.Out), nil
+}
+
+func diffTrees(step, want, got string) []Diff {
+	if lines := DiffLines(want, got); len(lines) > 0 {
+		return []Diff{{Step: step, Lines: lines}}
+	}
+	return nil
+}
+
+// remounts mounts what was written again: by the same mounter, then by the
+// other one. Every tree must be the model's tree at the end.
+func (t *Trial) remounts(want string, model, subject *side) (diffs []Diff, err error) {
+	if err := errors.Join(model.down(), subject.down()); err != nil {
+		return nil, err
+	}
+	type step struct {
+		name  string
+		s     *side
+		m     harness.Mounter
+		cross bool
+	}
+	steps := []step{
+		{"the subject's upper mounted again by the subject", subject, t.Subject, false},
+		{"the subject's upper mounted by the kernel", subject, t.Model, true},
+		{"the kernel's upper mounted by the subject", model, t.Subject, true},
+		{"the kernel's upper mounted again by the kernel", model, t.Model, false},
+	}
+	for _, st := range steps {
+		if st.s == subject && st.cross && t.Convert != "" {
+			continue // the kernel cannot read these lowers
+		}
+		if err := st.s.up(t, st.m); err != nil {
+			return diffs, fmt.Errorf("%s: %w", st.name, err)
+		}
+		got, err := st.s.do(Op{Op: "snapshot"})
+		if err != nil {
+			return diffs, fmt.Errorf("%s: %w", st.name, err)
+		}
+		if err := st.s.down(); err != nil {
+			return diffs, fmt.Errorf("%s: %w", st.name, err)
+		}
+		diffs = append(diffs, diffTrees(st.name, want, got.Out)...)
+	}
+	return diffs, nil
+}

@@ -1,0 +1,78 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/plyfs/plyfs/integration/oracle"
+)
+
+// TestOracleRandom compares random stacks and operations for -oracle.duration.
+func TestOracleRandom(t *testing.T) {
+	needOracle(t)
+	if testing.Short() {
+		t.Skip("short run")
+	}
+	randomRuns(t, *flagDuration)
+}
+
+// TestSoak is TestOracleRandom for as long as SOAK_DURATION says.
+func TestSoak(t *testing.T) {
+	s := os.Getenv("SOAK_DURATION")
+	if s == "" {
+		t.Skip("SOAK_DURATION is not set")
+	}
+	needOracle(t)
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	randomRuns(t, d)
+}
+
+func randomRuns(t *testing.T, d time.Duration) {
+	seed := *flagSeed
+	if seed == 0 {
+		seed = time.Now().UnixNano() % 1e9
+	}
+	t.Logf("first seed %d", seed)
+	runs, operations, failures := 0, 0, 0
+	for end := time.Now().Add(d); time.Now().Before(end) && failures < 5; seed++ {
+		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			tr := randomTrial(t, seed)
+			runs, operations = runs+1, operations+len(tr.Ops)
+			runTrial(t, tr, fmt.Sprint(seed))
+		})
+		if !ok {
+			failures++
+		}
+	}
+	t.Logf("%d runs, %d operations, %d failed", runs, operations, failures)
+}
+
+func randomTrial(t *testing.T, seed int64) *oracle.Trial {
+	o := oracle.GenOptions{}
+	tr := &oracle.Trial{Seed: seed, Where: fastDir(t)}
+	if seed%5 == 0 {
+		tr.Where = base // a file system on disk
+	}
+	tr.Recipe = oracle.GenRecipe(seed, o)
+	tr.Ops = oracle.GenOps(seed, tr.Recipe, o)
+	return tr
+}
+
+// TestReplay executes the run that -oracle.replay names.
+func TestReplay(t *testing.T) {
+	if *flagReplay == "" {
+		t.Skip("no -oracle.replay")
+	}
+	needOracle(t)
+	tr, err := oracle.Load(*flagReplay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr.Where = fastDir(t)
+	runTrial(t, tr, "replay")
+}
