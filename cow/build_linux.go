@@ -30,6 +30,10 @@ type Source struct {
 	// empty file. Size bytes are copied.
 	Data int
 	Size int64
+
+	// Anonymous asks for a regular file without any name (O_TMPFILE); it can
+	// be linked later. The file system says EOPNOTSUPP if it has none.
+	Anonymous bool
 }
 
 // Temp is a finished object that nobody sees yet.
@@ -41,7 +45,10 @@ type Temp struct {
 
 // Build makes the object in the scratch directory.
 func (w *Work) Build(src Source) (*Temp, error) {
-	t := &Temp{w: w, name: w.TempName(), fd: -1}
+	t := &Temp{w: w, fd: -1}
+	if !src.Anonymous {
+		t.name = w.TempName()
+	}
 	if err := t.create(src); err != nil {
 		return nil, err
 	}
@@ -56,6 +63,10 @@ func (t *Temp) create(src Source) (err error) {
 	dir := t.w.fd
 	switch src.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
+		if src.Anonymous {
+			t.fd, err = fsat.OpenName(dir, ".", unix.O_RDWR|unix.O_TMPFILE, 0o600)
+			break
+		}
 		t.fd, err = fsat.OpenName(dir, t.name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
 	case unix.S_IFDIR:
 		err = fsat.Mkdir(dir, t.name, 0o700)
@@ -145,16 +156,6 @@ func (t *Temp) TakeFd() int {
 	fd := t.fd
 	t.fd = -1
 	return fd
-}
-
-// Orphan removes the object's name, so that it lives as long as the descriptor
-// from TakeFd.
-func (t *Temp) Orphan() error {
-	err := fsat.Unlink(t.w.fd, t.name)
-	if err == nil {
-		t.name = ""
-	}
-	return err
 }
 
 // Discard removes an unpublished object and closes what is open.

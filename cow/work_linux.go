@@ -21,8 +21,8 @@ type Work struct {
 	volatile bool
 	seq      atomic.Uint64
 
-	whMu      sync.Mutex
-	whReady   bool // work/whiteout exists; guarded by whMu
+	whMu    sync.Mutex
+	whReady bool // work/whiteout exists; guarded by whMu
 }
 
 const (
@@ -44,6 +44,15 @@ func OpenWork(workdir int, volatile bool) (*Work, error) {
 	if err := LockDir(fd); err != nil {
 		w.Close()
 		return nil, fmt.Errorf("lock the workdir: %w", err)
+	}
+	// What a setgid or ACL-bearing workdir bequeathed must not reach the
+	// objects built here (kernel: ovl_workdir_create).
+	if err := fsat.Chmod(fd, "", 0o700); err != nil {
+		w.Close()
+		return nil, fmt.Errorf("set the mode of the workdir: %w", err)
+	}
+	for _, acl := range []string{"system.posix_acl_default", "system.posix_acl_access"} {
+		_ = fsat.Removexattr(fd, "", acl) // usually absent
 	}
 	if err := w.sweep(); err != nil {
 		w.Close()

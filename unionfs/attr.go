@@ -1,0 +1,127 @@
+package unionfs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+)
+
+// GetAttr implements GETATTR.
+func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n := fs.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if err := fs.attr(n, &out.Attr); err != nil {
+		return fs.status("getattr", n, err)
+	}
+	out.SetTimeout(forever)
+	return fuse.OK
+}
+
+// attr fills the attributes of n as the union shows them.
+func (fs *FS) attr(n *inode, out *fuse.Attr) error {
+	var st unix.Stat_t
+	n.mu.RLock()
+	err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) })
+	nlink := fs.nlinkLocked(n, uint32(st.Nlink))
+	n.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != n.typ {
+		// Somebody changed a layer under the mount.
+		return unix.ESTALE
+	}
+	fillAttr(out, &st)
+	out.Ino, out.Nlink = n.ino, nlink
+	return nil
+}
+
+// nlinkLocked is the link count to show. A merged directory shows 1, as on
+// kernel overlayfs (ovl_getattr): nobody counts the subdirectories of all
+// layers. A removed lower object has lost one link, whatever its layer says.
+func (fs *FS) nlinkLocked(n *inode, links uint32) uint32 {
+	removed := n.where.parent == nil && n != fs.root
+	switch {
+	case n.isDir() && removed:
+		return 0
+	case n.isDir() && n.low != nil && (n.upper || fs.lowers.merged(n.low)):
+		return 1
+	case !n.upper && removed && links > 0:
+		return links - 1
+	}
+	return links
+}
+
+func fillAttr(out *fuse.Attr, st *unix.Stat_t) {
+	*out = fuse.Attr{
+		Ino:       st.Ino,
+		Size:      uint64(st.Size),
+		Blocks:    uint64(st.Blocks),
+		Atime:     uint64(st.Atim.Sec),
+		Atimensec: uint32(st.Atim.Nsec),
+		Mtime:     uint64(st.Mtim.Sec),
+		Mtimensec: uint32(st.Mtim.Nsec),
+		Ctime:     uint64(st.Ctim.Sec),
+		Ctimensec: uint32(st.Ctim.Nsec),
+		Mode:      st.Mode,
+		Nlink:     uint32(st.Nlink),
+		Owner:     fuse.Owner{Uid: st.Uid, Gid: st.Gid},
+		Rdev:      wireRdev(st.Rdev),
+		Blksize:   uint32(st.Blksize),
+	}
+}
+
+// wireRdev packs a device number into the 32 bits of the protocol (kernel:
+// new_encode_dev); realRdev is its inverse.
+func wireRdev(rdev uint64) uint32 {
+	major, minor := unix.Major(rdev), unix.Minor(rdev)
+	return minor&0xff | major<<8 | (minor&^0xff)<<12
+}
+
+func realRdev(wire uint32) uint64 {
+	return unix.Mkdev(wire>>8&0xfff, wire&0xff|wire>>12&0xfff00)
+}
+
+// Access implements ACCESS. The kernel checks permissions by itself
+// (default_permissions) and asks only where it must not be told ENOSYS.
+func (fs *FS) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { return fuse.OK }
+
+// Statx implements STATX; GETATTR says all we know.
+func (fs *FS) Statx(<-chan struct{}, *fuse.StatxIn, *fuse.StatxOut) fuse.Status { return fuse.ENOSYS }
+
+// Readlink implements READLINK.
+func (fs *FS) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
+	n := fs.nodes.get(h.NodeId)
+	if n == nil {
+		return nil, fuse.Status(unix.ESTALE)
+	}
+	var target string
+	err := fs.withReal(n, func(dirfd int, name string) (e error) {
+		target, e = fsat.Readlink(dirfd, name)
+		return e
+	})
+	return []byte(target), fs.status("readlink", n, err)
+}
+
+// StatFs implements STATFS: the upper's file system, where new data goes, or
+// the topmost lower's.
+func (fs *FS) StatFs(_ <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	var st unix.Statfs_t
+	var err error
+	if fs.upper != nil {
+		err = unix.Fstatfs(fs.upper.root, &st)
+	} else {
+		err = fs.lowers.with(fs.lowers.root(), func(dirfd int, _ string) error { return unix.Fstatfs(dirfd, &st) })
+	}
+	if err != nil {
+		return fs.status("statfs", fs.root, err)
+	}
+	*out = fuse.StatfsOut{
+		Blocks: st.Blocks, Bfree: st.Bfree, Bavail: st.Bavail, Files: st.Files, Ffree: st.Ffree,
+		Bsize: uint32(st.Bsize), Frsize: uint32(st.Frsize), NameLen: uint32(st.Namelen),
+	}
+	return fuse.OK
+}

@@ -1,0 +1,294 @@
+package unionfs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow"
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout"
+)
+
+// change is a directory in which names may be changed: it is in the upper,
+// loaded, open and locked against other changes.
+type change struct {
+	p *inode
+	h *fdHandle
+}
+
+// beginChange prepares a directory for a change of its names. Call end.
+func (fs *FS) beginChange(p *inode) (*change, error) {
+	if err := fs.ensureUpper(p); err != nil {
+		return nil, err
+	}
+	if err := fs.load(p); err != nil {
+		return nil, err
+	}
+	p.dir.opMu.Lock()
+	c, err := fs.lockedChange(p)
+	if err != nil {
+		p.dir.opMu.Unlock()
+	}
+	return c, err
+}
+
+// lockedChange is the second half of beginChange. Preconditions: p.dir.opMu is
+// held.
+func (fs *FS) lockedChange(p *inode) (*change, error) {
+	if p.dir.dead {
+		return nil, unix.ENOENT
+	}
+	h, err := fs.dirFd(p)
+	if err != nil {
+		return nil, err
+	}
+	return &change{p, h}, nil
+}
+
+func (c *change) end() {
+	c.h.release()
+	c.p.dir.opMu.Unlock()
+}
+
+// newObject is what a request asks to create.
+type newObject struct {
+	mode     uint32 // type and permissions
+	umask    uint32
+	uid, gid uint32
+	rdev     uint64
+	target   string // of a symbolic link
+}
+
+// create makes an object and returns it referenced. A regular file is left open
+// for reading and writing in the cache.
+func (fs *FS) create(p *inode, name string, o newObject) (*inode, error) {
+	if fs.readOnly() {
+		return nil, unix.EROFS
+	}
+	if len(name) > unix.NAME_MAX {
+		return nil, unix.ENAMETOOLONG
+	}
+	c, err := fs.beginChange(p)
+	if err != nil {
+		return nil, err
+	}
+	defer c.end()
+	f := p.dir.find(name, false)
+	if f.visible() {
+		return nil, unix.EEXIST
+	}
+	src, inherits, err := c.source(o)
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	if !f.dev && int(o.uid) == unix.Geteuid() && int(o.gid) == unix.Getegid() {
+		// The file system gives it the right owner, group and ACL by
+		// itself, in one step.
+		if !inherits {
+			o.mode &^= o.umask
+		}
+		fd, err = c.createInPlace(name, o)
+	} else {
+		fd, err = fs.createInWork(c, &f, src)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return fs.born(c, name, fd)
+}
+
+// source describes a new object as package cow builds it: with the group,
+// setgid bit and ACL that the directory hands down.
+func (c *change) source(o newObject) (src *cow.Source, inherits bool, err error) {
+	src = &cow.Source{Mode: o.mode, Uid: int(o.uid), Gid: int(o.gid), Rdev: o.rdev, Target: o.target, Data: -1}
+	isDir, isLink := o.mode&unix.S_IFMT == unix.S_IFDIR, o.mode&unix.S_IFMT == unix.S_IFLNK
+	var st unix.Stat_t
+	if err := fsat.Fstat(c.h.fd, &st); err != nil {
+		return nil, false, err
+	}
+	if st.Mode&unix.S_ISGID != 0 {
+		src.Gid = int(st.Gid)
+		if isDir {
+			src.Mode |= unix.S_ISGID
+		}
+	}
+	if isLink {
+		return src, false, nil
+	}
+	def, err := c.p.dir.defaultACL(c.h.fd)
+	if err != nil {
+		return nil, false, err
+	}
+	if def == nil {
+		src.Mode &^= o.umask
+		return src, false, nil
+	}
+	src.Mode, src.Xattrs, err = inheritACL(def, src.Mode, isDir)
+	return src, true, err
+}
+
+func (c *change) createInPlace(name string, o newObject) (fd int, err error) {
+	switch o.mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return fsat.OpenName(c.h.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, o.mode&0o7777)
+	case unix.S_IFDIR:
+		return -1, fsat.Mkdir(c.h.fd, name, o.mode&0o7777)
+	case unix.S_IFLNK:
+		return -1, fsat.Symlink(o.target, c.h.fd, name)
+	}
+	return -1, fsat.Mknod(c.h.fd, name, o.mode, o.rdev)
+}
+
+func (fs *FS) createInWork(c *change, f *found, src *cow.Source) (fd int, err error) {
+	isDir := src.Mode&unix.S_IFMT == unix.S_IFDIR
+	if isDir && f.low != nil {
+		src.Xattrs = append(src.Xattrs, fs.opaqueXattr())
+	}
+	t, err := fs.work.Build(*src)
+	if err != nil {
+		return -1, err
+	}
+	defer t.Discard()
+	var flags uint = unix.RENAME_NOREPLACE
+	if f.dev {
+		flags = 0
+		if isDir {
+			flags = unix.RENAME_EXCHANGE
+		}
+	}
+	if err := t.Publish(c.h.fd, f.name, flags); err != nil {
+		return -1, err
+	}
+	return t.TakeFd(), nil
+}
+
+func (fs *FS) opaqueXattr() cow.Xattr {
+	return cow.Xattr{Name: fs.upper.dialect.Attr("opaque"), Value: []byte{'y'}}
+}
+
+// born makes the inode of an object that has just got its first name. fd is a
+// descriptor of its data or -1; it is taken over.
+func (fs *FS) born(c *change, name string, fd int) (*inode, error) {
+	var st unix.Stat_t
+	if err := fsat.Stat(c.h.fd, name, &st); err != nil {
+		fsat.Close(fd)
+		return nil, err
+	}
+	n := fs.newUpper(&st)
+	n.where = alias{c.p, name}
+	c.p.refs.Add(1)
+	fs.nodes.add(n)
+	if fd >= 0 {
+		fs.fds.put(&n.rw, fd).release()
+	}
+	c.p.dir.setUpper(name, n, false)
+	return n, nil
+}
+
+// newUpper makes the inode of an object born in the upper.
+func (fs *FS) newUpper(st *unix.Stat_t) *inode {
+	n := newInode(fs.nodes.newID(), fs.inos.shown(st.Dev, st.Ino), st.Mode&unix.S_IFMT, nil)
+	n.upper = true
+	if !n.isDir() {
+		n.upIno = st.Ino
+	} else {
+		n.dir.loaded, n.dir.names = true, make(map[string]*dirent) // it is empty
+	}
+	return n
+}
+
+func (fs *FS) makeNode(op string, h *fuse.InHeader, name string, o newObject, out *fuse.EntryOut) fuse.Status {
+	p := fs.nodes.get(h.NodeId)
+	if p == nil || !p.isDir() {
+		return fuse.Status(unix.ESTALE)
+	}
+	o.uid, o.gid = h.Uid, h.Gid
+	n, err := fs.create(p, name, o)
+	if err != nil {
+		return fs.status(op, p, err)
+	}
+	return fs.status(op, n, fs.reply(n, out))
+}
+
+// Mknod implements MKNOD. A device 0:0 would be a whiteout, so it is refused as
+// on kernel overlayfs (ovl_mknod).
+func (fs *FS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	if whiteout.IsDevice(in.Mode, uint64(in.Rdev)) {
+		return fuse.EPERM
+	}
+	o := newObject{mode: in.Mode, umask: in.Umask, rdev: realRdev(in.Rdev)}
+	return fs.makeNode("mknod", &in.InHeader, name, o, out)
+}
+
+// Mkdir implements MKDIR.
+func (fs *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	o := newObject{mode: in.Mode&0o7777 | unix.S_IFDIR, umask: in.Umask}
+	return fs.makeNode("mkdir", &in.InHeader, name, o, out)
+}
+
+// Symlink implements SYMLINK.
+func (fs *FS) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	return fs.makeNode("symlink", h, name, newObject{mode: unix.S_IFLNK | 0o777, target: target}, out)
+}
+
+// Create implements CREATE: a new regular file, open.
+func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	o := newObject{mode: in.Mode&0o7777 | unix.S_IFREG, umask: in.Umask}
+	st := fs.makeNode("create", &in.InHeader, name, o, &out.EntryOut)
+	if st == fuse.OK {
+		out.OpenFlags = openFlags
+	}
+	return st
+}
+
+// Tmpfile implements TMPFILE: a regular file without a name.
+func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	p := fs.nodes.get(in.NodeId)
+	if p == nil || !p.isDir() {
+		return fuse.Status(unix.ESTALE)
+	}
+	n, err := fs.tmpfile(p, newObject{
+		mode: in.Mode&0o7777 | unix.S_IFREG, umask: in.Umask, uid: in.Uid, gid: in.Gid,
+	})
+	if err == nil {
+		err = fs.reply(n, &out.EntryOut)
+	}
+	if err != nil {
+		return fs.status("tmpfile", p, err)
+	}
+	out.OpenFlags = openFlags
+	return fuse.OK
+}
+
+func (fs *FS) tmpfile(p *inode, o newObject) (*inode, error) {
+	if fs.readOnly() {
+		return nil, unix.EROFS
+	}
+	c, err := fs.beginChange(p)
+	if err != nil {
+		return nil, err
+	}
+	defer c.end()
+	src, _, err := c.source(o)
+	if err != nil {
+		return nil, err
+	}
+	// Made in the workdir, so that the directory's own ACL is not handed down
+	// twice.
+	src.Anonymous = true
+	t, err := fs.work.Build(*src)
+	if err != nil {
+		return nil, err
+	}
+	fd := t.TakeFd()
+	var st unix.Stat_t
+	if err := fsat.Fstat(fd, &st); err != nil {
+		fsat.Close(fd)
+		return nil, err
+	}
+	n := fs.newUpper(&st)
+	n.orphan = fd
+	fs.nodes.add(n)
+	return n, nil
+}

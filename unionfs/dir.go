@@ -1,0 +1,342 @@
+package unionfs
+
+import (
+	"fmt"
+	"sort"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// dirState is what the union knows about the names in one directory: the merged
+// listing of the lowers, which never changes, and every name about which there
+// is more to say.
+type dirState struct {
+	opMu sync.Mutex
+
+	mu     sync.RWMutex
+	loaded bool      // guarded by mu
+	list   lowerList // nil if no lower contributes; immutable once loaded
+	// names holds the names that the upper has or hides, and those of
+	// objects the kernel knows. Guarded by mu.
+	names map[string]*dirent
+	// born holds the names that have a cookie of their own, in the order of
+	// their cookies; removed ones stay until compacted. Guarded by mu.
+	born       []*dirent
+	removed    int    // entries of born that are removed; guarded by mu
+	nextCookie uint64 // guarded by mu
+
+	dead bool // the directory has been removed; guarded by opMu
+
+	fd  fdSlot       // O_PATH descriptor of the directory in the upper
+	acl atomic.Int32 // aclUnknown, aclNone or aclPresent
+}
+
+// Directory positions. A name that the lowers have keeps the position it has in
+// their sorted listing, whatever the upper does to it; others are numbered as
+// they come.
+const (
+	cookieDot    = 1
+	cookieDotDot = 2
+	cookieLower  = 3 // + position
+	cookieBorn   = 1 << 40
+)
+
+// dirent is one name. All fields are guarded by dirState.mu, except for name.
+type dirent struct {
+	name   string
+	cookie uint64
+	ino    uint64 // of an upper object: what to show as d_ino
+	child  *inode // if the kernel knows the object; not a reference
+	typ    uint8  // DT_* of an upper object
+	upper  bool   // the upper has an object of this name
+	white  bool   // the upper hides the lower name
+	device bool   // by a whiteout device (which an object would replace)
+	gone   bool   // removed, but still in born
+}
+
+func newDirState() *dirState { return &dirState{nextCookie: cookieBorn} }
+
+// load reads the directory, once.
+func (fs *FS) load(n *inode) error {
+	d := n.dir
+	d.mu.RLock()
+	loaded := d.loaded
+	d.mu.RUnlock()
+	if loaded {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.loaded {
+		return nil
+	}
+	var list lowerList
+	if n.low != nil {
+		var err error
+		if list, err = fs.lowers.list(n.low); err != nil {
+			return err
+		}
+	}
+	names := make(map[string]*dirent)
+	var born []*dirent
+	// A directory that is copied up while this runs starts empty there, and
+	// whoever adds a name to it waits for this load.
+	if n.inUpper() {
+		entries, err := fs.readUpper(n)
+		if err != nil {
+			return err
+		}
+		sort.Slice(entries, func(i, j int) bool { return entries[i].name < entries[j].name })
+		for _, e := range entries {
+			de := &dirent{name: e.name, typ: e.typ, upper: e.object, white: e.whiteout, device: e.device}
+			if e.object {
+				de.ino = fs.inos.shown(fs.upper.dev, e.ino)
+			}
+			pos, inLower := -1, false
+			if list != nil {
+				pos, inLower = list.find(e.name)
+			}
+			if inLower {
+				de.cookie = cookieLower + uint64(pos)
+				if _, o := list.at(pos); e.typ == unix.DT_DIR && o.typ() == unix.DT_DIR && e.object {
+					de.ino = o.ino()
+				}
+			} else if e.object {
+				de.cookie = d.nextCookie
+				d.nextCookie++
+				born = append(born, de)
+			}
+			names[e.name] = de
+		}
+	}
+	d.list, d.names, d.born, d.loaded = list, names, born, true
+	return nil
+}
+
+func (fs *FS) readUpper(n *inode) ([]layerEntry, error) {
+	h, err := fs.dirFd(n)
+	if err != nil {
+		return nil, err
+	}
+	defer h.release()
+	entries, _, err := fs.upper.readDir(h.fd)
+	if err != nil {
+		return nil, fmt.Errorf("read directory of the upper: %w", err)
+	}
+	return entries, nil
+}
+
+// found is what a directory says about one name.
+type found struct {
+	name  string
+	upper bool     // the upper has an object of this name
+	white bool     // the upper hides the lower name
+	dev   bool     // by a device
+	low   lowerObj // the lower object of this name, even where hidden
+	typ   uint8    // DT_* of the object that shows
+	child *inode   // referenced, if the kernel knows the object
+}
+
+// visible reports whether the name exists.
+func (f *found) visible() bool { return f.upper || f.low != nil && !f.white }
+
+// needsWhiteout reports whether the name would show again if the upper's object
+// were simply removed.
+func (f *found) needsWhiteout() bool { return f.low != nil && (!f.white || f.dev) }
+
+// find looks a name up; with ref, a known child comes with a reference.
+// Preconditions: the directory is loaded.
+func (d *dirState) find(name string, ref bool) found {
+	f := found{name: name}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.list != nil {
+		if pos, ok := d.list.find(name); ok {
+			_, f.low = d.list.at(pos)
+			f.typ = f.low.typ()
+		}
+	}
+	e := d.names[name]
+	if e == nil {
+		return f
+	}
+	f.upper, f.white, f.dev = e.upper, e.white, e.device
+	if e.upper {
+		f.typ = e.typ
+	}
+	if ref && e.child != nil && e.child.tryRef() {
+		f.child = e.child
+	}
+	return f
+}
+
+// adopt makes n the object behind name and registers it, unless there is one
+// already, which it then returns referenced. ok is false if the name has
+// changed meanwhile.
+func (d *dirState) adopt(f *found, n *inode, nodes *table) (have *inode, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e := d.names[f.name]
+	if e == nil {
+		if f.upper {
+			return nil, false
+		}
+		e = &dirent{name: f.name, cookie: d.lowerCookie(f.name)}
+		d.names[f.name] = e
+	} else if e.upper != f.upper || e.upper && e.typ != f.typ || !e.upper && e.white {
+		return nil, false
+	}
+	if e.child != nil && e.child != n && e.child.tryRef() {
+		return e.child, true
+	}
+	if !nodes.add(n) {
+		return nil, false
+	}
+	e.child = n
+	return nil, true
+}
+
+// lowerCookie is the position of a name that the lowers have. Preconditions:
+// mu is held.
+func (d *dirState) lowerCookie(name string) uint64 {
+	if d.list != nil {
+		if pos, ok := d.list.find(name); ok {
+			return cookieLower + uint64(pos)
+		}
+	}
+	return 0
+}
+
+// forget cuts the connection from a name to an object that is being dropped.
+func (d *dirState) forget(n *inode, name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e := d.names[name]
+	if e == nil || e.child != n {
+		return
+	}
+	e.child = nil
+	if !e.upper && !e.white {
+		delete(d.names, name)
+	}
+}
+
+// setUpper records that the upper now has an object of this name.
+func (d *dirState) setUpper(name string, n *inode, keepCookie bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e := d.names[name]
+	if e == nil {
+		e = &dirent{name: name}
+		d.names[name] = e
+	}
+	lower := d.lowerCookie(name)
+	switch {
+	case lower != 0 && (keepCookie || e.cookie == lower && e.upper):
+		e.cookie = lower // copied up, or replaced in place
+	case e.cookie >= cookieBorn && !e.gone:
+		// replaced in place
+	default:
+		e.cookie = d.nextCookie
+		d.nextCookie++
+		d.born = append(d.born, e)
+	}
+	if e.device {
+		e.white, e.device = false, false
+	}
+	e.upper, e.typ, e.ino, e.child = true, uint8(n.typ>>12), n.ino, n
+}
+
+// setGone records that the name no longer exists; white says that a whiteout
+// device took its place.
+func (d *dirState) setGone(name string, white bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e := d.names[name]
+	if e == nil {
+		e = &dirent{name: name}
+		d.names[name] = e
+	}
+	if e.cookie >= cookieBorn {
+		// The entry in born must not come back to life with its old
+		// cookie: a new name starts a new entry.
+		e.gone = true
+		d.removed++
+		d.compact()
+		e = &dirent{name: name, white: e.white, device: e.device}
+		d.names[name] = e
+	}
+	e.upper, e.child, e.cookie, e.ino, e.typ = false, nil, 0, 0, 0
+	if white {
+		e.white, e.device = true, true
+	}
+	if !e.white {
+		delete(d.names, name)
+	}
+}
+
+// compact drops removed entries from born once they are the majority. Readers
+// find their place by cookie, so entries may go at any time. Preconditions: mu
+// is held exclusively.
+func (d *dirState) compact() {
+	if d.removed < 64 || d.removed*2 < len(d.born) {
+		return
+	}
+	kept := d.born[:0]
+	for _, e := range d.born {
+		if !e.gone {
+			kept = append(kept, e)
+		}
+	}
+	clear(d.born[len(kept):])
+	d.born, d.removed = kept, 0
+}
+
+// dirEntry is one name as a directory stream shows it.
+type dirEntry struct {
+	name   string
+	cookie uint64
+	ino    uint64
+	typ    uint8
+}
+
+// entriesAfter appends up to limit entries whose cookies follow after.
+// Preconditions: the directory is loaded.
+func (d *dirState) entriesAfter(after uint64, limit int, out []dirEntry) []dirEntry {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.list != nil && after < cookieBorn {
+		pos := 0
+		if after >= cookieLower {
+			pos = int(after-cookieLower) + 1
+		}
+		for ; pos < d.list.length() && len(out) < limit; pos++ {
+			name, o := d.list.at(pos)
+			de := dirEntry{name: name, cookie: cookieLower + uint64(pos), ino: o.ino(), typ: o.typ()}
+			if e := d.names[name]; e != nil {
+				switch {
+				case e.upper && e.cookie == de.cookie:
+					de.ino, de.typ = e.ino, e.typ
+				case e.upper || e.white:
+					continue
+				}
+			}
+			out = append(out, de)
+		}
+	}
+	i := 0
+	if after >= cookieBorn {
+		i = sort.Search(len(d.born), func(i int) bool { return d.born[i].cookie > after })
+	}
+	for ; i < len(d.born) && len(out) < limit; i++ {
+		if e := d.born[i]; !e.gone {
+			out = append(out, dirEntry{name: e.name, cookie: e.cookie, ino: e.ino, typ: e.typ})
+		}
+	}
+	return out
+}
+
+// empty reports whether the directory shows no name. Preconditions: loaded.
+func (d *dirState) empty() bool { return len(d.entriesAfter(0, 1, nil)) == 0 }

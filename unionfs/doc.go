@@ -1,0 +1,78 @@
+// Package unionfs is the union file system: read-only lower directories and, if
+// there is one, a writable upper directory, shown as one tree through FUSE's
+// raw protocol. It knows directories and options, never a store or a database.
+//
+// # Parts
+//
+//	options.go          what a caller says
+//	fs.go layer.go      opening and closing the union
+//	lower.go scan.go    the read-only tree below the upper; reading live directories
+//	inode.go table.go   objects known to the kernel
+//	dir.go              one directory's names: merged lowers plus what the upper changed
+//	lookup.go readdir.go attr.go xattr.go file.go      requests that read
+//	create.go link.go remove.go rename.go setattr.go   requests that change names or attributes
+//	copyup.go           when and in what order package cow is called
+//	fdcache.go          descriptors, a bounded cache
+//	errno.go            the only place that makes a FUSE status
+//
+// # Identity
+//
+// A node id names an inode, not a name. Objects born in the lowers have the
+// slot of the lower tree as node id, and keep it when they are copied up while
+// the kernel knows them; objects born in the upper have ids from a disjoint
+// range that is counted up and never reused. Hard links of upper files share an
+// inode; links of lower files are separate objects until they are copied up, as
+// on kernel overlayfs with index=off.
+//
+// File handles carry nothing: every READ, WRITE and RELEASE is served from the
+// node id alone, so that another process can go on with them. Directory handles
+// do not exist (OPENDIR answers ENOSYS): a directory position is a cookie that
+// can be resumed at any time. Cookies of names that the lowers have are their
+// position in the sorted merged listing, which never changes; names born in the
+// upper get cookies from a counter above all of those.
+//
+// # Coherence
+//
+// We are the only writer of the upper and the lowers do not change, so the
+// kernel may cache names, missing names, attributes, links and pages for ever;
+// what a request changes, the kernel itself drops. An open file of a writable
+// union always goes through the page cache of its one FUSE inode, so a reader
+// that opened before a copy-up sees what is written after it, and locks, which
+// the kernel keeps per inode, meet.
+//
+// # Locks
+//
+// In this order; a goroutine that holds one takes only those further down:
+//
+//	inode.copyMu    one copy-up of this object; held while its data is copied
+//	dirState.opMu   one name-changing request in this directory at a time; of two
+//	                directories the ancestor's first, else the lower node id's
+//	inode.mu        where the object is; shared while a call by name on it runs,
+//	                exclusive while its name changes. Of two, the lower node id's first
+//	dirState.mu     the names in memory
+//	FS.renameMu     shared while a directory is opened by path; exclusive while
+//	                one moves
+//	table shards, fdCache.mu   leaves
+//
+// No lock that another object's requests need is held while data is copied or
+// read: a copy-up holds its own copyMu, and the directory's opMu only for the
+// final rename.
+//
+// # Name changes and crashes
+//
+// Every request that changes names makes the change visible with one system
+// call on the upper; what it replaces ends up in the workdir, what it adds is
+// complete before it gets its name:
+//
+//	request                    steps on the upper                               a crash leaves
+//	create, owner is ours      open(O_CREAT|O_EXCL)                             old or new
+//	create, other owner        build in workdir, rename(NOREPLACE)              old or new (+ litter)
+//	create over a whiteout     build in workdir, rename over it                 old or new (+ litter)
+//	mkdir over a whiteout      build opaque in workdir, rename(EXCHANGE)        old or new (+ litter)
+//	unlink of a lower name     whiteout in workdir, link to the name            old or new
+//	unlink, lower exists       whiteout in workdir, rename over the file        old or new (+ litter)
+//	rmdir, lower exists        whiteout in workdir, rename(EXCHANGE)            old or new (+ litter)
+//	rename                     renameat2, RENAME_WHITEOUT if a lower exists     old or new
+//
+// Litter lies in the workdir only and is swept at the next mount.
+package unionfs

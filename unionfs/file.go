@@ -1,0 +1,254 @@
+package unionfs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// openFlags go with every open file: its pages stay valid, because all changes
+// pass through this mount, and closing needs no request, because nothing is
+// held back.
+const openFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+
+// Open implements OPEN. Opening for writing is what copies a lower file up, so
+// that no write can fail for want of space in a way the program does not
+// expect.
+func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n := fs.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
+	err := fs.openFile(n, write, in.Flags&unix.O_TRUNC != 0, in.Mode&fuse.OPEN_KILL_SUIDGID != 0)
+	out.OpenFlags = openFlags
+	return fs.status("open", n, err)
+}
+
+func (fs *FS) openFile(n *inode, write, trunc, kill bool) error {
+	switch {
+	case trunc:
+		if err := fs.truncate(n, 0); err != nil {
+			return err
+		}
+	case write:
+		if err := fs.ensureUpper(n); err != nil {
+			return err
+		}
+	}
+	if kill {
+		if err := fs.withReal(n, killPrivileges); err != nil {
+			return err
+		}
+	}
+	h, err := fs.dataFd(n, write || trunc)
+	if err != nil {
+		return err
+	}
+	h.release()
+	return nil
+}
+
+// Release implements RELEASE. A handle carries nothing.
+func (fs *FS) Release(<-chan struct{}, *fuse.ReleaseIn) {}
+
+// Flush implements FLUSH: nothing is held back, so the kernel need not ask.
+func (fs *FS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+
+// Read implements READ.
+func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	n := fs.nodes.get(in.NodeId)
+	if n == nil {
+		return nil, fuse.Status(unix.ESTALE)
+	}
+	h, err := fs.dataFd(n, false)
+	if err != nil {
+		return nil, fs.status("read", n, err)
+	}
+	defer h.release()
+	done := 0
+	for done < len(buf) {
+		m, err := unix.Pread(h.fd, buf[done:], int64(in.Offset)+int64(done))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, fs.status("read", n, err)
+		}
+		if m == 0 {
+			break
+		}
+		done += m
+	}
+	return fuse.ReadResultData(buf[:done]), fuse.OK
+}
+
+// Write implements WRITE.
+func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	n := fs.nodes.get(in.NodeId)
+	if n == nil {
+		return 0, fuse.Status(unix.ESTALE)
+	}
+	done, err := fs.write(n, data, int64(in.Offset))
+	if err == nil && in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		err = fs.withReal(n, killPrivileges)
+	}
+	if err != nil && done == 0 {
+		return 0, fs.status("write", n, err)
+	}
+	return uint32(done), fuse.OK
+}
+
+// write stores data and returns how much of it has arrived.
+func (fs *FS) write(n *inode, data []byte, off int64) (done int, err error) {
+	// OPEN has copied the file up; a shared mapping made before a server
+	// took over from another one may still get here first.
+	if err := fs.ensureUpper(n); err != nil {
+		return 0, err
+	}
+	h, err := fs.dataFd(n, true)
+	if err != nil {
+		return 0, err
+	}
+	defer h.release()
+	for done < len(data) {
+		m, err := unix.Pwrite(h.fd, data[done:], off+int64(done))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return done, err
+		}
+		done += m
+	}
+	return done, nil
+}
+
+// Writev implements WRITE of scattered data, which this transport never has.
+func (fs *FS) Writev(<-chan struct{}, *fuse.WriteIn, [][]byte) (uint32, fuse.Status) {
+	return 0, fuse.ENOSYS
+}
+
+// Fsync implements FSYNC.
+func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	n := fs.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if fs.volatile || !n.inUpper() {
+		return fuse.OK
+	}
+	h, err := fs.dataFd(n, false)
+	if err != nil {
+		return fs.status("fsync", n, err)
+	}
+	defer h.release()
+	if in.FsyncFlags&fsyncData != 0 {
+		return fs.status("fsync", n, unix.Fdatasync(h.fd))
+	}
+	return fs.status("fsync", n, unix.Fsync(h.fd))
+}
+
+// FsyncDir implements FSYNCDIR.
+func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	n := fs.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if fs.volatile || !n.inUpper() {
+		return fuse.OK
+	}
+	err := fs.withReal(n, func(dirfd int, _ string) error {
+		fd, err := unix.Openat(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.Fsync(fd)
+	})
+	if err == unix.ENOENT { // removed: there is nothing to keep
+		err = nil
+	}
+	return fs.status("fsyncdir", n, err)
+}
+
+// Fallocate implements FALLOCATE.
+func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	n := fs.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if err := fs.ensureUpper(n); err != nil {
+		return fs.status("fallocate", n, err)
+	}
+	h, err := fs.dataFd(n, true)
+	if err != nil {
+		return fs.status("fallocate", n, err)
+	}
+	defer h.release()
+	for {
+		err = unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length))
+		if err != unix.EINTR {
+			return fs.status("fallocate", n, err)
+		}
+	}
+}
+
+// Lseek implements LSEEK: SEEK_DATA and SEEK_HOLE, the kernel does the others.
+func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	n := fs.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	h, err := fs.dataFd(n, false)
+	if err != nil {
+		return fs.status("lseek", n, err)
+	}
+	defer h.release()
+	// The descriptor's own position is nobody's: all I/O names its offset.
+	off, err := unix.Seek(h.fd, int64(in.Offset), int(in.Whence))
+	out.Offset = uint64(off)
+	return fs.status("lseek", n, err)
+}
+
+// CopyFileRange implements COPY_FILE_RANGE.
+func (fs *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	src, dst := fs.nodes.get(in.NodeId), fs.nodes.get(in.NodeIdOut)
+	if src == nil || dst == nil {
+		return 0, fuse.Status(unix.ESTALE)
+	}
+	if err := fs.ensureUpper(dst); err != nil {
+		return 0, fs.status("copy_file_range", dst, err)
+	}
+	from, err := fs.dataFd(src, false)
+	if err != nil {
+		return 0, fs.status("copy_file_range", src, err)
+	}
+	defer from.release()
+	to, err := fs.dataFd(dst, true)
+	if err != nil {
+		return 0, fs.status("copy_file_range", dst, err)
+	}
+	defer to.release()
+	roff, woff := int64(in.OffIn), int64(in.OffOut)
+	length := min(in.Len, 1<<30)
+	m, err := unix.CopyFileRange(from.fd, &roff, to.fd, &woff, int(length), int(in.Flags))
+	return uint32(max(m, 0)), fs.status("copy_file_range", dst, err)
+}
+
+// Ioctl implements IOCTL.
+func (fs *FS) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []byte) fuse.Status {
+	return fuse.Status(unix.ENOTTY)
+}
+
+// GetLk, SetLk and SetLkw never come: the kernel keeps locks per inode by
+// itself, and an inode stays the same through a copy-up.
+func (fs *FS) GetLk(<-chan struct{}, *fuse.LkIn, *fuse.LkOut) fuse.Status { return fuse.ENOSYS }
+
+// SetLk: see GetLk.
+func (fs *FS) SetLk(<-chan struct{}, *fuse.LkIn) fuse.Status { return fuse.ENOSYS }
+
+// SetLkw: see GetLk.
+func (fs *FS) SetLkw(<-chan struct{}, *fuse.LkIn) fuse.Status { return fuse.ENOSYS }
+
+// fsyncData is FUSE_FSYNC_FDATASYNC.
+const fsyncData = 1

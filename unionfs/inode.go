@@ -1,0 +1,243 @@
+package unionfs
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+)
+
+// upperIDs is the first node id of objects born in the upper. Slots of a lower
+// tree stay below it.
+const upperIDs = 1 << 62
+
+// inode is one object the kernel knows.
+type inode struct {
+	id   uint64   // node id; immutable
+	ino  uint64   // st_ino; immutable
+	typ  uint32   // S_IFMT bits; immutable
+	low  lowerObj // the lower object it shows, or, of a directory, is merged with; immutable, nil if none
+	refs atomic.Int64
+
+	copyMu sync.Mutex
+
+	mu     sync.RWMutex
+	upper  bool   // lives in the upper; guarded by mu
+	upIno  uint64 // st_ino in the upper's file system; guarded by mu
+	orphan int    // O_PATH or data descriptor of an object without a name, else -1; guarded by mu
+	// where and more are the object's names. Those of a directory also need
+	// FS.renameMu to change, and either to read. Guarded by mu.
+	where alias
+	more  []alias
+
+	rd, rw fdSlot // open for reading; for reading and writing (upper only)
+
+	dir *dirState // of a directory; immutable
+}
+
+// alias is one name of an object. The parent is pinned by it.
+type alias struct {
+	parent *inode // nil: no name
+	name   string
+}
+
+func newInode(id, ino uint64, typ uint32, low lowerObj) *inode {
+	n := &inode{id: id, ino: ino, typ: typ, low: low, orphan: -1}
+	n.refs.Store(1)
+	if typ == unix.S_IFDIR {
+		n.dir = newDirState()
+	}
+	return n
+}
+
+func (n *inode) isDir() bool { return n.dir != nil }
+
+// tryRef takes a reference unless the object is being dropped.
+func (n *inode) tryRef() bool {
+	for {
+		r := n.refs.Load()
+		if r <= 0 {
+			return false
+		}
+		if n.refs.CompareAndSwap(r, r+1) {
+			return true
+		}
+	}
+}
+
+// inUpper reports whether the object lives in the upper.
+func (n *inode) inUpper() bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.upper
+}
+
+// addAlias records one more name. Preconditions: n.mu is held exclusively; the
+// caller has pinned a.parent.
+func (n *inode) addAlias(a alias) {
+	if n.where.parent == nil {
+		n.where = a
+		return
+	}
+	n.more = append(n.more, a)
+}
+
+// dropAlias forgets a name and reports whether it was known. The caller unpins
+// the parent. Preconditions: n.mu is held exclusively.
+func (n *inode) dropAlias(a alias) bool {
+	if n.where == a {
+		n.where = alias{}
+		if l := len(n.more); l > 0 {
+			n.where, n.more = n.more[l-1], n.more[:l-1]
+		}
+		return true
+	}
+	for i, m := range n.more {
+		if m == a {
+			n.more = append(n.more[:i], n.more[i+1:]...)
+			return true
+		}
+	}
+	return false
+}
+
+// hasAlias reports whether a is one of the object's names. Preconditions: n.mu
+// is held.
+func (n *inode) hasAlias(a alias) bool {
+	if n.where == a {
+		return true
+	}
+	for _, m := range n.more {
+		if m == a {
+			return true
+		}
+	}
+	return false
+}
+
+// table maps node ids, and the inode numbers of upper objects that can have
+// several names, to inodes.
+type table struct {
+	shards [64]tableShard
+	nextID atomic.Uint64
+}
+
+type tableShard struct {
+	mu    sync.RWMutex
+	nodes map[uint64]*inode // by node id; guarded by mu
+	upper map[uint64]*inode // by upIno; guarded by mu
+}
+
+func newTable() *table {
+	t := &table{}
+	t.nextID.Store(upperIDs)
+	for i := range t.shards {
+		t.shards[i].nodes = make(map[uint64]*inode)
+		t.shards[i].upper = make(map[uint64]*inode)
+	}
+	return t
+}
+
+func (t *table) shard(key uint64) *tableShard { return &t.shards[key%uint64(len(t.shards))] }
+
+func (t *table) newID() uint64 { return t.nextID.Add(1) }
+
+// get returns the inode of a node id the kernel holds.
+func (t *table) get(id uint64) *inode {
+	s := t.shard(id)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.nodes[id]
+}
+
+// add registers n under its node id and, if it has one, its number in the
+// upper. It fails if another live object has that number: n is then a second
+// look at the same file, and the caller looks again.
+func (t *table) add(n *inode) bool {
+	if n.upIno != 0 && !t.addUpper(n, n.upIno) {
+		return false
+	}
+	s := t.shard(n.id)
+	s.mu.Lock()
+	s.nodes[n.id] = n
+	s.mu.Unlock()
+	return true
+}
+
+// byUpper returns a referenced inode for an object of the upper, or nil.
+func (t *table) byUpper(upIno uint64) *inode {
+	s := t.shard(upIno)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if n := s.upper[upIno]; n != nil && n.tryRef() {
+		return n
+	}
+	return nil
+}
+
+func (t *table) addUpper(n *inode, upIno uint64) bool {
+	s := t.shard(upIno)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if have := s.upper[upIno]; have != nil && have != n && have.refs.Load() > 0 {
+		return false
+	}
+	s.upper[upIno] = n
+	return true
+}
+
+func (t *table) remove(n *inode) {
+	s := t.shard(n.id)
+	s.mu.Lock()
+	if s.nodes[n.id] == n {
+		delete(s.nodes, n.id)
+	}
+	s.mu.Unlock()
+	if n.upIno == 0 {
+		return
+	}
+	s = t.shard(n.upIno)
+	s.mu.Lock()
+	if s.upper[n.upIno] == n {
+		delete(s.upper, n.upIno)
+	}
+	s.mu.Unlock()
+}
+
+// count returns the number of live inodes.
+func (t *table) count() (n int) {
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.RLock()
+		n += len(s.nodes)
+		s.mu.RUnlock()
+	}
+	return n
+}
+
+// unref gives back count references. The last one drops the object: nobody
+// can reach it any more, so its fields need no lock.
+func (fs *FS) unref(n *inode, count int64) {
+	for n != nil && n.refs.Add(-count) == 0 {
+		if n.where.parent != nil {
+			n.where.parent.dir.forget(n, n.where.name)
+		}
+		for _, a := range n.more {
+			a.parent.dir.forget(n, a.name)
+		}
+		fs.nodes.remove(n)
+		fs.fds.drop(&n.rd)
+		fs.fds.drop(&n.rw)
+		if n.isDir() {
+			fs.fds.drop(&n.dir.fd)
+		}
+		fsat.Close(n.orphan)
+		n.orphan = -1
+		for _, a := range n.more {
+			fs.unref(a.parent, 1)
+		}
+		n, count = n.where.parent, 1
+	}
+}

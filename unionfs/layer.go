@@ -1,0 +1,130 @@
+package unionfs
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout"
+)
+
+// layer is one opened directory of the union. All fields are immutable.
+type layer struct {
+	path    string
+	dialect whiteout.Dialect
+	root    int    // O_PATH
+	dev     uint64 // of the root
+}
+
+func openLayer(path string, d whiteout.Dialect) (*layer, error) {
+	fd, err := fsat.OpenTrusted(path)
+	if err != nil {
+		return nil, fmt.Errorf("open layer %q: %w", path, err)
+	}
+	var st unix.Stat_t
+	if err := fsat.Fstat(fd, &st); err != nil {
+		fsat.Close(fd)
+		return nil, fmt.Errorf("stat layer %q: %w", path, err)
+	}
+	return &layer{path: path, dialect: d, root: fd, dev: st.Dev}, nil
+}
+
+func (l *layer) close() {
+	fsat.Close(l.root)
+	l.root = -1
+}
+
+// layerEntry is one name as a layer's directory has it, whiteouts decoded.
+type layerEntry struct {
+	name string
+	ino  uint64
+	typ  uint8 // DT_*
+	// object: the layer has an object of this name. whiteout: it hides the
+	// name below; device tells which form.
+	object, whiteout, device bool
+}
+
+// readDir lists the directory dirfd (O_PATH) of the layer. Markers and
+// whiteouts are decoded by the layer's dialect; a name with both an object and
+// a marker comes once with both flags.
+func (l *layer) readDir(dirfd int) (entries []layerEntry, opaque bool, err error) {
+	mark, err := l.dialect.Mark(dirfd)
+	if err != nil {
+		return nil, false, fmt.Errorf("read opaque attribute: %w", err)
+	}
+	opaque = mark == whiteout.Opaque
+	var markers map[string]bool
+	err = fsat.ReadDirBeneath(dirfd, func(e fsat.Dirent) error {
+		if l.dialect.ReadsMarkers() {
+			switch m, target := whiteout.ParseMarker(e.Name); m {
+			case whiteout.MarkerOpaque:
+				opaque = true
+				return nil
+			case whiteout.MarkerWhiteout:
+				if markers == nil {
+					markers = make(map[string]bool)
+				}
+				markers[target] = true
+				return nil
+			case whiteout.MarkerMeta, whiteout.MarkerInvalid:
+				return nil
+			}
+		}
+		le := layerEntry{name: e.Name, ino: e.Ino, typ: e.Type, object: true}
+		if err := l.classify(dirfd, mark, &le); err != nil {
+			if err == unix.ENOENT { // went away while we looked
+				return nil
+			}
+			return fmt.Errorf("look at %q: %w", e.Name, err)
+		}
+		entries = append(entries, le)
+		return nil
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	for i := range entries {
+		if markers[entries[i].name] {
+			entries[i].whiteout = true
+			delete(markers, entries[i].name)
+		}
+	}
+	for name := range markers {
+		entries = append(entries, layerEntry{name: name, whiteout: true})
+	}
+	return entries, opaque, nil
+}
+
+// classify completes the type of an entry and turns the device and attribute
+// forms of a whiteout into what they mean.
+func (l *layer) classify(dirfd int, mark whiteout.DirMark, e *layerEntry) error {
+	xcheck := mark == whiteout.XWhiteouts && (e.typ == unix.DT_REG || e.typ == unix.DT_UNKNOWN)
+	if e.typ != unix.DT_UNKNOWN && e.typ != unix.DT_CHR && !xcheck {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := fsat.Stat(dirfd, e.name, &st); err != nil {
+		return err
+	}
+	e.typ = uint8(st.Mode & unix.S_IFMT >> 12)
+	if l.dialect.ReadsDevices() && whiteout.IsDevice(st.Mode, st.Rdev) {
+		e.object, e.whiteout, e.device = false, true, true
+		return nil
+	}
+	if xcheck && e.typ == unix.DT_REG && st.Size == 0 {
+		fd, err := fsat.OpenName(dirfd, e.name, unix.O_PATH, 0)
+		if err != nil {
+			return err
+		}
+		defer fsat.Close(fd)
+		wh, err := l.dialect.IsXWhiteout(fd)
+		if err != nil {
+			return err
+		}
+		if wh {
+			e.object, e.whiteout, e.device = false, true, true
+		}
+	}
+	return nil
+}

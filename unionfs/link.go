@@ -1,0 +1,77 @@
+package unionfs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+)
+
+// Link implements LINK.
+func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	n, p := fs.nodes.get(in.Oldnodeid), fs.nodes.get(in.NodeId)
+	if n == nil || p == nil || !p.isDir() {
+		return fuse.Status(unix.ESTALE)
+	}
+	if err := fs.link(n, p, name); err != nil {
+		return fs.status("link", n, err)
+	}
+	n.refs.Add(1) // for the reply; the kernel holds n while it asks
+	return fs.status("link", n, fs.reply(n, out))
+}
+
+func (fs *FS) link(n, p *inode, name string) error {
+	if len(name) > unix.NAME_MAX {
+		return unix.ENAMETOOLONG
+	}
+	if err := fs.ensureUpper(n); err != nil {
+		return err
+	}
+	c, err := fs.beginChange(p)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	f := p.dir.find(name, false)
+	if f.visible() {
+		return unix.EEXIST
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := fs.linkReal(n, c, &f); err != nil {
+		return err
+	}
+	if n.where.parent == nil && n.orphan >= 0 {
+		fsat.Close(n.orphan)
+		n.orphan = -1
+	}
+	n.addAlias(alias{p, name})
+	p.refs.Add(1)
+	p.dir.setUpper(name, n, false)
+	return nil
+}
+
+// linkReal makes the new name in the upper; a whiteout in its place is
+// replaced in one step. Preconditions: n.mu is held exclusively.
+func (fs *FS) linkReal(n *inode, c *change, f *found) error {
+	return fs.withRealLocked(n, func(dirfd int, old string) error {
+		link := func(newdir int, newname string) error {
+			if old == "" {
+				return fsat.LinkFd(dirfd, newdir, newname)
+			}
+			return fsat.Link(dirfd, old, newdir, newname)
+		}
+		if !f.dev {
+			return link(c.h.fd, f.name)
+		}
+		temp := fs.work.TempName()
+		if err := link(fs.work.Fd(), temp); err != nil {
+			return err
+		}
+		err := fsat.Rename(fs.work.Fd(), temp, c.h.fd, f.name, 0)
+		if err != nil {
+			fs.work.Remove(temp)
+		}
+		return err
+	})
+}

@@ -1,0 +1,90 @@
+package unionfs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// OpenDir implements OPENDIR. ENOSYS tells the kernel that directories need no
+// handle: it stops asking, and keeps listings in its page cache.
+func (fs *FS) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status { return fuse.ENOSYS }
+
+// ReleaseDir implements RELEASEDIR, which never comes.
+func (fs *FS) ReleaseDir(*fuse.ReleaseIn) {}
+
+// ReadDir implements READDIR.
+func (fs *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	n := fs.nodes.get(in.NodeId)
+	return fs.readDir(n, in, func(e *dirEntry) bool {
+		return out.AddDirEntry(fuse.DirEntry{Name: e.name, Ino: e.ino, Mode: uint32(e.typ) << 12, Off: e.cookie})
+	})
+}
+
+// ReadDirPlus implements READDIRPLUS: each entry is looked up as well.
+func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	n := fs.nodes.get(in.NodeId)
+	return fs.readDir(n, in, func(e *dirEntry) bool {
+		eo := out.AddDirLookupEntry(fuse.DirEntry{Name: e.name, Ino: e.ino, Mode: uint32(e.typ) << 12, Off: e.cookie})
+		if eo == nil {
+			return false
+		}
+		if e.cookie < cookieLower {
+			return true // "." and "..": node id 0, not to be cached
+		}
+		c, err := fs.child(n, e.name)
+		if err == nil {
+			err = fs.reply(c, eo)
+		}
+		if err != nil {
+			// The name is still right; the kernel looks it up when asked.
+			*eo = fuse.EntryOut{}
+		}
+		return true
+	})
+}
+
+// readDir passes the entries that follow in.Offset to add until it says no.
+func (fs *FS) readDir(n *inode, in *fuse.ReadIn, add func(*dirEntry) bool) fuse.Status {
+	if n == nil || !n.isDir() {
+		return fuse.Status(unix.ESTALE)
+	}
+	if err := fs.load(n); err != nil {
+		return fs.status("readdir", n, err)
+	}
+	after := in.Offset
+	if after < cookieDot {
+		if !add(&dirEntry{name: ".", cookie: cookieDot, ino: n.ino, typ: unix.DT_DIR}) {
+			return fuse.OK
+		}
+		after = cookieDot
+	}
+	if after < cookieDotDot {
+		if !add(&dirEntry{name: "..", cookie: cookieDotDot, ino: fs.parentIno(n), typ: unix.DT_DIR}) {
+			return fuse.OK
+		}
+		after = cookieDotDot
+	}
+	const batch = 128
+	entries := make([]dirEntry, 0, batch)
+	for {
+		entries = n.dir.entriesAfter(after, batch, entries[:0])
+		for i := range entries {
+			if !add(&entries[i]) {
+				return fuse.OK
+			}
+			after = entries[i].cookie
+		}
+		if len(entries) < batch {
+			return fuse.OK
+		}
+	}
+}
+
+func (fs *FS) parentIno(n *inode) uint64 {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.where.parent == nil {
+		return n.ino
+	}
+	return n.where.parent.ino
+}

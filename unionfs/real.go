@@ -1,0 +1,116 @@
+package unionfs
+
+import (
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+)
+
+// dirFd returns an O_PATH descriptor of a directory in the upper.
+func (fs *FS) dirFd(n *inode) (*fdHandle, error) {
+	if n == fs.root {
+		return borrowed(fs.upper.root), nil
+	}
+	return fs.fds.get(&n.dir.fd, func() (int, error) {
+		fs.renameMu.RLock()
+		defer fs.renameMu.RUnlock()
+		// Walk up to the nearest ancestor that is open.
+		var names []string
+		base := borrowed(fs.upper.root)
+		for at := n; at != fs.root; at = at.where.parent {
+			if at.where.parent == nil {
+				return -1, unix.ENOENT // removed
+			}
+			if at != n {
+				if h := fs.fds.peek(&at.dir.fd); h != nil {
+					base = h
+					break
+				}
+			}
+			names = append(names, at.where.name)
+		}
+		defer base.release()
+		for i, j := 0, len(names)-1; i < j; i, j = i+1, j-1 {
+			names[i], names[j] = names[j], names[i]
+		}
+		return fsat.OpenBeneath(base.fd, strings.Join(names, "/"), unix.O_PATH|unix.O_DIRECTORY)
+	})
+}
+
+// withReal calls fn with the place of the real object behind n: a directory
+// descriptor and a name, or the object's own descriptor and no name. The place
+// cannot change while fn runs.
+func (fs *FS) withReal(n *inode, fn func(dirfd int, name string) error) error {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return fs.withRealLocked(n, fn)
+}
+
+// withRealLocked is withReal for callers that hold n.mu.
+func (fs *FS) withRealLocked(n *inode, fn func(dirfd int, name string) error) error {
+	switch {
+	case n.orphan >= 0:
+		return fn(n.orphan, "")
+	case !n.upper:
+		return fs.lowers.with(n.low, fn)
+	case n.isDir():
+		h, err := fs.dirFd(n)
+		if err != nil {
+			return err
+		}
+		defer h.release()
+		return fn(h.fd, "")
+	case n.where.parent == nil:
+		return errStale
+	}
+	h, err := fs.dirFd(n.where.parent)
+	if err != nil {
+		return err
+	}
+	defer h.release()
+	return fn(h.fd, n.where.name)
+}
+
+// dataFd returns a descriptor of the file's data: for reading, or for reading
+// and writing, which needs the file to be in the upper.
+func (fs *FS) dataFd(n *inode, write bool) (*fdHandle, error) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	slot, flags := &n.rd, unix.O_RDONLY
+	if write {
+		slot, flags = &n.rw, unix.O_RDWR
+	}
+	if h := fs.fds.peek(&n.rw); h != nil { // serves both
+		return h, nil
+	}
+	return fs.fds.get(slot, func() (fd int, err error) {
+		if write && !n.upper {
+			return -1, unix.EROFS
+		}
+		if n.orphan >= 0 {
+			return fsat.Reopen(n.orphan, flags)
+		}
+		if !n.upper {
+			return fs.lowers.open(n.low)
+		}
+		err = fs.withRealLocked(n, func(dirfd int, name string) (e error) {
+			fd, e = fsat.OpenRegular(dirfd, name, flags)
+			return e
+		})
+		return fd, err
+	})
+}
+
+// again runs fn until it does not report that what it looked at has moved.
+func again[T any](fn func() (T, error)) (T, error) {
+	for i := 0; ; i++ {
+		v, err := fn()
+		if err != errStale || i == 1000 {
+			return v, err
+		}
+		runtime.Gosched()
+	}
+}

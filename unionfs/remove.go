@@ -1,0 +1,166 @@
+package unionfs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+)
+
+// Unlink implements UNLINK.
+func (fs *FS) Unlink(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	return fs.remove("unlink", h.NodeId, name, false)
+}
+
+// Rmdir implements RMDIR.
+func (fs *FS) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	return fs.remove("rmdir", h.NodeId, name, true)
+}
+
+func (fs *FS) remove(op string, id uint64, name string, dir bool) fuse.Status {
+	p := fs.nodes.get(id)
+	if p == nil || !p.isDir() {
+		return fuse.Status(unix.ESTALE)
+	}
+	if fs.readOnly() {
+		return fuse.EROFS
+	}
+	_, err := again(func() (struct{}, error) { return struct{}{}, fs.removeName(p, name, dir) })
+	return fs.status(op, p, err)
+}
+
+func (fs *FS) removeName(p *inode, name string, dir bool) error {
+	n, err := fs.child(p, name)
+	if err != nil {
+		return err
+	}
+	defer fs.unref(n, 1)
+	switch {
+	case dir && !n.isDir():
+		return unix.ENOTDIR
+	case !dir && n.isDir():
+		return unix.EISDIR
+	}
+	c, err := fs.beginChange(p)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	f := p.dir.find(name, true)
+	if f.child != nil {
+		fs.unref(f.child, 1) // n is kept by the reference above
+	}
+	if f.child != n {
+		return errStale
+	}
+	if dir {
+		n.dir.opMu.Lock()
+		defer n.dir.opMu.Unlock()
+		if err := fs.load(n); err != nil {
+			return err
+		}
+		if !n.dir.empty() {
+			return unix.ENOTEMPTY
+		}
+	}
+	last, err := fs.removeReal(c, n, &f)
+	if err != nil {
+		return err
+	}
+	if last {
+		fs.unref(p, 1) // what the name pinned
+	}
+	return nil
+}
+
+// removeReal takes the name away in the upper and in memory. pinned reports
+// whether the object knew the name, and so whether it pinned the directory.
+func (fs *FS) removeReal(c *change, n *inode, f *found) (pinned bool, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	orphan, err := fs.openOrphan(n, c.h.fd, f.name)
+	if err != nil {
+		return false, err
+	}
+	white := f.needsWhiteout()
+	switch {
+	case !n.upper && white:
+		err = fs.work.WhiteoutAt(c.h.fd, f.name)
+	case !n.upper: // a marker hides it already: it was not visible
+		err = errStale
+	case n.isDir():
+		err = fs.removeUpperDir(c, f.name, white)
+	case white:
+		err = fs.whiteoutOver(c, f.name, 0)
+	default:
+		err = fsat.Unlink(c.h.fd, f.name)
+	}
+	if err != nil {
+		fsat.Close(orphan)
+		return false, err
+	}
+	if n.isDir() {
+		n.dir.dead = true
+		defer fs.fds.drop(&n.dir.fd)
+	}
+	pinned = fs.loseName(n, alias{c.p, f.name}, orphan)
+	c.p.dir.setGone(f.name, white)
+	return pinned, nil
+}
+
+// openOrphan opens what keeps an object of the upper reachable when its last
+// known name goes: the kernel still knows it, and somebody may have it open.
+// It returns -1 if that is not the case. Preconditions: n.mu is held.
+func (fs *FS) openOrphan(n *inode, dirfd int, name string) (fd int, err error) {
+	if !n.upper || n.orphan >= 0 || len(n.more) > 0 {
+		return -1, nil
+	}
+	return fsat.OpenName(dirfd, name, unix.O_PATH, 0)
+}
+
+// loseName forgets a name that is gone; orphan is from openOrphan and taken
+// over. It reports whether the name was known, and so pinned its directory.
+// Preconditions: n.mu is held exclusively.
+func (fs *FS) loseName(n *inode, a alias, orphan int) bool {
+	known := false
+	fs.renameMu.Lock()
+	known = n.dropAlias(a)
+	fs.renameMu.Unlock()
+	if n.where.parent == nil && n.orphan < 0 {
+		n.orphan = orphan
+	} else {
+		fsat.Close(orphan)
+	}
+	return known
+}
+
+// whiteoutOver replaces a name of the upper by a whiteout.
+func (fs *FS) whiteoutOver(c *change, name string, flags uint) error {
+	wh, err := fs.work.Whiteout()
+	if err != nil {
+		return err
+	}
+	err = fsat.Rename(fs.work.Fd(), wh, c.h.fd, name, flags)
+	if err != nil || flags&unix.RENAME_EXCHANGE != 0 {
+		fs.work.Remove(wh)
+	}
+	return err
+}
+
+// removeUpperDir takes away a directory of the upper that shows no name. It may
+// hold whiteouts.
+func (fs *FS) removeUpperDir(c *change, name string, white bool) error {
+	if white {
+		return fs.whiteoutOver(c, name, unix.RENAME_EXCHANGE)
+	}
+	err := fsat.Rmdir(c.h.fd, name)
+	if err != unix.ENOTEMPTY && err != unix.EEXIST {
+		return err
+	}
+	temp := fs.work.TempName()
+	if err := fsat.Rename(c.h.fd, name, fs.work.Fd(), temp, unix.RENAME_NOREPLACE); err != nil {
+		return err
+	}
+	fs.work.Remove(temp)
+	return nil
+}

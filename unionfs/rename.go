@@ -1,0 +1,367 @@
+package unionfs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow"
+	"github.com/plyfs/plyfs/cow/fsat"
+)
+
+// Rename implements RENAME and RENAME2. RENAME_WHITEOUT is refused as on kernel
+// overlayfs: whiteouts are ours to make.
+func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
+	from, to := fs.nodes.get(in.NodeId), fs.nodes.get(in.Newdir)
+	if from == nil || to == nil || !from.isDir() || !to.isDir() {
+		return fuse.Status(unix.ESTALE)
+	}
+	if fs.readOnly() {
+		return fuse.EROFS
+	}
+	if in.Flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
+		return fuse.EINVAL
+	}
+	if len(newName) > unix.NAME_MAX {
+		return fuse.Status(unix.ENAMETOOLONG)
+	}
+	_, err := again(func() (struct{}, error) {
+		return struct{}{}, fs.renameOnce(from, to, oldName, newName, uint(in.Flags))
+	})
+	return fs.status("rename", from, err)
+}
+
+// move is one rename under way.
+type move struct {
+	fs       *FS
+	from, to *change // the same object if within one directory
+	f, g     found   // the old and the new name
+	src, dst *inode  // dst nil: the new name is free
+	flags    uint
+
+	unpin []*inode // references to give back when no lock is held
+}
+
+func (m *move) exchange() bool { return m.flags&unix.RENAME_EXCHANGE != 0 }
+
+func (fs *FS) renameOnce(from, to *inode, oldName, newName string, flags uint) (err error) {
+	m := &move{fs: fs, flags: flags}
+	defer func() {
+		for _, n := range m.unpin {
+			fs.unref(n, 1)
+		}
+	}()
+	if m.src, err = fs.child(from, oldName); err != nil {
+		return err
+	}
+	m.unpin = append(m.unpin, m.src)
+	m.dst, err = fs.child(to, newName)
+	switch {
+	case err == nil:
+		m.unpin = append(m.unpin, m.dst)
+	case err != unix.ENOENT:
+		return err
+	case m.exchange():
+		return unix.ENOENT
+	}
+	if done, err := m.check(from, to); done || err != nil {
+		return err
+	}
+	if err := m.copyUp(from, to); err != nil {
+		return err
+	}
+	if err := m.lock(from, to); err != nil {
+		return err
+	}
+	defer m.unlock()
+	m.f, m.g = from.dir.find(oldName, true), to.dir.find(newName, true)
+	for _, f := range []*found{&m.f, &m.g} {
+		if f.child != nil {
+			m.unpin = append(m.unpin, f.child)
+		}
+	}
+	if m.f.child != m.src || m.g.child != m.dst || m.dst == nil && m.g.visible() {
+		return errStale
+	}
+	return m.run()
+}
+
+// check applies the rules of rename(2) that need no lock. done says that there
+// is nothing to do.
+func (m *move) check(from, to *inode) (done bool, err error) {
+	src, dst := m.src, m.dst
+	if dst != nil && m.flags&unix.RENAME_NOREPLACE != 0 {
+		return false, unix.EEXIST
+	}
+	if src == dst {
+		return true, nil
+	}
+	if dst != nil && !m.exchange() {
+		switch {
+		case dst == from || dst == to:
+			return false, unix.ENOTEMPTY
+		case src.isDir() && !dst.isDir():
+			return false, unix.ENOTDIR
+		case !src.isDir() && dst.isDir():
+			return false, unix.EISDIR
+		}
+	}
+	// A directory that the lowers have a part of cannot be moved: its other
+	// part would stay behind (kernel: ovl_can_move without redirect_dir).
+	for _, n := range []*inode{src, dst} {
+		if n != nil && n.isDir() && n.low != nil && (n == src || m.exchange()) {
+			return false, unix.EXDEV
+		}
+	}
+	return false, nil
+}
+
+// copyUp brings everything that takes part into the upper, before any
+// directory is locked: publishing a copy locks its directory.
+func (m *move) copyUp(from, to *inode) error {
+	for _, n := range []*inode{from, to, m.src} {
+		if err := m.fs.ensureUpper(n); err != nil {
+			return err
+		}
+	}
+	if m.exchange() {
+		return m.fs.ensureUpper(m.dst)
+	}
+	return nil
+}
+
+// lock makes both directories ready for change, the ancestor first, and the
+// directory that is to be replaced last.
+func (m *move) lock(from, to *inode) error {
+	if from == to {
+		c, err := m.fs.beginChange(from)
+		m.from, m.to = c, c
+		if err != nil {
+			return err
+		}
+	} else {
+		first, second := &m.from, &m.to
+		a, b := from, to
+		if m.fs.below(from, to) || !m.fs.below(to, from) && from.id > to.id {
+			a, b, first, second = to, from, second, first
+		}
+		var err error
+		if *first, err = m.fs.beginChange(a); err != nil {
+			*first = nil
+			return err
+		}
+		if *second, err = m.fs.beginChange(b); err != nil {
+			*second = nil
+			(*first).end()
+			*first = nil
+			return err
+		}
+	}
+	if m.replacesDir() {
+		m.dst.dir.opMu.Lock()
+	}
+	return nil
+}
+
+func (m *move) unlock() {
+	if m.replacesDir() {
+		m.dst.dir.opMu.Unlock()
+	}
+	m.from.end()
+	if m.to != m.from {
+		m.to.end()
+	}
+}
+
+func (m *move) replacesDir() bool { return m.dst != nil && m.dst.isDir() && !m.exchange() }
+
+// below reports whether n lies in the tree under dir.
+func (fs *FS) below(n, dir *inode) bool {
+	fs.renameMu.RLock()
+	defer fs.renameMu.RUnlock()
+	for n != nil && n != fs.root {
+		n = n.where.parent
+		if n == dir {
+			return true
+		}
+	}
+	return false
+}
+
+// run does the rename. Preconditions: lock has succeeded, names are as expected.
+func (m *move) run() error {
+	fs := m.fs
+	if m.replacesDir() {
+		if err := fs.load(m.dst); err != nil {
+			return err
+		}
+		if !m.dst.dir.empty() {
+			return unix.ENOTEMPTY
+		}
+		if err := m.clearTarget(); err != nil {
+			return err
+		}
+	}
+	// A directory that comes to lie over a lower one must not merge with it.
+	if m.src.isDir() && m.g.low != nil {
+		if err := m.setOpaque(m.from, m.f.name); err != nil {
+			return err
+		}
+	}
+	if m.exchange() && m.dst.isDir() && m.f.low != nil {
+		if err := m.setOpaque(m.to, m.g.name); err != nil {
+			return err
+		}
+	}
+	first, second := m.src, m.dst
+	if second != nil && second.id < first.id {
+		first, second = second, first
+	}
+	first.mu.Lock()
+	defer first.mu.Unlock()
+	if second != nil {
+		second.mu.Lock()
+		defer second.mu.Unlock()
+	}
+	orphan := -1
+	if m.dst != nil && !m.exchange() {
+		var err error
+		if orphan, err = fs.openOrphan(m.dst, m.to.h.fd, m.g.name); err != nil {
+			return err
+		}
+	}
+	if err := m.moveNames(); err != nil {
+		fsat.Close(orphan)
+		return err
+	}
+	m.record(orphan)
+	return nil
+}
+
+// moveNames renames in the upper and tells the objects their new places, in one
+// step for those who open directories by path.
+func (m *move) moveNames() error {
+	m.fs.renameMu.Lock()
+	defer m.fs.renameMu.Unlock()
+	if err := m.renameReal(); err != nil {
+		return err
+	}
+	from, to := m.from.p, m.to.p
+	was, is := alias{from, m.f.name}, alias{to, m.g.name}
+	if m.src.dropAlias(was) {
+		m.unpin = append(m.unpin, from)
+	}
+	m.src.addAlias(is)
+	to.refs.Add(1)
+	if m.exchange() {
+		if m.dst.dropAlias(is) {
+			m.unpin = append(m.unpin, to)
+		}
+		m.dst.addAlias(was)
+		from.refs.Add(1)
+	}
+	return nil
+}
+
+func (m *move) setOpaque(c *change, name string) error {
+	fd, err := fsat.OpenName(c.h.fd, name, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer fsat.Close(fd)
+	return m.fs.upper.dialect.SetOpaque(fd)
+}
+
+// clearTarget makes a directory that is to be replaced really empty: it may
+// hold whiteouts in the upper. An empty opaque one takes its place first, so
+// that it looks the same at every moment (kernel: ovl_clear_empty).
+func (m *move) clearTarget() error {
+	fs, dst := m.fs, m.dst
+	if !dst.inUpper() {
+		return nil
+	}
+	h, err := fs.dirFd(dst)
+	if err != nil {
+		return err
+	}
+	defer h.release()
+	bare := true
+	if err := fsat.ReadDirBeneath(h.fd, func(fsat.Dirent) error { bare = false; return nil }); err != nil || bare {
+		return err
+	}
+	var st unix.Stat_t
+	if err := fsat.Fstat(h.fd, &st); err != nil {
+		return err
+	}
+	attrs, err := fs.copyableXattrs(fs.upper.dialect, h.fd, "")
+	if err != nil {
+		return err
+	}
+	t, err := fs.work.Build(cow.Source{
+		Mode: st.Mode, Uid: int(st.Uid), Gid: int(st.Gid), Data: -1, Xattrs: append(attrs, fs.opaqueXattr()),
+		SetTimes: true, Atime: st.Atim, Mtime: st.Mtim,
+	})
+	if err != nil {
+		return err
+	}
+	defer t.Discard()
+	fs.fds.drop(&dst.dir.fd)
+	return t.Publish(m.to.h.fd, m.g.name, unix.RENAME_EXCHANGE)
+}
+
+// renameReal is the one system call that makes the change visible.
+func (m *move) renameReal() error {
+	fs := m.fs
+	old, name := m.from.h.fd, m.to.h.fd
+	if m.exchange() {
+		return fsat.Rename(old, m.f.name, name, m.g.name, unix.RENAME_EXCHANGE)
+	}
+	white := m.f.needsWhiteout()
+	if m.g.dev {
+		// A whiteout lies at the new name: swapping brings it where it may
+		// be needed, and replaces it by a directory too.
+		if err := fsat.Rename(old, m.f.name, name, m.g.name, unix.RENAME_EXCHANGE); err != nil {
+			return err
+		}
+		if !white {
+			// It hides nothing; should this fail it is only untidy.
+			_ = fsat.Unlink(old, m.f.name)
+		}
+		return nil
+	}
+	if !white {
+		return fsat.Rename(old, m.f.name, name, m.g.name, 0)
+	}
+	err := fsat.Rename(old, m.f.name, name, m.g.name, unix.RENAME_WHITEOUT)
+	if err != unix.EINVAL && err != unix.EPERM && err != unix.EOPNOTSUPP {
+		return err
+	}
+	// The file system has no RENAME_WHITEOUT. Between the two steps a crash
+	// leaves the old name showing the lower object.
+	if err := fsat.Rename(old, m.f.name, name, m.g.name, 0); err != nil {
+		return err
+	}
+	return fs.work.WhiteoutAt(old, m.f.name)
+}
+
+// record updates the names in memory; orphan is from openOrphan.
+// Preconditions: both objects' mu are held.
+func (m *move) record(orphan int) {
+	fs := m.fs
+	from, to := m.from.p, m.to.p
+	if m.exchange() {
+		from.dir.setUpper(m.f.name, m.dst, true)
+		to.dir.setUpper(m.g.name, m.src, true)
+		return
+	}
+	if m.dst != nil {
+		if fs.loseName(m.dst, alias{to, m.g.name}, orphan) {
+			m.unpin = append(m.unpin, to)
+		}
+		if m.dst.isDir() {
+			m.dst.dir.dead = true
+			fs.fds.drop(&m.dst.dir.fd)
+		}
+	}
+	from.dir.setGone(m.f.name, m.f.needsWhiteout())
+	to.dir.setUpper(m.g.name, m.src, m.g.visible())
+}

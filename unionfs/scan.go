@@ -1,0 +1,280 @@
+package unionfs
+
+import (
+	"errors"
+	"fmt"
+	"sort"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout/merge"
+)
+
+// scan is the lowerTree of live directories. A directory is read once, in every
+// layer that has it, when somebody first looks for a name in it; the merged
+// listing stays in memory.
+type scan struct {
+	layers   []*layer
+	fds      *fdCache
+	inos     *inoMap
+	top      *scanObj
+	nextSlot atomic.Uint64
+}
+
+// scanDir is one real directory of one layer.
+type scanDir struct {
+	layer *layer
+	path  string // relative to the layer's root
+	fd    fdSlot // O_PATH
+}
+
+// scanObj is one object of the merged tree. Immutable but for listing.
+type scanObj struct {
+	parent *scanList // nil for the root
+	name   string
+	id     uint64
+	inode  uint64
+	dtype  uint8
+	top    uint16   // index in parent.dirs of the layer that serves it
+	below  []uint16 // of a directory: further layers merged with it
+
+	listing atomic.Pointer[scanList] // of a directory, once read
+}
+
+// scanList is the merged listing of one directory. Immutable once published.
+type scanList struct {
+	dirs []*scanDir // the real directories, topmost first
+	objs []scanObj  // sorted by name
+}
+
+func (o *scanObj) slot() uint64 { return o.id }
+func (o *scanObj) ino() uint64  { return o.inode }
+func (o *scanObj) typ() uint8   { return o.dtype }
+
+func (l *scanList) length() int { return len(l.objs) }
+
+func (l *scanList) at(pos int) (string, lowerObj) { return l.objs[pos].name, &l.objs[pos] }
+
+func (l *scanList) find(name string) (int, bool) {
+	pos := sort.Search(len(l.objs), func(i int) bool { return l.objs[i].name >= name })
+	return pos, pos < len(l.objs) && l.objs[pos].name == name
+}
+
+const rootSlot = 1
+
+// newScan makes a tree of the layers, topmost first. It reads nothing yet.
+func newScan(layers []*layer, fds *fdCache, inos *inoMap) (*scan, error) {
+	s := &scan{layers: layers, fds: fds, inos: inos}
+	bottom := layers[len(layers)-1]
+	var st unix.Stat_t
+	if err := fsat.Fstat(bottom.root, &st); err != nil {
+		return nil, fmt.Errorf("stat layer %q: %w", bottom.path, err)
+	}
+	s.top = &scanObj{id: rootSlot, inode: inos.shown(st.Dev, st.Ino), dtype: unix.DT_DIR}
+	s.nextSlot.Store(rootSlot + 1)
+	return s, nil
+}
+
+func (s *scan) close() {
+	for _, l := range s.layers {
+		l.close()
+	}
+}
+
+func (s *scan) root() lowerObj { return s.top }
+
+// dirsOf returns the real directories that make up the merged directory o.
+func (s *scan) dirsOf(o *scanObj) []*scanDir {
+	if o.parent == nil {
+		dirs := make([]*scanDir, len(s.layers))
+		for i, l := range s.layers {
+			dirs[i] = &scanDir{layer: l}
+		}
+		return dirs
+	}
+	child := func(i uint16) *scanDir {
+		p := o.parent.dirs[i]
+		path := o.name
+		if p.path != "" {
+			path = p.path + "/" + o.name
+		}
+		return &scanDir{layer: p.layer, path: path}
+	}
+	dirs := make([]*scanDir, 0, 1+len(o.below))
+	dirs = append(dirs, child(o.top))
+	for _, i := range o.below {
+		dirs = append(dirs, child(i))
+	}
+	return dirs
+}
+
+func (s *scan) list(dir lowerObj) (lowerList, error) {
+	o := dir.(*scanObj)
+	if l := o.listing.Load(); l != nil {
+		return l, nil
+	}
+	l, err := s.read(o)
+	if err != nil {
+		return nil, err
+	}
+	// Two readers at once find the same names; slots differ, so the first
+	// to publish wins.
+	if !o.listing.CompareAndSwap(nil, l) {
+		for _, d := range l.dirs {
+			s.fds.drop(&d.fd)
+		}
+	}
+	return o.listing.Load(), nil
+}
+
+func (s *scan) read(o *scanObj) (*scanList, error) {
+	list := &scanList{dirs: s.dirsOf(o)}
+	entries := make([][]layerEntry, 0, len(list.dirs))
+	listings := make([]merge.Listing, 0, len(list.dirs))
+	origin := make([][]int32, 0, len(list.dirs)) // merge entry -> layer entry
+	for _, d := range list.dirs {
+		es, opaque, err := s.readLayer(d)
+		if err != nil {
+			return nil, fmt.Errorf("read directory %q of layer %q: %w", d.path, d.layer.path, err)
+		}
+		ml := merge.Listing{Opaque: opaque, Entries: make([]merge.Entry, 0, len(es))}
+		var from []int32
+		for i, e := range es {
+			if e.object {
+				k := merge.Other
+				if e.typ == unix.DT_DIR {
+					k = merge.Dir
+				}
+				ml.Entries = append(ml.Entries, merge.Entry{Name: e.name, Kind: k})
+				from = append(from, int32(i))
+			}
+			if e.whiteout {
+				ml.Entries = append(ml.Entries, merge.Entry{Name: e.name, Kind: merge.Whiteout})
+				from = append(from, int32(i))
+			}
+		}
+		entries, listings, origin = append(entries, es), append(listings, ml), append(origin, from)
+		if opaque {
+			break
+		}
+	}
+	list.dirs = list.dirs[:len(listings)]
+	merged := merge.Merge(listings)
+	list.objs = make([]scanObj, len(merged))
+	first := s.nextSlot.Add(uint64(len(merged))) - uint64(len(merged))
+	for i, m := range merged {
+		last := m.Refs[len(m.Refs)-1]
+		e := func(r merge.Ref) *layerEntry { return &entries[r.Listing][origin[r.Listing][r.Entry]] }
+		obj := &list.objs[i]
+		obj.parent, obj.name, obj.id = list, m.Name, first+uint64(i)
+		obj.dtype, obj.top = e(m.Refs[0]).typ, uint16(m.Refs[0].Listing)
+		// A directory is numbered after its lowest part, which no copy-up
+		// and no added layer changes.
+		obj.inode = s.inos.shown(list.dirs[last.Listing].layer.dev, e(last).ino)
+		for _, r := range m.Refs[1:] {
+			obj.below = append(obj.below, uint16(r.Listing))
+		}
+	}
+	return list, nil
+}
+
+func (s *scan) readLayer(d *scanDir) ([]layerEntry, bool, error) {
+	h, err := s.dirFd(d)
+	if err != nil {
+		return nil, false, err
+	}
+	defer h.release()
+	return d.layer.readDir(h.fd)
+}
+
+func (s *scan) dirFd(d *scanDir) (*fdHandle, error) {
+	if d.path == "" {
+		return borrowed(d.layer.root), nil
+	}
+	return s.fds.get(&d.fd, func() (int, error) {
+		return fsat.OpenBeneath(d.layer.root, d.path, unix.O_PATH|unix.O_DIRECTORY)
+	})
+}
+
+func (s *scan) with(obj lowerObj, fn func(dirfd int, name string) error) error {
+	o := obj.(*scanObj)
+	if o.parent == nil {
+		return fn(s.layers[0].root, "")
+	}
+	h, err := s.dirFd(o.parent.dirs[o.top])
+	if err != nil {
+		return err
+	}
+	defer h.release()
+	return fn(h.fd, o.name)
+}
+
+func (s *scan) stat(o lowerObj, st *unix.Stat_t) error {
+	return s.with(o, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, st) })
+}
+
+func (s *scan) open(o lowerObj) (fd int, err error) {
+	err = s.with(o, func(dirfd int, name string) (e error) {
+		fd, e = fsat.OpenRegular(dirfd, name, unix.O_RDONLY|unix.O_NOATIME)
+		if e == unix.EPERM { // O_NOATIME is for owners and root
+			fd, e = fsat.OpenRegular(dirfd, name, unix.O_RDONLY)
+		}
+		return e
+	})
+	return fd, err
+}
+
+func (s *scan) layer(obj lowerObj) *layer {
+	o := obj.(*scanObj)
+	if o.parent == nil {
+		return s.layers[0]
+	}
+	return o.parent.dirs[o.top].layer
+}
+
+func (s *scan) merged(obj lowerObj) bool {
+	o := obj.(*scanObj)
+	if o.parent == nil {
+		return len(s.layers) > 1
+	}
+	return len(o.below) > 0
+}
+
+// inoMap makes one space of inode numbers out of those of several file
+// systems. The first device seen keeps its numbers; others get their index in
+// the top 16 bits, or a hash where the number itself is that large.
+type inoMap struct {
+	mu   sync.RWMutex
+	devs map[uint64]uint64 // guarded by mu
+}
+
+func newInoMap() *inoMap { return &inoMap{devs: make(map[uint64]uint64)} }
+
+func (m *inoMap) shown(dev, ino uint64) uint64 {
+	const shift = 48
+	m.mu.RLock()
+	idx, ok := m.devs[dev]
+	m.mu.RUnlock()
+	if !ok {
+		m.mu.Lock()
+		if idx, ok = m.devs[dev]; !ok {
+			idx = uint64(len(m.devs))
+			m.devs[dev] = idx
+		}
+		m.mu.Unlock()
+	}
+	if idx == 0 {
+		return ino
+	}
+	if ino>>shift != 0 {
+		ino = (ino * 0x9e3779b97f4a7c15) >> (64 - shift)
+	}
+	return ino | idx<<shift
+}
+
+// errStale says that an object is no longer where it was; the caller looks
+// again.
+var errStale = errors.New("object moved")

@@ -1,0 +1,130 @@
+package unionfs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+)
+
+// SetAttr implements SETATTR.
+func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n := fs.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if err := fs.setAttr(n, &in.SetAttrInCommon); err != nil {
+		return fs.status("setattr", n, err)
+	}
+	if err := fs.attr(n, &out.Attr); err != nil {
+		return fs.status("setattr", n, err)
+	}
+	out.SetTimeout(forever)
+	return fuse.OK
+}
+
+func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
+	if size, ok := in.GetSize(); ok {
+		if err := fs.truncate(n, int64(size)); err != nil {
+			return err
+		}
+	} else if err := fs.ensureUpper(n); err != nil {
+		return err
+	}
+	const anyAttr = fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_SIZE |
+		fuse.FATTR_ATIME | fuse.FATTR_MTIME | fuse.FATTR_ATIME_NOW | fuse.FATTR_MTIME_NOW
+	// A request to set nothing is how the kernel asks to take privileges
+	// away before a write (FUSE_HANDLE_KILLPRIV_V2).
+	kill := in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || in.Valid&anyAttr == 0
+	return fs.withReal(n, func(dirfd int, name string) error {
+		if uid, gid, ok := ownerOf(in); ok {
+			if err := fsat.Chown(dirfd, name, uid, gid); err != nil {
+				return err
+			}
+		}
+		if mode, ok := in.GetMode(); ok {
+			if err := fsat.Chmod(dirfd, name, mode); err != nil {
+				return err
+			}
+		}
+		if kill {
+			if err := killPrivileges(dirfd, name); err != nil {
+				return err
+			}
+		}
+		if ts, ok := timesOf(in); ok {
+			return fsat.Utimes(dirfd, name, ts)
+		}
+		return nil
+	})
+}
+
+// truncate sets the size of a file; of a lower one only what remains is copied.
+func (fs *FS) truncate(n *inode, size int64) error {
+	if n.isDir() {
+		return unix.EISDIR
+	}
+	if err := fs.ensureUpperData(n, size); err != nil {
+		return err
+	}
+	h, err := fs.dataFd(n, true)
+	if err != nil {
+		return err
+	}
+	defer h.release()
+	return unix.Ftruncate(h.fd, size)
+}
+
+func ownerOf(in *fuse.SetAttrInCommon) (uid, gid int, ok bool) {
+	uid, gid = -1, -1
+	if v, set := in.GetUID(); set {
+		uid, ok = int(v), true
+	}
+	if v, set := in.GetGID(); set {
+		gid, ok = int(v), true
+	}
+	return uid, gid, ok
+}
+
+func timesOf(in *fuse.SetAttrInCommon) (ts [2]unix.Timespec, ok bool) {
+	one := func(set, now uint32, sec uint64, nsec uint32) unix.Timespec {
+		switch {
+		case in.Valid&now != 0:
+			ok = true
+			return unix.Timespec{Nsec: unix.UTIME_NOW}
+		case in.Valid&set != 0:
+			ok = true
+			return unix.Timespec{Sec: int64(sec), Nsec: int64(nsec)}
+		}
+		return unix.Timespec{Nsec: unix.UTIME_OMIT}
+	}
+	ts[0] = one(fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec)
+	ts[1] = one(fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec)
+	return ts, ok
+}
+
+// killPrivileges removes setuid, setgid (where it is not mandatory locking, i.e.
+// with group execute: kernel setattr_should_drop_suidgid) and capabilities.
+func killPrivileges(dirfd int, name string) error {
+	var st unix.Stat_t
+	if err := fsat.Stat(dirfd, name, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil
+	}
+	bits := uint32(unix.S_ISUID)
+	if st.Mode&unix.S_IXGRP != 0 {
+		bits |= unix.S_ISGID
+	}
+	if st.Mode&bits != 0 {
+		if err := fsat.Chmod(dirfd, name, st.Mode&^bits&0o7777); err != nil {
+			return err
+		}
+	}
+	err := fsat.Removexattr(dirfd, name, "security.capability")
+	if err == unix.ENODATA || err == unix.EOPNOTSUPP {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,177 @@
+package unionfs
+
+import (
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow"
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout"
+)
+
+// dialectLocked is the dialect of the layer that n lives in. Preconditions:
+// n.mu is held.
+func (fs *FS) dialectLocked(n *inode) whiteout.Dialect {
+	if n.upper {
+		return fs.upper.dialect
+	}
+	return fs.lowers.layer(n.low).dialect
+}
+
+// GetXAttr implements GETXATTR.
+func (fs *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
+	n := fs.nodes.get(h.NodeId)
+	if n == nil {
+		return 0, fuse.Status(unix.ESTALE)
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	disk := fs.dialectLocked(n).ToDisk(attr)
+	var size int
+	err := fs.withRealLocked(n, func(dirfd int, name string) (e error) {
+		size, e = fsat.Getxattr(dirfd, name, disk, dest)
+		return e
+	})
+	return uint32(size), fs.status("getxattr", n, err)
+}
+
+// ListXAttr implements LISTXATTR.
+func (fs *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	n := fs.nodes.get(h.NodeId)
+	if n == nil {
+		return 0, fuse.Status(unix.ESTALE)
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	var names []string
+	err := fs.withRealLocked(n, func(dirfd int, name string) (e error) {
+		names, e = fsat.Listxattr(dirfd, name)
+		return e
+	})
+	if err != nil {
+		return 0, fs.status("listxattr", n, err)
+	}
+	var list []byte
+	trusted := -1
+	for _, disk := range names {
+		name, visible := fs.dialectLocked(n).FromDisk(disk)
+		if !visible {
+			continue
+		}
+		if strings.HasPrefix(name, "trusted.") {
+			// The kernel filters these for its own file systems
+			// (xattr(7)); for FUSE it leaves that to the server.
+			if trusted < 0 {
+				trusted = 0
+				if callerIsAdmin(h) {
+					trusted = 1
+				}
+			}
+			if trusted == 0 {
+				continue
+			}
+		}
+		list = append(append(list, name...), 0)
+	}
+	if len(dest) > 0 && len(list) > len(dest) {
+		return 0, fuse.ERANGE
+	}
+	copy(dest, list)
+	return uint32(len(list)), fuse.OK
+}
+
+// callerIsAdmin reports whether the calling process has CAP_SYS_ADMIN.
+func callerIsAdmin(h *fuse.InHeader) bool {
+	if h.Uid != 0 {
+		return false
+	}
+	b, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(h.Pid), 10) + "/status")
+	if err != nil {
+		return true // in another pid namespace, or gone: go by the user id
+	}
+	_, rest, found := strings.Cut(string(b), "\nCapEff:\t")
+	if !found {
+		return true
+	}
+	hex, _, _ := strings.Cut(rest, "\n")
+	caps, err := strconv.ParseUint(hex, 16, 64)
+	return err != nil || caps&(1<<unix.CAP_SYS_ADMIN) != 0
+}
+
+// SetXAttr implements SETXATTR.
+func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
+	return fs.changeXAttr(in.NodeId, "setxattr", attr, func(dirfd int, name, disk string) error {
+		err := fsat.Setxattr(dirfd, name, disk, data, int(in.Flags))
+		if err == nil && attr == aclAccess && in.SetXAttrFlags&setxattrACLKillSgid != 0 {
+			err = clearBits(dirfd, name, unix.S_ISGID)
+		}
+		return err
+	})
+}
+
+// RemoveXAttr implements REMOVEXATTR.
+func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse.Status {
+	return fs.changeXAttr(h.NodeId, "removexattr", attr, func(dirfd int, name, disk string) error {
+		return fsat.Removexattr(dirfd, name, disk)
+	})
+}
+
+// setxattrACLKillSgid is FUSE_SETXATTR_ACL_KILL_SGID.
+const setxattrACLKillSgid = 1
+
+func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, disk string) error) fuse.Status {
+	n := fs.nodes.get(id)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if err := fs.ensureUpper(n); err != nil {
+		return fs.status(op, n, err)
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.isDir() && attr == aclDefault {
+		defer n.dir.acl.Store(aclUnknown)
+	}
+	disk := fs.upper.dialect.ToDisk(attr)
+	return fs.status(op, n, fs.withRealLocked(n, func(dirfd int, name string) error { return fn(dirfd, name, disk) }))
+}
+
+// clearBits removes permission bits from an object.
+func clearBits(dirfd int, name string, bits uint32) error {
+	var st unix.Stat_t
+	if err := fsat.Stat(dirfd, name, &st); err != nil {
+		return err
+	}
+	if st.Mode&bits == 0 {
+		return nil
+	}
+	return fsat.Chmod(dirfd, name, st.Mode&^bits&0o7777)
+}
+
+// copyableXattrs reads the attributes that a copy in the upper must have.
+func (fs *FS) copyableXattrs(from whiteout.Dialect, dirfd int, name string) ([]cow.Xattr, error) {
+	names, err := fsat.Listxattr(dirfd, name)
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	attrs := make([]cow.Xattr, 0, len(names))
+	for _, disk := range names {
+		user, visible := from.FromDisk(disk)
+		if !visible {
+			continue
+		}
+		v, err := fsat.GetxattrValue(dirfd, name, disk)
+		if err == unix.ENODATA {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		attrs = append(attrs, cow.Xattr{Name: fs.upper.dialect.ToDisk(user), Value: v})
+	}
+	return attrs, nil
+}
