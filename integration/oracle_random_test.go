@@ -2,7 +2,9 @@ package integration
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -39,17 +41,22 @@ func randomRuns(t *testing.T, d time.Duration) {
 	}
 	t.Logf("first seed %d", seed)
 	runs, operations, failures := 0, 0, 0
+	stats := make(map[string]map[string]int)
 	for end := time.Now().Add(d); time.Now().Before(end) && failures < 5; seed++ {
 		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			tr := randomTrial(t, seed)
-			runs, operations = runs+1, operations+len(tr.Ops)
+			tr.Stats = stats
 			runTrial(t, tr, fmt.Sprint(seed))
+			runs, operations = runs+1, operations+len(tr.Ops)
 		})
 		if !ok {
 			failures++
 		}
 	}
 	t.Logf("%d runs, %d operations, %d failed", runs, operations, failures)
+	for _, op := range slices.Sorted(maps.Keys(stats)) {
+		t.Logf("%-12s %v", op, stats[op])
+	}
 }
 
 func randomTrial(t *testing.T, seed int64) *oracle.Trial {
@@ -59,7 +66,7 @@ func randomTrial(t *testing.T, seed int64) *oracle.Trial {
 		tr.Where = base // a file system on disk
 	}
 	tr.Recipe = oracle.GenRecipe(seed, o)
-	tr.Ops = oracle.GenOps(seed, tr.Recipe, o)
+	tr.Gen = oracle.NewGenerator(seed, o)
 	return tr
 }
 

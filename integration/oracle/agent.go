@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,7 +28,7 @@ type agent struct {
 	fds     [slots]int // -1: free
 	written [slots]bool
 	users   []chan func()
-	home    []int // descriptor of each user's starting directory
+	ghosts  []string // names without an object, in the listings of the running operation
 }
 
 // RunAgent executes the operations that arrive on standard input as JSON, one
@@ -132,10 +133,36 @@ func (a *agent) do(op Op) (res Result) {
 				done <- Result{Err: "FAULT", Out: fmt.Sprint(p)}
 			}
 		}()
+		a.ghosts = nil
 		out, err := f(a, op)
-		done <- Result{Err: errName(err), Out: out}
+		done <- Result{Err: errName(err), Out: out, Ghosts: strings.Join(a.ghosts, " ")}
 	}
 	return <-done
+}
+
+// exists drops names from a listing that lstat, as root, does not know, and
+// remembers them.
+func (a *agent) exists(op Op, fd int, ents []dirent) []dirent {
+	var known []dirent
+	check := func() {
+		for _, e := range ents {
+			var st unix.Stat_t
+			err := unix.Fstatat(fd, e.name, &st, unix.AT_SYMLINK_NOFOLLOW)
+			if errors.Is(err, unix.ENOENT) {
+				a.ghosts = append(a.ghosts, Name(e.name).String())
+				continue
+			}
+			known = append(known, e)
+		}
+	}
+	if op.User == 0 {
+		check()
+		return known
+	}
+	done := make(chan struct{})
+	a.users[0] <- func() { check(); close(done) }
+	<-done
+	return known
 }
 
 // errName is what an error is compared by.

@@ -79,6 +79,7 @@ func init() {
 		"cat":       opCat,       // [Path] content of a file
 		"put":       opPut,       // [Path Text | Len+Seed Flags Mode] whole file
 		"snapshot":  opSnapshot,  // [Path] the tree below
+		"paths":     opPaths,     // everything that exists: type and path
 		"rlimit":    opRlimit,    // [Len] RLIMIT_FSIZE
 		"exec":      opExec,      // [Path] starts a program that waits
 		"killexec":  opKillExec,  // ends it

@@ -95,7 +95,7 @@ func opReaddir(a *agent, op Op) (string, error) {
 	}
 	defer unix.Close(fd)
 	ents, err := listing(fd)
-	return showListing(ents), err
+	return showListing(a.exists(op, fd, ents)), err
 }
 
 func opCount(a *agent, op Op) (string, error) {
@@ -126,7 +126,7 @@ func opReaddirFD(a *agent, op Op) (string, error) {
 		}
 	}
 	ents, err := listing(fd)
-	return showListing(ents), err
+	return showListing(a.exists(op, fd, ents)), err
 }
 
 // opDirSeek reads a directory through small buffers, then goes back to each
@@ -167,7 +167,7 @@ func opDirSeek(a *agent, op Op) (string, error) {
 			return fmt.Sprintf("after cookie %d of %d comes %v, not %q", i, len(all), names(rest), all[i+1].name), nil
 		}
 	}
-	return showListing(all), nil
+	return showListing(a.exists(op, fd, all)), nil
 }
 
 func names(ents []dirent) []string {

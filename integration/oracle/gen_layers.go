@@ -3,7 +3,6 @@ package oracle
 import (
 	"fmt"
 	"math/rand/v2"
-	"sort"
 	"strings"
 )
 
@@ -38,6 +37,8 @@ type gen struct {
 	o     GenOptions
 	dirs  []Name // paths that are probably directories
 	names []Name // paths that probably exist
+	files []Name // regular files among them
+	open  [slots]bool
 }
 
 func newGen(seed int64, stream uint64, o GenOptions) *gen {
@@ -233,27 +234,69 @@ func join(d, n Name) Name {
 	return d + "/" + n
 }
 
-// known fills the generator with the paths of a recipe.
-func (g *gen) known(r Recipe) {
-	dirs := map[Name]bool{"": true}
-	names := map[Name]bool{}
-	for _, l := range append(append([]Layer(nil), r.Lowers...), r.Upper) {
-		for _, e := range l.Entries {
-			if e.Path == "" {
-				continue
-			}
-			names[e.Path] = true
-			if e.Kind == Dir || e.Kind == Opaque {
-				dirs[e.Path] = true
-			}
+// paths are at most this many operations old.
+const refresh = 15
+
+// Generator makes operations one by one. It is told what exists and which
+// operations worked, so that most of its operations have something to work on;
+// what it makes is nevertheless a plain list that can be replayed.
+type Generator struct {
+	g    *gen
+	left int
+}
+
+// NewGenerator makes o.Ops operations from a seed.
+func NewGenerator(seed int64, o GenOptions) *Generator {
+	if o.Ops == 0 {
+		o.Ops = 300
+	}
+	return &Generator{g: newGen(seed, 2, o), left: o.Ops}
+}
+
+// WantsPaths says whether it is time to call SetPaths.
+func (n *Generator) WantsPaths() bool { return n.left%refresh == 0 || len(n.g.dirs) == 0 }
+
+// SetPaths takes the answer to the operation "paths".
+func (n *Generator) SetPaths(out string) {
+	g := n.g
+	g.dirs, g.names, g.files = []Name{""}, nil, nil
+	for line := range strings.Lines(out) {
+		typ, quoted, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		p, err := unquoteName(quoted)
+		if err != nil || p == "" {
+			continue
+		}
+		g.names = append(g.names, p)
+		switch typ {
+		case "dir":
+			g.dirs = append(g.dirs, p)
+		case "file":
+			g.files = append(g.files, p)
 		}
 	}
-	for n := range names {
-		g.names = append(g.names, n)
+}
+
+// Next makes an operation, or reports that there are no more.
+func (n *Generator) Next() (Op, bool) {
+	if n.left == 0 {
+		return Op{}, false
 	}
-	for d := range dirs {
-		g.dirs = append(g.dirs, d)
+	n.left--
+	op := n.g.op()
+	if !n.g.o.Unprivileged && n.g.chance(30) {
+		op.User = 1 + n.g.IntN(2)
 	}
-	sort.Slice(g.names, func(i, j int) bool { return g.names[i] < g.names[j] })
-	sort.Slice(g.dirs, func(i, j int) bool { return g.dirs[i] < g.dirs[j] })
+	return op, true
+}
+
+// Observe tells how an operation ended on the kernel.
+func (n *Generator) Observe(op Op, r Result) {
+	switch op.Op {
+	case "open":
+		if r.Err == "" {
+			n.g.open[op.FD] = true
+		}
+	case "close":
+		n.g.open[op.FD] = false
+	}
 }

@@ -7,30 +7,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// GenOps makes random operations for a recipe.
-func GenOps(seed int64, r Recipe, o GenOptions) []Op {
-	if o.Ops == 0 {
-		o.Ops = 300
-	}
-	g := newGen(seed, 2, o)
-	g.known(r)
-	out := make([]Op, 0, o.Ops)
-	for range o.Ops {
-		op := g.op()
-		if !o.Unprivileged && g.chance(30) {
-			op.User = 1 + g.IntN(2)
-		}
-		out = append(out, op)
-	}
-	return out
-}
-
 // path is one that exists, with luck.
 func (g *gen) path() Name {
-	if len(g.names) > 0 && g.chance(75) {
+	switch k := g.IntN(100); {
+	case k < 30 && len(g.files) > 0:
+		return pick(g, g.files)
+	case k < 88 && len(g.names) > 0:
 		return pick(g, g.names)
+	case k < 97:
+		return join(pick(g, g.dirs), g.name())
 	}
-	return join(pick(g, g.dirs), g.name())
+	return join(join(pick(g, g.dirs), g.name()), g.name())
+}
+
+// file is one that is a regular file, with more luck.
+func (g *gen) file() Name {
+	if len(g.files) > 0 && g.chance(80) {
+		return pick(g, g.files)
+	}
+	return g.path()
 }
 
 func (g *gen) dir() Name {
@@ -50,7 +45,17 @@ func (g *gen) fresh() Name {
 	return p
 }
 
-func (g *gen) slot() int { return g.IntN(6) }
+// slot is one that is open, mostly.
+func (g *gen) slot() int {
+	n := g.IntN(6)
+	for range 6 {
+		if g.open[n] || g.chance(3) {
+			return n
+		}
+		n = (n + 1) % 6
+	}
+	return n
+}
 
 func (g *gen) perms() uint32 {
 	return pick(g, []uint32{0o644, 0o666, 0o600, 0o755, 0o777, 0o4755, 0o2755, 0o2644, 0o400, 0o000, 0o1777})
@@ -113,6 +118,7 @@ func (g *gen) fileOp() Op {
 	seed := g.Int64N(1e6)
 	switch g.IntN(30) {
 	case 0, 1, 2, 3, 4, 5, 6:
+		fd := g.IntN(6)
 		if g.chance(8) {
 			return Op{Op: "open", FD: fd, Path: g.dir(), Flags: "RDWR|TMPFILE", Mode: g.perms()}
 		}
@@ -123,7 +129,7 @@ func (g *gen) fileOp() Op {
 			return Op{Op: "open", FD: fd, Path: g.path(), Flags: "PATH|NOFOLLOW"}
 		}
 		f := g.openFlags()
-		p := g.path()
+		p := g.file()
 		if strings.Contains(f, "CREAT") {
 			p = g.fresh()
 		}
@@ -179,7 +185,7 @@ func (g *gen) nameOp() Op {
 		return Op{Op: "mkdir", Path: p, Mode: pick(g, dirModes)}
 	case 2, 3:
 		return Op{Op: "rmdir", Path: g.dir()}
-	case 4, 5, 6, 7:
+	case 4, 5, 6:
 		return Op{Op: "unlink", Path: g.path()}
 	case 8:
 		types := []uint32{unix.S_IFIFO, unix.S_IFSOCK, unix.S_IFREG}
@@ -193,8 +199,8 @@ func (g *gen) nameOp() Op {
 	case 9:
 		return Op{Op: "symlink", Path: g.fresh(), To: g.target()}
 	case 10, 11:
-		return Op{Op: "link", Path: g.path(), To: g.fresh(), Flags: pick(g, []string{"", "", "FOLLOW"})}
-	case 12, 13, 14, 15, 16:
+		return Op{Op: "link", Path: g.file(), To: g.fresh(), Flags: pick(g, []string{"", "", "FOLLOW"})}
+	case 7, 12, 13, 14, 15, 16:
 		to := g.fresh()
 		if g.chance(30) {
 			g.dirs = append(g.dirs, to)
@@ -235,9 +241,9 @@ func (g *gen) metaOp() Op {
 	case 10, 11:
 		return Op{Op: "utimens", Path: p, Atime: g.time(), Mtime: g.time(), Flags: g.follow()}
 	case 12:
-		return Op{Op: "truncate", Path: p, Len: pick(g, sizes)}
+		return Op{Op: "truncate", Path: g.file(), Len: pick(g, sizes)}
 	case 13, 14:
-		return Op{Op: "cat", Path: p}
+		return Op{Op: "cat", Path: g.file()}
 	case 15, 16:
 		name, value := g.xattr(g.chance(40))
 		flags := pick(g, []string{"", "", "XCREATE", "XREPLACE"})
@@ -264,7 +270,7 @@ func (g *gen) metaOp() Op {
 	case 20, 21:
 		return Op{Op: "listxattr", Path: p, Flags: g.follow()}
 	case 22:
-		return Op{Op: "cat", Path: p}
+		return Op{Op: "cat", Path: g.file()}
 	default:
 		return Op{Op: "put", Path: p, Text: fmt.Sprint("text ", g.IntN(1000)), Flags: pick(g, []string{"CREAT|TRUNC", "TRUNC", "APPEND", "CREAT|EXCL"})}
 	}

@@ -39,11 +39,16 @@ type Op struct {
 type Result struct {
 	Err string `json:"err,omitempty"` // name of the errno; empty for success
 	Out string `json:"out,omitempty"`
+	// Ghosts are names that a listing showed and lstat does not know. The
+	// kernel has them, see Accepted; nobody else may.
+	Ghosts string `json:"ghosts,omitempty"`
 }
 
 // String is for messages.
 func (r Result) String() string {
 	switch {
+	case r.Ghosts != "":
+		return r.Out + " and names that do not exist: " + r.Ghosts
 	case r.Err != "" && r.Out != "":
 		return r.Err + ": " + r.Out
 	case r.Err != "":

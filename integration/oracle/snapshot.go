@@ -11,12 +11,14 @@ import (
 // opSnapshot writes the tree below a path as sorted lines, one a name. Errors
 // are part of the lines, so that one unreadable file does not hide the rest.
 func opSnapshot(a *agent, op Op) (string, error) {
-	s := &snapshot{groups: make(map[[2]uint64]string)}
+	s := &snapshot{a: a, op: op, groups: make(map[[2]uint64]string)}
 	s.walk(op.path(), "")
 	return strings.Join(s.lines, "\n"), nil
 }
 
 type snapshot struct {
+	a      *agent
+	op     Op
 	lines  []string
 	groups map[[2]uint64]string // (dev, ino) to the first name
 }
@@ -92,6 +94,7 @@ func (s *snapshot) dir(path, rel string) {
 		return
 	}
 	ents, err := listing(fd)
+	ents = s.a.exists(s.op, fd, ents)
 	_ = unix.Close(fd) // only read
 	if err != nil {
 		s.lines = append(s.lines, Name(rel).String()+" readdir: "+errName(err))
@@ -112,6 +115,34 @@ func (s *snapshot) dir(path, rel string) {
 		}
 		s.walk(strings.TrimSuffix(path, "/")+"/"+e.name, child)
 	}
+}
+
+// opPaths lists what exists, for the generator.
+func opPaths(a *agent, op Op) (string, error) {
+	var b strings.Builder
+	var walk func(dir string, depth int)
+	walk = func(dir string, depth int) {
+		fd, err := unix.Open("/"+dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return
+		}
+		ents, _ := listing(fd) // an error shows in the comparison
+		ents = a.exists(op, fd, ents)
+		_ = unix.Close(fd) // only read
+		sort.Slice(ents, func(i, j int) bool { return ents[i].name < ents[j].name })
+		for _, e := range ents {
+			if e.name == "." || e.name == ".." {
+				continue
+			}
+			p := string(join(Name(dir), Name(e.name)))
+			fmt.Fprintf(&b, "%s %s\n", direntTypes[e.typ], Name(p))
+			if e.typ == unix.DT_DIR && depth < 8 {
+				walk(p, depth+1)
+			}
+		}
+	}
+	walk("", 0)
+	return b.String(), nil
 }
 
 // DiffLines returns the lines that only one of two snapshots has, marked - for

@@ -16,6 +16,9 @@ type Trial struct {
 	Seed   int64  `json:"seed"`
 	Recipe Recipe `json:"recipe"`
 	Ops    []Op   `json:"-"`
+	// Gen, if not nil, makes operations while the trial runs and appends
+	// them to Ops.
+	Gen *Generator `json:"-"`
 	// Dialect of the mounts, "" or "userxattr".
 	Dialect string `json:"dialect,omitempty"`
 	// Convert writes the subject's lowers in another dialect than the
@@ -35,6 +38,8 @@ type Trial struct {
 	Subject harness.Mounter `json:"-"`
 	Users   int             `json:"-"` // 0: all
 	Limit   time.Duration   `json:"-"` // per operation; 0: one minute
+	// Stats, if not nil, counts operation → errno of the model.
+	Stats map[string]map[string]int `json:"-"`
 }
 
 // Diff is one thing in which the sides differ.
@@ -240,7 +245,16 @@ func (s *side) do(op Op) (Result, error) {
 const maxDiffs = 20
 
 func (t *Trial) compareOps(model, subject *side) (diffs []Diff, err error) {
-	for i, op := range t.Ops {
+	for i := 0; ; i++ {
+		if t.Gen != nil {
+			if err := t.generate(model); err != nil {
+				return diffs, err
+			}
+		}
+		if i >= len(t.Ops) {
+			return diffs, nil
+		}
+		op := t.Ops[i]
 		want, err := model.do(op)
 		if err != nil {
 			return diffs, fmt.Errorf("op %d: %w", i, err)
@@ -249,43 +263,88 @@ func (t *Trial) compareOps(model, subject *side) (diffs []Diff, err error) {
 		if err != nil {
 			return diffs, fmt.Errorf("op %d: %w", i, err)
 		}
-		if want != got {
-			d := Diff{Step: fmt.Sprintf("op %d", i), What: op.String(), Model: want.String(), Subject: got.String()}
-			if strings.Contains(want.Out, "\n") {
-				d.Lines = DiffLines(want.Out, got.Out)
-			}
+		t.count(op, want)
+		if d, ok := t.differ(op, want, got); ok {
+			d.Step = fmt.Sprintf("op %d", i)
 			diffs = append(diffs, d)
 			if len(diffs) >= maxDiffs {
 				return diffs, nil
 			}
 		}
+		if t.Gen != nil {
+			t.Gen.Observe(op, want)
+		}
 	}
-	return diffs, nil
 }
 
-// compareTrees takes a snapshot on both sides.
-func (t *Trial) compareTrees(step string, model, subject *side) (string, []Diff, error) {
-	want, err := model.do(Op{Op: "snapshot"})
-	if err != nil {
-		return "", nil, fmt.Errorf("%s: %w", step, err)
+// generate appends the next operation to Ops.
+func (t *Trial) generate(model *side) error {
+	if t.Gen.WantsPaths() {
+		r, err := model.do(Op{Op: "paths"})
+		if err != nil {
+			return err
+		}
+		t.Gen.SetPaths(r.Out)
 	}
-	got, err := subject.do(Op{Op: "snapshot"})
-	if err != nil {
-		return "", nil, fmt.Errorf("%s: %w", step, err)
-	}
-	return want.Out, diffTrees(step, want.Out, got.Out), nil
-}
-
-func diffTrees(step, want, got string) []Diff {
-	if lines := DiffLines(want, got); len(lines) > 0 {
-		return []Diff{{Step: step, Lines: lines}}
+	if op, ok := t.Gen.Next(); ok {
+		t.Ops = append(t.Ops, op)
 	}
 	return nil
 }
 
+// differ compares two results.
+func (t *Trial) differ(op Op, want, got Result) (Diff, bool) {
+	want.Ghosts = ""
+	if t.Subject.Name() == t.Model.Name() {
+		got.Ghosts = ""
+	}
+	if want == got {
+		return Diff{}, false
+	}
+	d := Diff{What: op.String(), Model: want.String(), Subject: got.String()}
+	if strings.Contains(want.Out, "\n") && got.Ghosts == "" {
+		d.Lines = DiffLines(want.Out, got.Out)
+	}
+	return d, true
+}
+
+// count fills Stats.
+func (t *Trial) count(op Op, r Result) {
+	if t.Stats == nil {
+		return
+	}
+	if t.Stats[op.Op] == nil {
+		t.Stats[op.Op] = make(map[string]int)
+	}
+	t.Stats[op.Op][r.Err]++
+}
+
+// compareTrees takes a snapshot on both sides.
+func (t *Trial) compareTrees(step string, model, subject *side) (Result, []Diff, error) {
+	op := Op{Op: "snapshot"}
+	want, err := model.do(op)
+	if err != nil {
+		return want, nil, fmt.Errorf("%s: %w", step, err)
+	}
+	got, err := subject.do(op)
+	if err != nil {
+		return want, nil, fmt.Errorf("%s: %w", step, err)
+	}
+	return want, t.diffTrees(step, want, got), nil
+}
+
+func (t *Trial) diffTrees(step string, want, got Result) []Diff {
+	d, ok := t.differ(Op{Op: "snapshot"}, want, got)
+	if !ok {
+		return nil
+	}
+	d.Step = step
+	return []Diff{d}
+}
+
 // remounts mounts what was written again: by the same mounter, then by the
 // other one. Every tree must be the model's tree at the end.
-func (t *Trial) remounts(want string, model, subject *side) (diffs []Diff, err error) {
+func (t *Trial) remounts(want Result, model, subject *side) (diffs []Diff, err error) {
 	if err := errors.Join(model.down(), subject.down()); err != nil {
 		return nil, err
 	}
@@ -315,7 +374,10 @@ func (t *Trial) remounts(want string, model, subject *side) (diffs []Diff, err e
 		if err := st.s.down(); err != nil {
 			return diffs, fmt.Errorf("%s: %w", st.name, err)
 		}
-		diffs = append(diffs, diffTrees(st.name, want, got.Out)...)
+		if st.m.Name() == t.Model.Name() {
+			got.Ghosts = ""
+		}
+		diffs = append(diffs, t.diffTrees(st.name, want, got)...)
 	}
 	return diffs, nil
 }
