@@ -24,7 +24,6 @@ const (
 
 	maxName   = 255
 	maxTarget = 4095 // PATH_MAX without its NUL
-	maxDepth  = 1 << 16
 	maxLayers = 1 << 20
 
 	entryWhiteout = 1

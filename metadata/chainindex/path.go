@@ -49,7 +49,7 @@ func (x *Index) path(s Slot) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if depth == maxDepth {
+		if uint64(depth) >= x.h.inodes {
 			return nil, fmt.Errorf("inode %d: %w: its path does not end", s, ErrCorrupt)
 		}
 		names = append(names, name)

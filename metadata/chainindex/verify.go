@@ -77,7 +77,9 @@ func (v *verifier) dir(s Slot) (dirs []Slot, fresh uint64, err error) {
 			return nil, 0, fmt.Errorf("%w: %q is not padded with zeros", ErrCorrupt, name)
 		}
 		last = append(last[:0], name...)
-		v.entries++
+		if v.entries++; v.entries > v.x.h.entries {
+			return nil, 0, fmt.Errorf("%w: directories share entries", ErrCorrupt)
+		}
 		if e.Slot == 0 {
 			continue
 		}
