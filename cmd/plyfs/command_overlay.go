@@ -56,7 +56,8 @@ func rawMount(ctx context.Context, style mountd.RawStyle, opts []string, target 
 		setLogLevel("debug")
 	}
 	if foreground {
-		return mountd.RawServe(ctx, o, target, newLogger())
+		// Signals go to the holder, which is this process and counts them.
+		return mountd.RawServe(context.WithoutCancel(ctx), o, target, newLogger())
 	}
 	return mountd.RawMount(ctx, o, target)
 }

@@ -31,6 +31,7 @@ func run(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends us at once
 	err := dispatch(ctx, args)
 	if err != nil && !errors.Is(err, errFindings) {
 		if cause := ctx.Err(); cause != nil && errors.Is(err, cause) {

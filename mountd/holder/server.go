@@ -33,7 +33,9 @@ func ServerMain(logger *zap.Logger) int {
 	s := &server{spec: m.Spec, ctl: ctl, log: logger.With(zap.String("mount_id", m.Spec.ID))}
 	s.watchSignals()
 	if err := s.run(); err != nil {
-		s.log.Error("mount server stops", zap.String("target", s.spec.Target), zap.Error(err))
+		if s.orphan.Load() { // else the holder has been told, and says it
+			s.log.Error("mount server stops", zap.String("target", s.spec.Target), zap.Error(err))
+		}
 		return 1
 	}
 	return 0

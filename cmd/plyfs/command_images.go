@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/mountd"
+)
+
+func newImagesCommand(a *app) *cobra.Command {
+	var quiet, full bool
+	cmd := &cobra.Command{
+		Use:   "images [REPOSITORY[:TAG]]",
+		Short: "List images",
+		Example: `  plyfs images
+  plyfs images debian
+  plyfs images --json`,
+		Args: rangeArgs(0, 1, "at most one REPOSITORY[:TAG]"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+				images, err := s.Images(ctx, mountd.ImagesRequest{Filter: strings.Join(args, "")})
+				if err != nil {
+					return err
+				}
+				switch {
+				case a.json:
+					return printJSON(list(images))
+				case quiet:
+					for _, i := range images {
+						fmt.Println(idText(i.ID, full))
+					}
+					return nil
+				}
+				t := newTable(os.Stdout, "REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")
+				for _, i := range images {
+					t.row(orNone(i.Repository), orNone(i.Tag), idText(i.ID, full), ago(i.Created), size(i.Size))
+				}
+				return t.flush()
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print IDs only")
+	cmd.Flags().BoolVar(&full, "no-trunc", false, "do not shorten IDs")
+	return cmd
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "<none>"
+	}
+	return s
+}
+
+func newTagCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "tag SOURCE TARGET",
+		Short:   "Give an image one more name",
+		Example: "  plyfs tag debian:12 localhost/base:latest",
+		Args:    exactArgs(2, "SOURCE and TARGET"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+				_, err := s.Tag(ctx, mountd.TagRequest{Source: args[0], Target: args[1]})
+				return err
+			})
+		},
+	}
+}
+
+func newRmiCommand(a *app) *cobra.Command {
+	var force, noPrune bool
+	cmd := &cobra.Command{
+		Use:   "rmi IMAGE…",
+		Short: "Remove names of images, and what nothing needs then",
+		Long: `Remove a name of an image. With the last name the image goes, and every layer
+that no other image, container or mount needs.`,
+		Example: "  plyfs rmi debian:12 localhost/base",
+		Args:    rangeArgs(1, -1, "one IMAGE or more"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+				all := []layers.RemoveAction{}
+				err := eachArg(args, func(name string) error {
+					done, err := s.RemoveImage(ctx, mountd.RemoveImageRequest{Name: name, Force: force, NoPrune: noPrune})
+					all = append(all, done...)
+					if !a.json {
+						for _, d := range done {
+							fmt.Printf("%s: %s\n", d.Kind, printable(d.Ref))
+						}
+					}
+					return err
+				})
+				if a.json {
+					if jerr := printJSON(all); jerr != nil {
+						return jerr
+					}
+				}
+				return err
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove all names of an image given by its ID")
+	cmd.Flags().BoolVar(&noPrune, "no-prune", false, "keep untagged parents")
+	return cmd
+}
+
+func newHistoryCommand(a *app) *cobra.Command {
+	var quiet, full bool
+	cmd := &cobra.Command{
+		Use:     "history IMAGE",
+		Short:   "Show the steps that made an image, newest first",
+		Example: "  plyfs history --no-trunc debian:12",
+		Args:    exactArgs(1, "one IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+				h, err := s.History(ctx, mountd.NameRequest{Name: args[0]})
+				if err != nil {
+					return err
+				}
+				if a.json {
+					return printJSON(list(h))
+				}
+				short := func(id string) string {
+					if full || strings.HasPrefix(id, "<") {
+						return id
+					}
+					return shortID(id)
+				}
+				if quiet {
+					for _, e := range h {
+						fmt.Println(printable(short(e.ID)))
+					}
+					return nil
+				}
+				t := newTable(os.Stdout, "IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT")
+				for _, e := range h {
+					by := strings.Join(strings.Fields(e.CreatedBy), " ")
+					if !full {
+						by = shorten(by, 45)
+					}
+					t.row(short(e.ID), ago(e.Created), by, size(e.Size), e.Comment)
+				}
+				return t.flush()
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print IDs only")
+	cmd.Flags().BoolVar(&full, "no-trunc", false, "do not shorten")
+	return cmd
+}
+
+func newInspectCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "inspect NAME…",
+		Short: "Show everything known of images and containers, as JSON",
+		Example: `  plyfs inspect debian:12
+  plyfs inspect mycontainer`,
+		Args: rangeArgs(1, -1, "one NAME or more"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+				all := []any{}
+				err := eachArg(args, func(name string) error {
+					i, err := s.Inspect(ctx, mountd.NameRequest{Name: name})
+					switch {
+					case err != nil:
+					case i.Container != nil:
+						all = append(all, i.Container)
+					default:
+						all = append(all, i.Image)
+					}
+					return err
+				})
+				if jerr := printJSON(all); jerr != nil { // as docker, also when a name is missing
+					return jerr
+				}
+				return err
+			})
+		},
+	}
+}
+
+func newLayersCommand(a *app) *cobra.Command {
+	var full bool
+	cmd := &cobra.Command{
+		Use:   "layers [IMAGE]",
+		Short: "List the layers of an image, bottom first, or all layers of the store",
+		Example: `  plyfs layers debian:12
+  plyfs layers --json`,
+		Args: rangeArgs(0, 1, "at most one IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+				l, err := s.Layers(ctx, mountd.NameRequest{Name: strings.Join(args, "")})
+				if err != nil {
+					return err
+				}
+				if a.json {
+					return printJSON(list(l))
+				}
+				t := newTable(os.Stdout, "DIFF ID", "CHAIN ID", "DIALECT", "SIZE", "INODES", "DIRECTORY")
+				for _, i := range l {
+					t.row(idText(i.DiffID, full), idText(i.ChainID, full), i.Dialect.String(), size(i.Size), fmt.Sprint(i.Inodes), i.Path)
+				}
+				return t.flush()
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&full, "no-trunc", false, "do not shorten IDs")
+	return cmd
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/mountd"
+)
+
+func newMountCommand(a *app) *cobra.Command {
+	var r mountd.MountRequest
+	cmd := &cobra.Command{
+		Use:   "mount [--ro] [--rm] [--name NAME] IMAGE|NAME DIR",
+		Short: "Mount an image with a fresh writable layer, or a container",
+		Long: `Mount an image on DIR with a fresh writable layer, a container, which is kept until
+plyfs rm (or, with --rm, until it is unmounted); its name is printed. Or mount a
+container that exists. With --ro nothing can be written, and an image needs no container.
+
+Set-user-id bits and device files in the mount have no effect unless --suid and --dev
+are given: an image may come from anywhere.`,
+		Example: `  plyfs mount debian:12 /mnt
+  plyfs mount --name work debian:12 /mnt
+  plyfs mount work /mnt
+  plyfs mount --ro debian:12 /mnt`,
+		Args: exactArgs(2, "IMAGE or NAME, and DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			target, err := filepath.Abs(args[1])
+			if err != nil {
+				return err
+			}
+			r.Source, r.Target = args[0], mountd.Path(target)
+			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+				res, err := s.Mount(ctx, r)
+				if err != nil {
+					return err
+				}
+				if a.json {
+					return printJSON(res)
+				}
+				if res.Container != nil {
+					fmt.Println(printable(res.Container.Name))
+				}
+				return nil
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&r.ReadOnly, "ro", false, "read-only")
+	f.BoolVar(&r.AutoRemove, "rm", false, "delete the new container when it is unmounted")
+	f.StringVar(&r.Name, "name", "", "name of the new container (default: generated)")
+	f.BoolVar(&r.Suid, "suid", false, "obey set-user-id bits and file capabilities")
+	f.BoolVar(&r.Dev, "dev", false, "let device files work")
+	f.BoolVar(&r.NoExec, "noexec", false, "let nothing be executed")
+	f.BoolVar(&r.NoAtime, "noatime", false, "do not record access times")
+	f.BoolVar(&r.Volatile, "volatile", false, "never sync: fast, and lost with the machine")
+	f.BoolVar(&r.AllowOther, "allow-other", false, "let other users in (always for root)")
+	f.BoolVar(&r.Debug, "debug", false, "log every request (see the log in the run directory)")
+	return cmd
+}
+
+func newUmountCommand(a *app) *cobra.Command {
+	var lazy bool
+	cmd := &cobra.Command{
+		Use:     "umount [-l] DIR|NAME…",
+		Aliases: []string{"unmount"},
+		Short:   "Unmount, and wait until everything written is on disk",
+		Long: `Unmount a mount point or a container. A busy mount is refused, with the processes
+that use it. With -l it disappears from the tree at once, and the rest follows when
+its last user has ended.`,
+		Example: `  plyfs umount /mnt
+  plyfs umount work`,
+		Args: rangeArgs(1, -1, "one DIR or NAME, or more"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			results := []mountd.UnmountResult{}
+			err := eachArg(args, func(name string) error {
+				target, err := filepath.Abs(name)
+				if err != nil {
+					return err
+				}
+				r := mountd.UnmountRequest{Name: mountd.Path(name), Target: mountd.Path(target), Lazy: lazy}
+				res, err := a.unmount(cmd.Context(), r)
+				if err != nil {
+					return err
+				}
+				results = append(results, res)
+				if res.StillInUse && !a.json {
+					fmt.Fprintf(os.Stderr, "plyfs: %s is detached, but still in use\n", quoted(string(res.Target)))
+				}
+				return nil
+			})
+			if a.json {
+				if jerr := printJSON(results); jerr != nil {
+					return jerr
+				}
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVarP(&lazy, "lazy", "l", false, "detach now, finish when nobody uses it any more")
+	return cmd
+}
+
+// unmount asks the service. A raw mount needs no store, so a store that cannot
+// be opened does not keep anybody from unmounting one.
+func (a *app) unmount(ctx context.Context, r mountd.UnmountRequest) (mountd.UnmountResult, error) {
+	s, err := a.open(ctx)
+	if err != nil {
+		res, rerr := mountd.UnmountRaw(ctx, r)
+		if errors.Is(rerr, layers.ErrNotFound) {
+			return res, err
+		}
+		return res, rerr
+	}
+	defer s.Close() // holds nothing that could be lost
+	return s.Unmount(ctx, r)
+}

@@ -1,0 +1,162 @@
+package mountd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/layers"
+)
+
+// DaemonOptions configure [RunDaemon].
+type DaemonOptions struct {
+	Socket string // "": SocketPath of the root
+	Logger *zap.Logger
+	// Version is what Info answers.
+	Version string
+	// Ready is called once the socket accepts connections.
+	Ready func(socket string)
+}
+
+const (
+	// stopGrace is how long running calls may go on after the daemon was told
+	// to stop. Then they are cancelled, which leaves the store clean.
+	stopGrace = 20 * time.Second
+	idleClose = 2 * time.Minute
+)
+
+// RunDaemon serves the store in root until ctx ends. Mounts outlive it.
+func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	l, err := OpenLocal(ctx, root, LocalOptions{Logger: o.Logger, Version: o.Version})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	socket := o.Socket
+	if socket == "" {
+		socket = filepath.Join(l.runDir, socketName)
+	}
+	if socket, err = filepath.Abs(socket); err != nil {
+		return fmt.Errorf("socket %q: %w", o.Socket, err)
+	}
+	unlock, err := lockFile(filepath.Join(l.runDir, "daemon.lock"), false)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return markedf(layers.ErrInUse, "a daemon for the store %q is running already", l.store.Root())
+	} else if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := l.reconcile(ctx); err != nil {
+		return fmt.Errorf("look at the mounts of the store: %w", err)
+	}
+	ln, release, err := listen(socket)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return serve(ctx, ln, NewHandler(l, o.Logger), func() {
+		notifySystemd("READY=1")
+		o.Logger.Info("daemon is ready", zap.String("name", socket))
+		if o.Ready != nil {
+			o.Ready(socket)
+		}
+	})
+}
+
+// listen makes the socket, mode 0600. One that nobody listens on any more is
+// replaced; the lock beside it keeps two daemons from doing so at once.
+func listen(socket string) (net.Listener, func(), error) {
+	unlock, err := lockFile(socket+".lock", false)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, nil, markedf(layers.ErrInUse, "socket %q is in use by another daemon", socket)
+	} else if err != nil {
+		return nil, nil, err
+	}
+	fail := func(err error) (net.Listener, func(), error) {
+		unlock()
+		return nil, nil, err
+	}
+	if st, err := os.Lstat(socket); err == nil {
+		if st.Mode()&fs.ModeSocket == 0 {
+			return fail(markedf(layers.ErrExists, "%q exists and is not a socket: remove it or choose another --socket", socket))
+		}
+		if c, err := net.DialTimeout("unix", socket, dialTimeout); err == nil {
+			_ = c.Close() // it answers, that is all we wanted to know
+			return fail(markedf(layers.ErrInUse, "socket %q is in use by another program", socket))
+		}
+		if err := os.Remove(socket); err != nil {
+			return fail(fmt.Errorf("stale socket: %w", err))
+		}
+	}
+	old := unix.Umask(0o177) // no moment in which others may connect
+	ln, err := net.Listen("unix", socket)
+	unix.Umask(old)
+	if err != nil {
+		return fail(fmt.Errorf("socket %q: %w", socket, err))
+	}
+	return ln, unlock, nil
+}
+
+// serve answers on ln until ctx ends, then stops in order: no new connections,
+// running calls get stopGrace, what is left is cancelled.
+func serve(ctx context.Context, ln net.Listener, h http.Handler, ready func()) error {
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	srv := &http.Server{
+		Handler:           h,
+		BaseContext:       func(net.Listener) context.Context { return base },
+		ConnContext:       connContext,
+		ReadHeaderTimeout: time.Minute,
+		IdleTimeout:       idleClose,
+	}
+	errs := make(chan error, 1)
+	go func() { errs <- srv.Serve(ln) }()
+	ready()
+	select {
+	case err := <-errs:
+		return fmt.Errorf("daemon: %w", err)
+	case <-ctx.Done():
+	}
+	notifySystemd("STOPPING=1")
+	grace, stop := context.WithTimeout(context.Background(), stopGrace)
+	defer stop()
+	if err := srv.Shutdown(grace); err != nil {
+		cancel()
+		last, stopLast := context.WithTimeout(context.Background(), stopGrace)
+		defer stopLast()
+		_ = srv.Shutdown(last) // cancelled calls clean up; then there is no more to wait for
+		_ = srv.Close()
+	}
+	<-errs // http.ErrServerClosed
+	return nil
+}
+
+// notifySystemd is sd_notify(3).
+func notifySystemd(state string) {
+	addr := os.Getenv("NOTIFY_SOCKET")
+	if addr == "" {
+		return
+	}
+	if rest, ok := strings.CutPrefix(addr, "@"); ok {
+		addr = "\x00" + rest
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: addr, Net: "unixgram"})
+	if err != nil {
+		return // whoever set the variable is gone
+	}
+	defer c.Close()
+	_, _ = c.Write([]byte(state))
+}

@@ -1,0 +1,292 @@
+package mountd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/layers"
+)
+
+// LocalOptions configure [OpenLocal].
+type LocalOptions struct {
+	Logger *zap.Logger // nil: no log
+	// OnLockWait is told once, with a sentence, when the store is busy.
+	OnLockWait func(msg string)
+	Version    string
+}
+
+// Local is the service in this process.
+type Local struct {
+	store  *layers.Store
+	log    *zap.Logger
+	opts   LocalOptions
+	runDir string
+}
+
+var _ Service = (*Local)(nil)
+
+// OpenLocal opens the store in root, which is made if there is none.
+func OpenLocal(ctx context.Context, root string, o LocalOptions) (*Local, error) {
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	root, err := CanonicalRoot(root)
+	if err != nil {
+		return nil, err
+	}
+	runDir, err := makeRunDir(root)
+	if err != nil {
+		return nil, err
+	}
+	s, err := layers.Open(ctx, root, layers.Options{Logger: o.Logger, OnLockWait: o.OnLockWait})
+	if err != nil {
+		return nil, err
+	}
+	return &Local{store: s, log: o.Logger, opts: o, runDir: runDir}, nil
+}
+
+// Close releases the store. Mounts stay.
+func (l *Local) Close() error { return l.store.Close() }
+
+// Info implements Service.
+func (l *Local) Info(context.Context, Empty) (Info, error) {
+	ns, err := mountNamespace()
+	if err != nil {
+		return Info{}, err
+	}
+	return Info{
+		Version: l.opts.Version, API: apiVersion, Root: l.store.Root(),
+		Pid: os.Getpid(), UID: os.Geteuid(), MountNamespace: ns,
+	}, nil
+}
+
+func mountNamespace() (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/mnt", &st); err != nil {
+		return 0, fmt.Errorf("mount namespace: %w", err)
+	}
+	return st.Ino, nil
+}
+
+// Images implements Service.
+func (l *Local) Images(ctx context.Context, r ImagesRequest) ([]layers.ImageSummary, error) {
+	return l.store.Images(ctx, r.Filter)
+}
+
+// History implements Service.
+func (l *Local) History(ctx context.Context, r NameRequest) ([]layers.HistoryEntry, error) {
+	return l.store.History(ctx, r.Name)
+}
+
+// Layers implements Service.
+func (l *Local) Layers(ctx context.Context, r NameRequest) ([]layers.LayerInfo, error) {
+	return l.store.Layers(ctx, r.Name)
+}
+
+// Inspect implements Service. A container of that name comes before an image.
+func (l *Local) Inspect(ctx context.Context, r NameRequest) (Inspection, error) {
+	c, cerr := l.store.Container(ctx, r.Name)
+	if cerr == nil {
+		all, err := l.List(ctx, Empty{})
+		if err != nil {
+			return Inspection{}, err
+		}
+		for i := range all {
+			if all[i].Container != nil && all[i].Container.ID == c.ID {
+				return Inspection{Container: &all[i]}, nil
+			}
+		}
+	}
+	img, err := l.store.Inspect(ctx, r.Name)
+	if err != nil {
+		return Inspection{}, notFoundEither(r.Name, cerr, err)
+	}
+	return Inspection{Image: img}, nil
+}
+
+// notFoundEither makes one sentence of two failed searches.
+func notFoundEither(name string, container, image error) error {
+	if errors.Is(container, layers.ErrNotFound) && errors.Is(image, layers.ErrNotFound) {
+		return markedf(layers.ErrNotFound, "no container or image %q: see `plyfs images` and `plyfs ps`", name)
+	}
+	if errors.Is(image, layers.ErrNotFound) && container != nil {
+		return container
+	}
+	return image
+}
+
+// Tag implements Service.
+func (l *Local) Tag(ctx context.Context, r TagRequest) (Empty, error) {
+	return Empty{}, l.store.Tag(ctx, r.Source, r.Target)
+}
+
+// RemoveImage implements Service.
+func (l *Local) RemoveImage(ctx context.Context, r RemoveImageRequest) ([]layers.RemoveAction, error) {
+	if err := l.reconcile(ctx); err != nil { // a dead mount must not keep an image
+		return nil, err
+	}
+	return l.store.RemoveImage(ctx, r.Name, layers.RemoveOptions{Force: r.Force, NoPrune: r.NoPrune})
+}
+
+// Load implements Service.
+func (l *Local) Load(ctx context.Context, r LoadRequest, src layers.Source, p layers.ProgressFunc) ([]layers.LoadedImage, error) {
+	if src.Size == 0 {
+		src.Size = r.Size
+	}
+	return l.store.Load(ctx, src, layers.LoadOptions{Progress: p, Platform: r.Platform, Ref: r.Ref})
+}
+
+// Import implements Service.
+func (l *Local) Import(ctx context.Context, r ImportRequest, src layers.Source, p layers.ProgressFunc) (layers.Image, error) {
+	return l.store.Import(ctx, src.Reader, r.Ref, layers.ImportOptions{
+		Message: r.Message, Changes: r.Changes, Platform: r.Platform, Progress: p,
+	})
+}
+
+// Save implements Service.
+func (l *Local) Save(ctx context.Context, r SaveRequest, w io.Writer, p layers.ProgressFunc) error {
+	return l.store.Save(ctx, w, r.Refs, layers.SaveOptions{Format: r.Format, Progress: p})
+}
+
+// Export implements Service.
+func (l *Local) Export(ctx context.Context, r NameRequest, w io.Writer) error {
+	if err := l.syncContainer(ctx, r.Name); err != nil {
+		return err
+	}
+	return l.store.Export(ctx, r.Name, w)
+}
+
+// Create implements Service.
+func (l *Local) Create(ctx context.Context, r CreateRequest) (layers.Container, error) {
+	c, err := l.store.CreateContainer(ctx, r.Image, r.Name, layers.CreateOptions{UID: os.Geteuid(), GID: os.Getegid()})
+	if err != nil {
+		return layers.Container{}, err
+	}
+	return *c, nil
+}
+
+// Remove implements Service.
+func (l *Local) Remove(ctx context.Context, r RemoveRequest) (Empty, error) {
+	if err := l.reconcile(ctx); err != nil {
+		return Empty{}, err
+	}
+	c, err := l.store.Container(ctx, r.Name)
+	if err != nil {
+		return Empty{}, err
+	}
+	if r.Force {
+		for _, m := range c.Live {
+			if _, err := l.Unmount(ctx, UnmountRequest{Target: Path(m.Target), Name: Path(m.Target)}); err != nil {
+				return Empty{}, err
+			}
+		}
+	}
+	if err := l.store.RemoveContainer(ctx, c.ID); err != nil && !(r.Force && errors.Is(err, layers.ErrNotFound)) {
+		return Empty{}, err // not found: it was one-shot, and the unmount has removed it
+	}
+	return Empty{}, nil
+}
+
+// Diff implements Service.
+func (l *Local) Diff(ctx context.Context, r DiffRequest) ([]Change, error) {
+	var (
+		list []layers.Change
+		err  error
+	)
+	if r.B != "" {
+		list, err = l.store.DiffImages(ctx, r.A, r.B)
+	} else if err = l.syncContainer(ctx, r.A); err == nil {
+		list, err = l.store.Diff(ctx, r.A)
+	}
+	if err != nil {
+		return nil, err
+	}
+	changes := make([]Change, len(list))
+	for i, c := range list {
+		changes[i] = Change{Kind: c.Kind, Path: Path(c.Path)}
+	}
+	return changes, nil
+}
+
+// Commit implements Service.
+func (l *Local) Commit(ctx context.Context, r CommitRequest, p layers.ProgressFunc) (layers.Image, error) {
+	if err := l.syncContainer(ctx, r.Container); err != nil {
+		return layers.Image{}, err
+	}
+	return l.store.Commit(ctx, r.Container, r.Ref, layers.CommitOptions{
+		Author: r.Author, Message: r.Message, Changes: r.Changes, Progress: p,
+	})
+}
+
+// Check implements Service.
+func (l *Local) Check(ctx context.Context, r CheckRequest, p layers.ProgressFunc) (layers.Report, error) {
+	if err := l.reconcile(ctx); err != nil {
+		return layers.Report{}, err
+	}
+	rep, err := l.store.Check(ctx, layers.CheckOptions{Deep: r.Deep, Repair: r.Repair, Progress: p})
+	if err != nil {
+		return layers.Report{}, err
+	}
+	return *rep, nil
+}
+
+// GC implements Service.
+func (l *Local) GC(ctx context.Context, r GCRequest) (layers.GCReport, error) {
+	if err := l.reconcile(ctx); err != nil {
+		return layers.GCReport{}, err
+	}
+	return l.store.GC(ctx, r.DryRun)
+}
+
+// DiskUsage implements Service.
+func (l *Local) DiskUsage(ctx context.Context, _ Empty) (layers.DiskUsage, error) {
+	return l.store.DiskUsage(ctx)
+}
+
+// syncContainer makes what was written through a mount of the container
+// readable in its upper directory. Names that are no container, or not
+// mounted, need nothing.
+func (l *Local) syncContainer(ctx context.Context, name string) error {
+	if err := l.reconcile(ctx); err != nil { // so that c.Live is true
+		return err
+	}
+	c, err := l.store.Container(ctx, name)
+	if errors.Is(err, layers.ErrNotFound) {
+		return nil // an image, or an error the caller reports
+	}
+	if err != nil {
+		return err
+	}
+	for _, m := range c.Live {
+		if m.ReadOnly {
+			continue
+		}
+		// Pages that a process has mapped and written reach the server first,
+		// then the server's files the disk. The holder's root leads into the
+		// mount namespace where the mount is.
+		for _, dir := range []string{fmt.Sprintf("/proc/%d/root%s", m.Pid, m.Target), c.Upper} {
+			if err := syncfs(dir); err != nil {
+				return fmt.Errorf("sync container %q: %w", c.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func syncfs(dir string) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %q: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Syncfs(fd); err != nil {
+		return fmt.Errorf("syncfs %q: %w", dir, err)
+	}
+	return nil
+}

@@ -1,0 +1,278 @@
+package mountd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/mountd/holder"
+	"github.com/plyfs/plyfs/unionfs"
+)
+
+// subject is what a mount request names, resolved.
+type subject struct {
+	container *layers.Container // nil: an image, read-only
+	image     layers.Image
+	made      bool // the container was made for this mount
+	stack     layers.Stack
+}
+
+// Mount implements Service.
+func (l *Local) Mount(ctx context.Context, r MountRequest) (res MountResult, err error) {
+	target, err := resolveMountPoint(string(r.Target))
+	if err != nil {
+		return res, marked(ErrMount, err)
+	}
+	alive, err := l.liveMounts(ctx)
+	if err != nil {
+		return res, err
+	}
+	if err := l.checkFree(target, alive); err != nil {
+		return res, err
+	}
+	sub, err := l.subjectOf(ctx, r, alive)
+	if err != nil {
+		return res, err
+	}
+	defer func() {
+		if err != nil && sub.made { // leave the store as it was
+			if rerr := l.store.RemoveContainer(context.WithoutCancel(ctx), sub.container.ID); rerr != nil {
+				l.log.Warn("container of a failed mount not removed", zap.String("name", sub.container.Name), zap.Error(rerr))
+			}
+		}
+	}()
+	if err := checkOverlap(target, append(stackDirs(sub.stack), l.store.Root())); err != nil {
+		return res, marked(ErrMount, err)
+	}
+	spec := l.specOf(r, target, sub)
+	row := layers.Live{
+		Target: target, ReadOnly: spec.ReadOnly, BootID: holder.BootID(), Created: time.Now().UTC(),
+		ImageID: sub.image.ID, ChainID: sub.image.ChainID,
+	}
+	if sub.container != nil {
+		row.ContainerID, row.ImageID, row.ChainID = sub.container.ID, sub.container.ImageID, sub.container.ChainID
+	}
+	pid, err := l.start(ctx, spec, row, sub.made && r.AutoRemove)
+	if err != nil {
+		return res, err
+	}
+	return MountResult{Target: Path(target), Container: sub.container, ImageID: row.ImageID, ReadOnly: spec.ReadOnly, Pid: pid}, nil
+}
+
+// checkFree refuses a target that is a mount point already.
+func (l *Local) checkFree(target string, alive []assessment) error {
+	for _, a := range alive {
+		if a.row.Target == target && a.state != StateDetached {
+			return markedf(layers.ErrInUse, "mount point %q is in use: %s is mounted there; unmount it with `plyfs umount %s`",
+				target, l.describe(a.row), target)
+		}
+	}
+	table, err := holder.MountTable(0)
+	if err != nil {
+		return err
+	}
+	if m := holder.TopMount(table, target); m != nil {
+		return markedf(layers.ErrInUse, "mount point %q is in use: a %s file system is mounted there; choose an unused directory", target, m.FSType)
+	}
+	return nil
+}
+
+// describe names what a row mounts, for messages.
+func (l *Local) describe(row layers.Live) string {
+	if row.ContainerID != "" {
+		// Best effort: a message must not fail for want of a name.
+		if c, err := l.store.Container(context.Background(), row.ContainerID); err == nil {
+			return fmt.Sprintf("container %q", c.Name)
+		}
+		return "container " + row.ContainerID
+	}
+	return "image " + row.ImageID.String()
+}
+
+// subjectOf finds, or makes, what shall be mounted.
+func (l *Local) subjectOf(ctx context.Context, r MountRequest, alive []assessment) (subject, error) {
+	c, cerr := l.store.Container(ctx, r.Source)
+	if cerr == nil {
+		if r.Name != "" || r.AutoRemove {
+			return subject{}, markedf(ErrUsage, "%q is a container: --name and --rm are for images", r.Source)
+		}
+		return l.containerSubject(ctx, c, r.ReadOnly, alive)
+	}
+	img, err := l.store.ResolveImage(ctx, r.Source)
+	if err != nil {
+		return subject{}, notFoundEither(r.Source, cerr, err)
+	}
+	if r.ReadOnly {
+		if r.Name != "" || r.AutoRemove {
+			return subject{}, markedf(ErrUsage, "a read-only mount of an image has no container: --name and --rm do not go with --ro")
+		}
+		st, err := l.store.ImageStack(ctx, img.ID.String())
+		return subject{image: img, stack: st}, err
+	}
+	c, err = l.store.CreateContainer(ctx, r.Source, r.Name, layers.CreateOptions{UID: os.Geteuid(), GID: os.Getegid()})
+	if err != nil {
+		return subject{}, err
+	}
+	s := subject{container: c, image: img, made: true}
+	if s.stack, err = l.store.ContainerStack(ctx, c.ID); err != nil {
+		return subject{}, errors.Join(err, l.store.RemoveContainer(context.WithoutCancel(ctx), c.ID))
+	}
+	return s, nil
+}
+
+// containerSubject checks that a container may be mounted now. Read-only, its
+// upper becomes the topmost lower, and nothing of it is written.
+func (l *Local) containerSubject(ctx context.Context, c *layers.Container, readOnly bool, alive []assessment) (subject, error) {
+	for _, a := range alive {
+		if a.row.ContainerID != c.ID || readOnly && a.row.ReadOnly {
+			continue
+		}
+		if a.state == StateDetached {
+			return subject{}, markedf(layers.ErrInUse, "container %q was unmounted lazily from %q and is still in use there%s: wait for its last user to end",
+				c.Name, a.row.Target, holderHint(a))
+		}
+		return subject{}, markedf(layers.ErrInUse, "container %q is mounted on %q: unmount it there first (`plyfs umount %s`)",
+			c.Name, a.row.Target, c.Name)
+	}
+	st, err := l.store.ContainerStack(ctx, c.ID)
+	if err != nil {
+		return subject{}, err
+	}
+	if readOnly {
+		st.Lowers = append([]layers.LayerDir{{Path: st.Upper, Dialect: st.Dialect}}, st.Lowers...)
+		st.Upper, st.Work = "", ""
+	}
+	return subject{container: c, stack: st}, nil
+}
+
+func holderHint(a assessment) string { return fmt.Sprintf(" (holder %d)", a.row.Pid) }
+
+func (l *Local) specOf(r MountRequest, target string, sub subject) holder.Spec {
+	s := holder.Spec{
+		ID: sub.image.ID.String(), Target: target,
+		ReadOnly: sub.stack.Upper == "", AllowOther: r.AllowOther || os.Geteuid() == 0,
+		NoSuid: !r.Suid, NoDev: !r.Dev, NoExec: r.NoExec, NoAtime: r.NoAtime,
+		Volatile: r.Volatile, Debug: r.Debug,
+	}
+	if sub.container != nil {
+		s.ID = sub.container.MountID
+	}
+	for _, d := range sub.stack.Lowers {
+		s.Lowers = append(s.Lowers, unionfs.Layer{Path: d.Path, Dialect: d.Dialect})
+	}
+	if sub.stack.Upper != "" {
+		s.Upper = unionfs.Layer{Path: sub.stack.Upper, Dialect: sub.stack.Dialect}
+		s.Work = sub.stack.Work
+	}
+	return s
+}
+
+func stackDirs(st layers.Stack) []string {
+	var dirs []string
+	for _, d := range st.Lowers {
+		dirs = append(dirs, d.Path)
+	}
+	if st.Upper != "" {
+		dirs = append(dirs, st.Upper, st.Work)
+	}
+	return dirs
+}
+
+// start goes through steps 2 to 5 of the life of a mount (doc.go).
+func (l *Local) start(ctx context.Context, spec holder.Spec, row layers.Live, autoRemove bool) (pid int, err error) {
+	dir, err := makeMountDir(l.runDir)
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		if err != nil {
+			l.removeMountDir(dir)
+		}
+	}()
+	rec := mountRecord{Starter: holder.Self(), ContainerID: row.ContainerID, AutoRemove: autoRemove}
+	if err := writeRecord(dir, rec); err != nil {
+		return 0, fmt.Errorf("run directory of the mount: %w", err)
+	}
+	logFile, err := os.OpenFile(filepath.Join(dir, holder.LogFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return 0, fmt.Errorf("log of the mount: %w", err)
+	}
+	defer logFile.Close()
+	spec.RunDir, row.RunDir = dir, dir
+
+	p, err := holder.Start(ctx, spec, holder.StartOptions{Log: logFile})
+	if err != nil {
+		return 0, marked(ErrMount, fmt.Errorf("mount on %q: %w", spec.Target, err))
+	}
+	row.Pid, row.StartTime = p.Process.Pid, p.Process.StartTime
+	if err := l.withLiveLock(func() error { return l.store.AddLive(ctx, row) }); err != nil {
+		p.Abort()
+		return 0, err
+	}
+	if _, err := p.Go(ctx); err != nil {
+		// Also when ctx has ended: the row must go.
+		if ferr := l.forget(context.WithoutCancel(ctx), assessment{row: row}); ferr != nil {
+			l.log.Warn("row of a failed mount stays until the next start", zap.Error(ferr))
+		}
+		return 0, marked(ErrMount, fmt.Errorf("mount on %q: %w", spec.Target, err))
+	}
+	return row.Pid, nil
+}
+
+// List implements Service: containers, then read-only mounts of images.
+func (l *Local) List(ctx context.Context, _ Empty) ([]Status, error) {
+	alive, err := l.liveMounts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	containers, err := l.store.Containers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := []Status{}
+	for i := range containers {
+		c := &containers[i]
+		s := Status{Container: c, ImageID: c.ImageID, ImageName: c.ImageName, State: StateCreated, Since: c.Created}
+		if c.State == layers.StateBroken {
+			s.State = StateBroken
+		}
+		mounted := false
+		for _, a := range alive {
+			if a.row.ContainerID == c.ID {
+				list = append(list, mountedStatus(s, a))
+				mounted = true
+			}
+		}
+		if !mounted {
+			list = append(list, s)
+		}
+	}
+	for _, a := range alive {
+		if a.row.ContainerID == "" {
+			s := Status{ImageID: a.row.ImageID}
+			if img, err := l.store.ResolveImage(ctx, a.row.ImageID.String()); err == nil && len(img.Refs) > 0 {
+				s.ImageName = img.Refs[0]
+			}
+			list = append(list, mountedStatus(s, a))
+		}
+	}
+	return list, nil
+}
+
+func mountedStatus(s Status, a assessment) Status {
+	s.State, s.Target, s.ReadOnly, s.Since = a.state, Path(a.row.Target), a.row.ReadOnly, a.row.Created
+	s.Pid, s.ServerPid = a.row.Pid, a.holder.Server.Pid
+	if a.mount != nil {
+		s.Target = Path(a.mount.Mountpoint) // a directory above it may have been renamed
+	}
+	if rec, err := readRecord(a.row.RunDir); err == nil {
+		s.AutoRemove = rec.AutoRemove
+	}
+	return s
+}

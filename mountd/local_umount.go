@@ -1,0 +1,224 @@
+package mountd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/mountd/holder"
+	"github.com/plyfs/plyfs/unionfs/transport"
+)
+
+const (
+	// syncTimeout is how long an unmount waits for the server to sync the
+	// upper and end. A slow disk with much dirty data needs minutes.
+	syncTimeout = 10 * time.Minute
+	// lazyWait is how long a lazy unmount waits to see whether anybody still
+	// uses the mount.
+	lazyWait = 2 * time.Second
+)
+
+// Unmount implements Service.
+func (l *Local) Unmount(ctx context.Context, r UnmountRequest) (UnmountResult, error) {
+	alive, err := l.liveMounts(ctx)
+	if err != nil {
+		return UnmountResult{}, err
+	}
+	a, err := l.findMount(ctx, r, alive)
+	if err != nil {
+		return UnmountResult{}, err
+	}
+	if a == nil {
+		return unmountRaw(ctx, string(r.Target), r)
+	}
+	res := UnmountResult{Target: Path(a.row.Target)}
+	if a.row.ContainerID != "" {
+		if c, err := l.store.Container(ctx, a.row.ContainerID); err == nil {
+			res.Container = c.Name
+		}
+	}
+	if a.state != StateDetached { // else a lazy unmount has done this part
+		if err := unmountAt(a.mount, a.row.Target, r.Lazy); err != nil {
+			return res, err
+		}
+	}
+	ps := []holder.Process{{Pid: a.row.Pid, StartTime: a.row.StartTime}, a.holder.Server}
+	gone, err := waitGone(ctx, ps, r.Lazy)
+	if err != nil {
+		return res, err
+	}
+	if !gone {
+		res.StillInUse = true
+		return res, nil
+	}
+	bad := holder.ReadExit(a.row.RunDir)
+	rec, rerr := readRecord(a.row.RunDir)
+	if err := l.forget(ctx, *a); err != nil {
+		return res, err
+	}
+	if bad != nil {
+		return res, markedf(ErrMount, "%q is unmounted, but not cleanly: %w", a.row.Target, bad)
+	}
+	if rerr == nil && rec.AutoRemove && rec.ContainerID != "" {
+		if err := l.store.RemoveContainer(ctx, rec.ContainerID); err != nil {
+			return res, fmt.Errorf("%q is unmounted, but its container was not removed: %w", a.row.Target, err)
+		}
+		res.Removed = true
+	}
+	return res, nil
+}
+
+// findMount returns the mount that a request means, or nil if its target is a
+// mount without a row: a raw one.
+func (l *Local) findMount(ctx context.Context, r UnmountRequest, alive []assessment) (*assessment, error) {
+	target := canonicalTarget(string(r.Target))
+	for i := range alive {
+		a := &alive[i]
+		if target != "" && (a.row.Target == target || a.mount != nil && a.mount.Mountpoint == target) {
+			return a, nil
+		}
+	}
+	name := string(r.Name)
+	if name != "" && !strings.Contains(name, "/") {
+		c, err := l.store.Container(ctx, name)
+		switch {
+		case err == nil:
+			var found *assessment
+			for i := range alive {
+				if alive[i].row.ContainerID != c.ID {
+					continue
+				}
+				if found != nil {
+					return nil, markedf(ErrUsage, "container %q is mounted more than once: name the mount point", c.Name)
+				}
+				found = &alive[i]
+			}
+			if found == nil {
+				return nil, markedf(layers.ErrNotFound, "container %q is not mounted", c.Name)
+			}
+			return found, nil
+		case !errors.Is(err, layers.ErrNotFound):
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// canonicalTarget resolves symlinks in a path whose last component may be a
+// dead mount, which must not be touched.
+func canonicalTarget(target string) string {
+	if target == "" {
+		return ""
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Dir(target))
+	if err != nil {
+		return filepath.Clean(target)
+	}
+	p := filepath.Join(dir, filepath.Base(target))
+	var st unix.Stat_t
+	if unix.Lstat(p, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		if real, err := filepath.EvalSymlinks(p); err == nil {
+			return real
+		}
+	}
+	return p
+}
+
+// UnmountRaw unmounts what `plyfs overlay` has mounted, without a store.
+func UnmountRaw(ctx context.Context, r UnmountRequest) (UnmountResult, error) {
+	return unmountRaw(ctx, string(r.Target), r)
+}
+
+func unmountRaw(ctx context.Context, target string, r UnmountRequest) (UnmountResult, error) {
+	table, err := holder.MountTable(0)
+	if err != nil {
+		return UnmountResult{}, err
+	}
+	at := canonicalTarget(target)
+	m := holder.TopMount(table, at)
+	switch {
+	case m == nil:
+		return UnmountResult{}, markedf(layers.ErrNotFound, "%q is neither a mount point nor a mounted container: see `plyfs ps`", string(r.Name))
+	case !holder.IsOurs(m):
+		return UnmountResult{}, markedf(ErrUsage, "%q is a mount of type %s, not of plyfs: use umount", at, m.FSType)
+	}
+	res := UnmountResult{Target: Path(at)}
+	ps := holder.ProcessesOf(at)
+	if err := unmountAt(m, at, r.Lazy); err != nil {
+		return res, err
+	}
+	gone, err := waitGone(ctx, ps, r.Lazy)
+	res.StillInUse = err == nil && !gone
+	return res, err
+}
+
+// unmountAt detaches a mount, or says who keeps it busy.
+func unmountAt(m *mountinfo.Info, target string, lazy bool) error {
+	if m == nil {
+		return markedf(ErrMount, "%q is mounted in another mount namespace: unmount it there (nsenter -m -t PID)", target)
+	}
+	err := transport.Unmount(m.Mountpoint, lazy)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EBUSY) || strings.Contains(err.Error(), "busy"): // fusermount3 has words only
+		return markedf(layers.ErrInUse, "%q is busy: %s", m.Mountpoint, busyReason(m))
+	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT):
+		return nil // somebody else was faster: what counts is that it is gone
+	}
+	return marked(ErrMount, err)
+}
+
+// busyReason names what keeps a mount from being unmounted, and the cure.
+func busyReason(m *mountinfo.Info) string {
+	const most = 8
+	var why []string
+	if table, err := holder.MountTable(0); err == nil {
+		for _, p := range holder.MountsBelow(table, m) {
+			why = append(why, fmt.Sprintf("%q is mounted inside it", p))
+		}
+	}
+	for _, u := range holder.Users(m) {
+		why = append(why, fmt.Sprintf("process %d (%s) has its %s there", u.Pid, u.Command, u.How))
+	}
+	if len(why) == 0 {
+		return "no process that we can see uses it; try again as root, or detach it with `plyfs umount -l`"
+	}
+	if n := len(why); n > most {
+		why = append(why[:most], fmt.Sprintf("and %d more", n-most))
+	}
+	return strings.Join(why, "; ") + "; end these first, or detach it with `plyfs umount -l`"
+}
+
+// waitGone waits until the processes of a mount have ended, which they do when
+// the upper is synced.
+func waitGone(ctx context.Context, ps []holder.Process, lazy bool) (bool, error) {
+	limit := syncTimeout
+	if lazy {
+		limit = lazyWait
+	}
+	wctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for _, p := range ps {
+		err := p.WaitGone(wctx)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return false, ctx.Err()
+		case lazy && errors.Is(err, context.DeadlineExceeded):
+			return false, nil
+		case errors.Is(err, context.DeadlineExceeded):
+			return false, fmt.Errorf("unmounted, but process %d of the mount has not ended within %s: its writable layer may not be synced yet: %w", p.Pid, limit, err)
+		default:
+			return false, err
+		}
+	}
+	return true, nil
+}

@@ -1,0 +1,248 @@
+package mountd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/mountd/holder"
+	"github.com/plyfs/plyfs/unionfs/transport"
+)
+
+// mountRecord is RunDir/mount.json: what the live row has no place for.
+type mountRecord struct {
+	Starter     holder.Process `json:"starter"`
+	ContainerID string         `json:"containerID,omitempty"`
+	AutoRemove  bool           `json:"autoRemove,omitempty"`
+}
+
+const recordFile = "mount.json"
+
+func writeRecord(runDir string, r mountRecord) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(runDir, recordFile), b, 0o600)
+}
+
+func readRecord(runDir string) (r mountRecord, err error) {
+	b, err := os.ReadFile(filepath.Join(runDir, recordFile))
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	return r, err
+}
+
+// facts are what reconcile finds out about a live row before it decides.
+type facts struct {
+	thisBoot    bool // the row is of this boot
+	holderAlive bool
+	serverAlive bool
+	wasLive     bool // the holder has reported the mount live
+	inTable     bool // in the mount table of the holder, the server or us
+}
+
+// verdict is the whole rule; it depends on nothing but the facts.
+func verdict(f facts) string {
+	alive := f.holderAlive || f.serverAlive
+	switch {
+	case !f.thisBoot:
+		return stateElsewhere
+	case alive && f.inTable:
+		return StateMounted
+	case alive && !f.wasLive:
+		return StateStarting
+	case alive:
+		return StateDetached // out of the tree, but its upper is still written to
+	case f.inTable:
+		return StateDead
+	default:
+		return stateGone
+	}
+}
+
+// assessment is a row with what is behind it.
+type assessment struct {
+	row    layers.Live
+	state  string
+	holder holder.State
+	mount  *mountinfo.Info // in our own table, if we see it
+}
+
+// assess compares a row with processes and mount tables. Nothing inside a
+// mount is touched, so a hanging server does not hang us.
+func assess(row layers.Live, own []*mountinfo.Info) assessment {
+	a := assessment{row: row}
+	f := facts{thisBoot: row.BootID == holder.BootID()}
+	if !f.thisBoot {
+		a.state = verdict(f)
+		return a
+	}
+	hp := holder.Process{Pid: row.Pid, StartTime: row.StartTime}
+	st, err := holder.ReadState(row.RunDir)
+	f.wasLive = err == nil && row.RunDir != ""
+	if f.wasLive {
+		a.holder = st
+	} else {
+		a.holder = holder.State{Target: row.Target, Holder: hp}
+	}
+	f.holderAlive = hp.Alive()
+	f.serverAlive = a.holder.Server.Alive()
+	find := func(table []*mountinfo.Info) *mountinfo.Info {
+		if f.wasLive && st.Minor != 0 {
+			return holder.FindDevice(table, st.Major, st.Minor)
+		}
+		if m := holder.TopMount(table, row.Target); m != nil && holder.IsOurs(m) {
+			return m
+		}
+		return nil
+	}
+	a.mount = find(own)
+	f.inTable = a.mount != nil
+	for _, p := range []holder.Process{hp, a.holder.Server} {
+		if f.inTable || !p.Alive() {
+			continue
+		}
+		// It may live in a mount namespace that we do not see.
+		if table, err := holder.MountTable(p.Pid); err == nil {
+			f.inTable = find(table) != nil
+		}
+	}
+	a.state = verdict(f)
+	return a
+}
+
+// reconcile removes what belongs to dead mounts: the dead entry of the mount
+// table first, then the row, then the run directory, so that a stop between
+// any two steps is found again.
+func (l *Local) reconcile(ctx context.Context) error {
+	_, err := l.liveMounts(ctx)
+	return err
+}
+
+// liveMounts reconciles and returns the rows that have something behind them.
+func (l *Local) liveMounts(ctx context.Context) ([]assessment, error) {
+	rows, err := l.store.LiveMounts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	table, err := holder.MountTable(0)
+	if err != nil {
+		return nil, err
+	}
+	var alive []assessment
+	known := map[string]bool{}
+	for _, row := range rows {
+		a := assess(row, table)
+		if a.state == StateDead && l.detachDead(a) {
+			a.state = stateGone
+		}
+		switch a.state {
+		case stateGone, stateElsewhere:
+			if err := l.forget(ctx, a); err != nil {
+				return nil, err
+			}
+		default:
+			alive = append(alive, a)
+			known[row.RunDir] = true
+		}
+	}
+	l.sweepRunDirs(known)
+	return alive, nil
+}
+
+// detachDead takes a mount without processes out of the tree.
+func (l *Local) detachDead(a assessment) bool {
+	if a.mount == nil {
+		return false
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(a.mount.Mountpoint, &st); !errors.Is(err, unix.ENOTCONN) && a.holder.Minor == 0 {
+		return false // known by name only, and somebody answers: not ours to touch
+	}
+	err := transport.Unmount(a.mount.Mountpoint, true)
+	l.log.Warn("detached a dead mount", zap.String("op", "reconcile"), zap.String("target", a.mount.Mountpoint), zap.Error(err))
+	return err == nil
+}
+
+// forget removes a row that is still the one that was looked at, and its run
+// directory.
+func (l *Local) forget(ctx context.Context, a assessment) error {
+	err := l.withLiveLock(func() error {
+		rows, err := l.store.LiveMounts(ctx)
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			if r.Target == a.row.Target && r.Pid == a.row.Pid && r.StartTime == a.row.StartTime {
+				return l.store.RemoveLive(ctx, r.Target)
+			}
+		}
+		return nil // somebody else was faster
+	})
+	if err != nil {
+		return err
+	}
+	l.log.Info("forgot a mount", zap.String("op", "reconcile"), zap.String("target", a.row.Target))
+	l.removeMountDir(a.row.RunDir)
+	return nil
+}
+
+// sweepRunDirs removes run directories of mounts that were given up before
+// they had a row.
+func (l *Local) sweepRunDirs(known map[string]bool) {
+	dir := filepath.Join(l.runDir, "mounts")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		d := filepath.Join(dir, e.Name())
+		if known[d] {
+			continue
+		}
+		rec, err := readRecord(d)
+		if err == nil && rec.Starter.Alive() {
+			continue // between its directory and its row
+		}
+		if info, ierr := e.Info(); err != nil && ierr == nil && time.Since(info.ModTime()) < time.Minute {
+			continue // not even its record is written
+		}
+		if st, err := holder.ReadState(d); err == nil && (st.Holder.Alive() || st.Server.Alive()) {
+			continue // its row came after we read the rows, or belongs to a lost database
+		}
+		l.removeMountDir(d)
+	}
+}
+
+// removeMountDir removes the run directory of one mount: only below our own,
+// whatever a row says.
+func (l *Local) removeMountDir(dir string) {
+	if dir == "" || filepath.Dir(dir) != filepath.Join(l.runDir, "mounts") {
+		return
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		l.log.Warn("run directory not removed", zap.String("name", dir), zap.Error(err))
+	}
+}
+
+// withLiveLock runs f, which looks at live rows and changes them, while no
+// other process of this user does the same. f must be short.
+func (l *Local) withLiveLock(f func() error) error {
+	unlock, err := lockFile(filepath.Join(l.runDir, "live.lock"), true)
+	if err != nil {
+		return fmt.Errorf("live rows: %w", err)
+	}
+	defer unlock()
+	return f()
+}

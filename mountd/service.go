@@ -1,0 +1,231 @@
+package mountd
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/plyfs/plyfs/layers"
+)
+
+// Service is everything commands need. [Local] does it in this process,
+// [Client] asks a daemon. Requests are plain values, so that both can take and
+// send them as they are; errors match the sentinels of this package and of
+// package layers.
+type Service interface {
+	// Info says who serves.
+	Info(ctx context.Context, r Empty) (Info, error)
+
+	Images(ctx context.Context, r ImagesRequest) ([]layers.ImageSummary, error)
+	History(ctx context.Context, r NameRequest) ([]layers.HistoryEntry, error)
+	// Inspect describes an image or a container.
+	Inspect(ctx context.Context, r NameRequest) (Inspection, error)
+	// Layers lists the layers of an image, or with an empty name all.
+	Layers(ctx context.Context, r NameRequest) ([]layers.LayerInfo, error)
+	Tag(ctx context.Context, r TagRequest) (Empty, error)
+	RemoveImage(ctx context.Context, r RemoveImageRequest) ([]layers.RemoveAction, error)
+
+	// Load reads an archive. The source is opened by the caller: a daemon gets
+	// its bytes, never its name.
+	Load(ctx context.Context, r LoadRequest, src layers.Source, p layers.ProgressFunc) ([]layers.LoadedImage, error)
+	Import(ctx context.Context, r ImportRequest, src layers.Source, p layers.ProgressFunc) (layers.Image, error)
+	Save(ctx context.Context, r SaveRequest, w io.Writer, p layers.ProgressFunc) error
+	Export(ctx context.Context, r NameRequest, w io.Writer) error
+
+	Create(ctx context.Context, r CreateRequest) (layers.Container, error)
+	Remove(ctx context.Context, r RemoveRequest) (Empty, error)
+	// List returns containers and read-only mounts of images with their state.
+	List(ctx context.Context, r Empty) ([]Status, error)
+	Mount(ctx context.Context, r MountRequest) (MountResult, error)
+	Unmount(ctx context.Context, r UnmountRequest) (UnmountResult, error)
+	// Diff compares a container with its image, or two images.
+	Diff(ctx context.Context, r DiffRequest) ([]Change, error)
+	Commit(ctx context.Context, r CommitRequest, p layers.ProgressFunc) (layers.Image, error)
+
+	Check(ctx context.Context, r CheckRequest, p layers.ProgressFunc) (layers.Report, error)
+	GC(ctx context.Context, r GCRequest) (layers.GCReport, error)
+	DiskUsage(ctx context.Context, r Empty) (layers.DiskUsage, error)
+
+	Close() error
+}
+
+// Empty is a request or an answer without content.
+type Empty struct{}
+
+// Info describes a service.
+type Info struct {
+	Version string `json:"version"`
+	API     string `json:"api"`
+	Root    string `json:"root"`
+	Pid     int    `json:"pid"`
+	UID     int    `json:"uid"`
+	// MountNamespace is where the mounts of this service appear.
+	MountNamespace uint64 `json:"mountNamespace"`
+}
+
+// NameRequest names an image or container.
+type NameRequest struct {
+	Name string `json:"name"`
+}
+
+// ImagesRequest lists images; see [layers.Store.Images] for the filter.
+type ImagesRequest struct {
+	Filter string `json:"filter,omitempty"`
+}
+
+// TagRequest gives an image one more name.
+type TagRequest struct {
+	Source string `json:"source"`
+	Target string `json:"target"`
+}
+
+// RemoveImageRequest removes a reference or an image.
+type RemoveImageRequest struct {
+	Name    string `json:"name"`
+	Force   bool   `json:"force,omitempty"`
+	NoPrune bool   `json:"noPrune,omitempty"`
+}
+
+// LoadRequest goes with an archive.
+type LoadRequest struct {
+	Platform string `json:"platform,omitempty"`
+	Ref      string `json:"ref,omitempty"`
+	Size     int64  `json:"size,omitempty"` // of the stream, for progress
+}
+
+// ImportRequest goes with a root filesystem tar.
+type ImportRequest struct {
+	Ref      string   `json:"ref"`
+	Message  string   `json:"message,omitempty"`
+	Changes  []string `json:"changes,omitempty"`
+	Platform string   `json:"platform,omitempty"`
+	Size     int64    `json:"size,omitempty"`
+}
+
+// SaveRequest asks for an archive of images.
+type SaveRequest struct {
+	Refs   []string `json:"refs"`
+	Format string   `json:"format,omitempty"`
+}
+
+// CreateRequest makes a container.
+type CreateRequest struct {
+	Image string `json:"image"`
+	Name  string `json:"name,omitempty"`
+}
+
+// RemoveRequest deletes a container; with Force a mounted one is unmounted first.
+type RemoveRequest struct {
+	Name  string `json:"name"`
+	Force bool   `json:"force,omitempty"`
+}
+
+// MountRequest mounts an image with a fresh writable layer, a container, or
+// either of them read-only.
+type MountRequest struct {
+	Source   string `json:"source"`         // reference or ID of an image, name or ID of a container
+	Target   Path   `json:"target"`         // absolute
+	Name     string `json:"name,omitempty"` // of the container that is made
+	ReadOnly bool   `json:"readOnly,omitempty"`
+	// AutoRemove deletes the container that was made once it is unmounted.
+	AutoRemove bool `json:"autoRemove,omitempty"`
+	Suid       bool `json:"suid,omitempty"`
+	Dev        bool `json:"dev,omitempty"`
+	NoExec     bool `json:"noExec,omitempty"`
+	NoAtime    bool `json:"noAtime,omitempty"`
+	Volatile   bool `json:"volatile,omitempty"`
+	AllowOther bool `json:"allowOther,omitempty"`
+	Debug      bool `json:"debug,omitempty"`
+}
+
+// MountResult says what was mounted.
+type MountResult struct {
+	Target    Path              `json:"target"`
+	Container *layers.Container `json:"container,omitempty"` // nil for an image
+	ImageID   digest.Digest     `json:"imageID"`
+	ReadOnly  bool              `json:"readOnly"`
+	Pid       int               `json:"pid"` // of the holder
+}
+
+// UnmountRequest names a mount point, or a container that is mounted.
+type UnmountRequest struct {
+	// Name is as the user typed it; Target is the same as an absolute path.
+	Name   Path `json:"name"`
+	Target Path `json:"target,omitempty"`
+	Lazy   bool `json:"lazy,omitempty"`
+}
+
+// UnmountResult says what was unmounted.
+type UnmountResult struct {
+	Target    Path   `json:"target"`
+	Container string `json:"container,omitempty"` // its name
+	Removed   bool   `json:"removed,omitempty"`   // the container was one-shot
+	// StillInUse: detached lazily, somebody still has files open.
+	StillInUse bool `json:"stillInUse,omitempty"`
+}
+
+// States of a container or mount in a [Status]; never stored, always derived.
+const (
+	StateCreated   = "created"   // a container that is not mounted
+	StateStarting  = "starting"  // its processes run, the mount is about to appear
+	StateMounted   = "mounted"   // in the mount table, and somebody answers
+	StateDetached  = "detached"  // out of the mount table, but still in use
+	StateDead      = "dead"      // in the mount table, nobody answers, and we could not detach it
+	StateBroken    = "broken"    // the store says that its data is damaged
+	stateGone      = "gone"      // a row without anything behind it
+	stateElsewhere = "elsewhere" // a row of another boot
+)
+
+// Status is one line of ps.
+type Status struct {
+	Container  *layers.Container `json:"container,omitempty"` // nil: a read-only mount of an image
+	ImageID    digest.Digest     `json:"imageID"`
+	ImageName  string            `json:"imageName,omitempty"`
+	State      string            `json:"state"`
+	Target     Path              `json:"target,omitempty"`
+	ReadOnly   bool              `json:"readOnly,omitempty"`
+	AutoRemove bool              `json:"autoRemove,omitempty"`
+	Pid        int               `json:"pid,omitempty"`       // of the holder
+	ServerPid  int               `json:"serverPid,omitempty"` // of the mount server
+	Since      time.Time         `json:"since,omitzero"`      // of the mount, or of the creation
+}
+
+// DiffRequest compares a container with its image, or image A with image B.
+type DiffRequest struct {
+	A string `json:"a"`
+	B string `json:"b,omitempty"`
+}
+
+// Change is one line of diff.
+type Change struct {
+	Kind string `json:"kind"` // A, C or D
+	Path Path   `json:"path"`
+}
+
+// CommitRequest makes an image of a container.
+type CommitRequest struct {
+	Container string   `json:"container"`
+	Ref       string   `json:"ref,omitempty"`
+	Author    string   `json:"author,omitempty"`
+	Message   string   `json:"message,omitempty"`
+	Changes   []string `json:"changes,omitempty"`
+}
+
+// Inspection is an image or a container; exactly one is set.
+type Inspection struct {
+	Image     *layers.ImageDetail `json:"image,omitempty"`
+	Container *Status             `json:"container,omitempty"`
+}
+
+// CheckRequest verifies the store.
+type CheckRequest struct {
+	Deep   bool `json:"deep,omitempty"`
+	Repair bool `json:"repair,omitempty"`
+}
+
+// GCRequest removes what nothing needs.
+type GCRequest struct {
+	DryRun bool `json:"dryRun,omitempty"`
+}
