@@ -16,6 +16,7 @@ var (
 	flagSeed     = flag.Int64("oracle.seed", 0, "first seed of the random runs; 0: from the clock")
 	flagDuration = flag.Duration("oracle.duration", 30*time.Second, "length of the random runs")
 	flagReplay   = flag.String("oracle.replay", "", "saved run to execute")
+	flagTrace    = flag.Bool("oracle.trace", false, "log every operation with the kernel's result")
 	flagReduce   = flag.Bool("oracle.reduce", false, "reduce failing runs before they are saved")
 )
 
@@ -128,6 +129,9 @@ func runTrial(t *testing.T, tr *oracle.Trial, name string) {
 	}
 	if tr.Subject == nil {
 		tr.Subject = subject(t)
+	}
+	if *flagTrace {
+		tr.Trace = func(i int, op oracle.Op, model, _ oracle.Result) { t.Logf("op %d: %s\n\t%s", i, op, model) }
 	}
 	diffs, err := tr.Run()
 	tr.Gen = nil // from here on the list counts

@@ -38,6 +38,8 @@ type Trial struct {
 	Subject harness.Mounter `json:"-"`
 	Users   int             `json:"-"` // 0: all
 	Limit   time.Duration   `json:"-"` // per operation; 0: one minute
+	// Trace, if not nil, is told every operation with both results.
+	Trace func(i int, op Op, model, subject Result) `json:"-"`
 	// Stats, if not nil, counts operation → errno of the model.
 	Stats map[string]map[string]int `json:"-"`
 }
@@ -264,6 +266,9 @@ func (t *Trial) compareOps(model, subject *side) (diffs []Diff, err error) {
 			return diffs, fmt.Errorf("op %d: %w", i, err)
 		}
 		t.count(op, want)
+		if t.Trace != nil {
+			t.Trace(i, op, want, got)
+		}
 		if d, ok := t.differ(op, want, got); ok {
 			d.Step = fmt.Sprintf("op %d", i)
 			diffs = append(diffs, d)
