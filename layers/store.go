@@ -2,143 +2,304 @@ package layers
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/metadata"
+	"github.com/plyfs/plyfs/whiteout"
 )
 
 // Store is a layer and image store in one directory. Its methods may be called
 // from several goroutines, and several processes may have the same directory
 // open.
 type Store struct {
-	root string
-	opts Options
-}
+	root   string // immutable, like all below
+	opts   Options
+	limits Limits
+	log    *zap.Logger
+	db     *metadata.DB
+	powers powers
 
-var errTodo = fmt.Errorf("%w: not there yet", ErrUnsupported)
+	rootFd, layersFd, stageFd, rwFd, trashFd int
+
+	// hook is told the name of each step of a change to the disk and may end
+	// it there. Tests only.
+	hook func(point string) error
+}
 
 // Open opens the store in root and makes an empty one if there is none. The
 // database is not kept open between calls.
-func Open(ctx context.Context, root string, o Options) (*Store, error) {
-	return &Store{root: root, opts: o}, nil
+func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
+	abs, err := filepath.Abs(root)
+	if err != nil {
+		return nil, fmt.Errorf("store %q: %w", root, err)
+	}
+	s := &Store{root: abs, opts: o, limits: o.Limits.withDefaults(), log: o.Logger, rootFd: -1, layersFd: -1, stageFd: -1, rwFd: -1, trashFd: -1}
+	if s.log == nil {
+		s.log = zap.NewNop()
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("open store %s: %w", abs, errors.Join(err, s.Close()))
+		}
+	}()
+	if err := os.MkdirAll(abs, 0o711); err != nil {
+		return nil, err
+	}
+	if s.rootFd, err = fsat.OpenTrusted(abs); err != nil {
+		return nil, err
+	}
+	for _, d := range []struct {
+		name string
+		fd   *int
+	}{{layersName, &s.layersFd}, {stageName, &s.stageFd}, {rwName, &s.rwFd}, {trashName, &s.trashFd}, {chainsName, nil}} {
+		// 0700: what lies below carries suid bits and foreign owners.
+		if err := fsat.Mkdir(s.rootFd, d.name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+			return nil, fmt.Errorf("make %s: %w", d.name, err)
+		}
+		if d.fd != nil {
+			if *d.fd, err = fsat.OpenName(s.rootFd, d.name, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+				return nil, fmt.Errorf("open %s: %w", d.name, err)
+			}
+		}
+	}
+	s.db = metadata.New(filepath.Join(abs, dbName), metadata.Options{LockTimeout: o.LockTimeout, OnWait: o.OnLockWait})
+	if err := s.mapErr(s.db.Init(ctx)); err != nil {
+		return nil, err
+	}
+	if s.powers, err = probe(s.stageFd); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// probe finds out what we may do: a root that cannot set trusted attributes is
+// one of a user namespace.
+func probe(stageFd int) (powers, error) {
+	p := powers{dialect: whiteout.UserXattr}
+	name := "probe-" + newID()
+	if os.Geteuid() != 0 {
+		return p, nil
+	}
+	if err := fsat.Mkdir(stageFd, name, 0o700); err != nil {
+		return p, fmt.Errorf("write to the store: %w", err)
+	}
+	defer func() { _ = fsat.Rmdir(stageFd, name) }() // swept otherwise
+	fd, err := fsat.OpenName(stageFd, name, unix.O_PATH, 0)
+	if err != nil {
+		return p, err
+	}
+	defer fsat.Close(fd)
+	switch err := whiteout.Overlay.SetOpaque(fd); {
+	case err == nil:
+		return powers{privileged: true, dialect: whiteout.Overlay}, nil
+	case errors.Is(err, unix.EPERM):
+		return p, nil
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return p, fmt.Errorf("%w: the file system of the store has no trusted.* extended attributes", ErrUnsupported)
+	default:
+		return p, fmt.Errorf("set an extended attribute in the store: %w", err)
+	}
 }
 
 // Close releases what the store holds. It does not touch the disk.
-func (s *Store) Close() error { return nil }
+func (s *Store) Close() error {
+	for _, fd := range []*int{&s.rootFd, &s.layersFd, &s.stageFd, &s.rwFd, &s.trashFd} {
+		fsat.Close(*fd)
+		*fd = -1
+	}
+	return nil
+}
 
 // Root returns the absolute directory of the store.
 func (s *Store) Root() string { return s.root }
 
-// Load reads every image of an archive or OCI layout into the store.
-func (s *Store) Load(ctx context.Context, src Source, o LoadOptions) ([]LoadedImage, error) {
-	return nil, errTodo
+func (s *Store) fault(point string) error {
+	if s.hook == nil {
+		return nil
+	}
+	return s.hook(point)
 }
 
-// Save writes images as one archive.
-func (s *Store) Save(ctx context.Context, w io.Writer, refs []string, o SaveOptions) error {
-	return errTodo
+func (s *Store) view(ctx context.Context, fn func(*metadata.Tx) error) error {
+	return s.mapErr(s.db.View(ctx, fn))
 }
 
-// Import makes a one-layer image of a flat root filesystem tar.
-func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOptions) (Image, error) {
-	return Image{}, errTodo
+func (s *Store) update(ctx context.Context, fn func(*metadata.Tx) error) error {
+	return s.mapErr(s.db.Update(ctx, fn))
 }
 
-// Export writes the merged tree of a container or image as a flat tar.
-func (s *Store) Export(ctx context.Context, nameOrRef string, w io.Writer) error { return errTodo }
-
-// Images lists images, newest first. filter is "", a repository, a
-// repository:tag or a pattern of them.
-func (s *Store) Images(ctx context.Context, filter string) ([]ImageSummary, error) {
-	return nil, errTodo
+// mapErr adds our sentinel to an error of the database.
+func (s *Store) mapErr(err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, have := range []error{ErrNotFound, ErrExists, ErrInUse, ErrInvalid, ErrCorrupt, ErrLocked, ErrUnsupported} {
+		if errors.Is(err, have) {
+			return err
+		}
+	}
+	for _, m := range []struct{ from, to error }{
+		{metadata.ErrNotFound, ErrNotFound},
+		{metadata.ErrExists, ErrExists},
+		{metadata.ErrInUse, ErrInUse},
+		{metadata.ErrLocked, ErrLocked},
+		{metadata.ErrSchema, ErrUnsupported},
+		{metadata.ErrInvariant, ErrCorrupt},
+		{metadata.ErrCorrupt, ErrCorrupt},
+	} {
+		if errors.Is(err, m.from) {
+			return sentinel{err, m.to}
+		}
+	}
+	return err
 }
 
-// ResolveImage finds an image by reference, ID or unique ID prefix.
-func (s *Store) ResolveImage(ctx context.Context, nameOrID string) (Image, error) {
-	return Image{}, errTodo
+// sentinel makes an error be one of ours without changing its text.
+type sentinel struct {
+	error
+	is error
 }
 
-// Tag gives an image one more name.
-func (s *Store) Tag(ctx context.Context, source, target string) error { return errTodo }
+func (e sentinel) Unwrap() []error { return []error{e.error, e.is} }
 
-// RemoveImage removes a reference and, with the last one, the image and every
-// layer nothing else needs.
-func (s *Store) RemoveImage(ctx context.Context, nameOrID string, o RemoveOptions) ([]RemoveAction, error) {
-	return nil, errTodo
+// sweep removes what dead processes have left: their stages, the layers only
+// their leases kept, containers they did not finish, and the trash. It is
+// called before work that adds to the store.
+func (s *Store) sweep(ctx context.Context) error {
+	// Names first, rows second: whoever makes a stage writes its row before
+	// the directory exists, so a name without a row is garbage.
+	names, err := listDir(s.stageFd)
+	if err != nil {
+		return err
+	}
+	var (
+		ingests    []metadata.Ingest
+		leases     []metadata.Lease
+		containers []metadata.Container
+		trash      []metadata.Trash
+	)
+	err = s.view(ctx, func(tx *metadata.Tx) (err error) {
+		if ingests, err = tx.Ingests(); err != nil {
+			return err
+		}
+		if leases, err = tx.Leases(); err != nil {
+			return err
+		}
+		if containers, err = tx.Containers(); err != nil {
+			return err
+		}
+		trash, err = tx.TrashRows()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	var deadIngests, deadLeases, deadContainers []string
+	for _, i := range ingests {
+		known[i.ID] = true
+		if !alive(i.Owner, i.Started) {
+			deadIngests = append(deadIngests, i.ID)
+		}
+	}
+	for _, l := range leases {
+		if !alive(l.Owner, l.Started) {
+			deadLeases = append(deadLeases, l.ID)
+		}
+	}
+	for _, c := range containers {
+		if c.State == metadata.Creating {
+			known[c.MountID] = true
+			if !alive(c.Owner, c.Created) {
+				deadContainers = append(deadContainers, c.ID)
+			}
+		}
+	}
+	if len(deadIngests)+len(deadLeases)+len(deadContainers) > 0 {
+		var more []metadata.Trash
+		err = s.update(ctx, func(tx *metadata.Tx) (err error) {
+			more, err = s.sweepTx(tx, deadIngests, deadLeases, deadContainers)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		trash = append(trash, more...)
+	}
+	for _, n := range names {
+		if !known[n] && !s.youngProbe(n) {
+			if err := removeTree(s.stageFd, n); err != nil {
+				s.log.Warn("sweep stage", zap.String("name", n), zap.Error(err))
+			}
+		}
+	}
+	s.purge(ctx, trash)
+	return nil
 }
 
-// History lists the steps that made an image, newest first.
-func (s *Store) History(ctx context.Context, nameOrID string) ([]HistoryEntry, error) {
-	return nil, errTodo
+// youngProbe spares the directory another process is just probing with.
+func (s *Store) youngProbe(name string) bool {
+	var st unix.Stat_t
+	return len(name) > 6 && name[:6] == "probe-" && fsat.Stat(s.stageFd, name, &st) == nil &&
+		time.Since(time.Unix(st.Ctim.Sec, st.Ctim.Nsec)) < time.Minute
 }
 
-// Inspect returns everything known of an image.
-func (s *Store) Inspect(ctx context.Context, nameOrID string) (*ImageDetail, error) {
-	return nil, errTodo
+func (s *Store) sweepTx(tx *metadata.Tx, ingests, leases, containers []string) (trash []metadata.Trash, err error) {
+	for _, id := range ingests {
+		if err := tx.DeleteIngest(id); errors.Is(err, metadata.ErrNotFound) {
+			continue // another sweep was faster
+		} else if err != nil {
+			return nil, err
+		}
+		paths := []string{stageName + "/" + id}
+		if _, err := tx.Cache(id); errors.Is(err, metadata.ErrNotFound) {
+			paths = append(paths, layersName+"/"+id)
+		}
+		t, err := addTrash(tx, "owner died", paths...)
+		if err != nil {
+			return nil, err
+		}
+		trash = append(trash, t...)
+	}
+	for _, id := range containers {
+		c, err := tx.Container(id)
+		if err != nil || c.State != metadata.Creating {
+			continue
+		}
+		if _, err := tx.DeleteContainer(id); err != nil {
+			return nil, err
+		}
+		t, err := addTrash(tx, "owner died", stageName+"/"+c.MountID, rwName+"/"+c.MountID)
+		if err != nil {
+			return nil, err
+		}
+		trash = append(trash, t...)
+		more, err := releaseChain(tx, c.Chain, nil)
+		if err != nil {
+			return nil, err
+		}
+		trash = append(trash, more...)
+	}
+	for _, id := range leases {
+		more, err := endLease(tx, id)
+		if err != nil {
+			return nil, err
+		}
+		trash = append(trash, more...)
+	}
+	return trash, nil
 }
 
-// Layers lists the layers of an image, bottom first, or of the whole store for "".
-func (s *Store) Layers(ctx context.Context, nameOrID string) ([]LayerInfo, error) {
-	return nil, errTodo
+func listDir(fd int) ([]string, error) {
+	var names []string
+	err := fsat.ReadDirBeneath(fd, func(e fsat.Dirent) error { names = append(names, e.Name); return nil })
+	return names, err
 }
-
-// CreateContainer makes a writable layer on an image. An empty name is
-// generated.
-func (s *Store) CreateContainer(ctx context.Context, imageRef, name string, o CreateOptions) (*Container, error) {
-	return nil, errTodo
-}
-
-// Container finds a container by name, ID or unique ID prefix.
-func (s *Store) Container(ctx context.Context, nameOrID string) (*Container, error) {
-	return nil, errTodo
-}
-
-// Containers lists all containers, newest first.
-func (s *Store) Containers(ctx context.Context) ([]Container, error) { return nil, errTodo }
-
-// RemoveContainer deletes a container and its writable layer. A mounted one is
-// refused.
-func (s *Store) RemoveContainer(ctx context.Context, nameOrID string) error { return errTodo }
-
-// ContainerStack returns the directories a mount of the container is made of:
-// init layer, then image layers.
-func (s *Store) ContainerStack(ctx context.Context, nameOrID string) (Stack, error) {
-	return Stack{}, errTodo
-}
-
-// ImageStack returns the directories of a read-only mount of an image.
-func (s *Store) ImageStack(ctx context.Context, nameOrID string) (Stack, error) {
-	return Stack{}, errTodo
-}
-
-// Diff lists what a container has changed against its image.
-func (s *Store) Diff(ctx context.Context, nameOrID string) ([]Change, error) { return nil, errTodo }
-
-// DiffImages lists what changed from image a to image b.
-func (s *Store) DiffImages(ctx context.Context, a, b string) ([]Change, error) { return nil, errTodo }
-
-// Commit makes an image of a container's image and changes. An empty ref
-// leaves it untagged. Of a mounted container only after its server has been
-// quiesced and synced.
-func (s *Store) Commit(ctx context.Context, container, ref string, o CommitOptions) (Image, error) {
-	return Image{}, errTodo
-}
-
-// AddLive records a mount. A row of a dead process for the same target is
-// replaced; a living one is ErrInUse.
-func (s *Store) AddLive(ctx context.Context, l Live) error { return errTodo }
-
-// RemoveLive forgets a mount. Unknown targets are not an error.
-func (s *Store) RemoveLive(ctx context.Context, target string) error { return errTodo }
-
-// LiveMounts lists every recorded mount of this boot, dead ones too: the
-// caller decides what to do with them.
-func (s *Store) LiveMounts(ctx context.Context) ([]Live, error) { return nil, errTodo }
-
-// Check verifies the invariants of the store.
-func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) { return nil, errTodo }
-
-// GC removes what no row names, images that nothing names, and trash.
-func (s *Store) GC(ctx context.Context, dryRun bool) (GCReport, error) { return GCReport{}, errTodo }
-
-// DiskUsage says where the bytes are.
-func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) { return DiskUsage{}, errTodo }

@@ -1,0 +1,173 @@
+package layers
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout"
+)
+
+const (
+	paxXattr = "SCHILY.xattr."
+	permBits = unix.S_ISUID | unix.S_ISGID | unix.S_ISVTX | 0o777
+)
+
+// attrs are the attributes of one object, with xattr names as they are on disk.
+type attrs struct {
+	mode         uint32 // permission bits with suid, sgid and sticky
+	uid, gid     int
+	atime, mtime time.Time
+	xattrs       []xattr // sorted
+}
+
+type xattr struct {
+	name  string
+	value string
+}
+
+// droppedXattrs carry meaning only for the machine the tar was made on.
+var droppedXattrs = map[string]bool{"security.selinux": true, "system.nfs4_acl": true}
+
+// headerAttrs takes the attributes out of a tar header. Names that overlay
+// file systems keep for themselves are escaped: an image cannot forge
+// whiteouts, opaque directories or redirects.
+func headerAttrs(h *tar.Header, limit int64) (*attrs, error) {
+	a := &attrs{mode: uint32(h.Mode) & permBits, uid: h.Uid, gid: h.Gid, mtime: h.ModTime, atime: h.AccessTime}
+	if a.uid < 0 || a.gid < 0 || int64(a.uid) >= 1<<32-1 || int64(a.gid) >= 1<<32-1 {
+		return nil, fmt.Errorf("%w: owner %d:%d is out of range", ErrCorrupt, a.uid, a.gid)
+	}
+	var size int64
+	for k, v := range h.PAXRecords {
+		name, ok := strings.CutPrefix(k, paxXattr)
+		if !ok || droppedXattrs[name] {
+			continue
+		}
+		if name == "" || len(name) > 255 || strings.IndexByte(name, 0) >= 0 {
+			return nil, fmt.Errorf("%w: extended attribute %q has no usable name", ErrCorrupt, name)
+		}
+		size += int64(len(name) + len(v))
+		a.xattrs = append(a.xattrs, xattr{whiteout.EscapeForeign(name), v})
+	}
+	if size > limit {
+		return nil, fmt.Errorf("%w: %d bytes of extended attributes, the limit is %d", ErrUnsupported, size, limit)
+	}
+	sort.Slice(a.xattrs, func(i, j int) bool { return a.xattrs[i].name < a.xattrs[j].name })
+	return a, nil
+}
+
+// readAttrs takes the attributes of an object on disk; fd may be O_PATH. Names
+// private to a dialect are left out, escaped ones stay escaped.
+func readAttrs(fd int) (*attrs, unix.Stat_t, error) {
+	var st unix.Stat_t
+	if err := fsat.Fstat(fd, &st); err != nil {
+		return nil, st, err
+	}
+	a := &attrs{
+		mode: st.Mode & permBits, uid: int(st.Uid), gid: int(st.Gid),
+		atime: time.Unix(st.Atim.Sec, st.Atim.Nsec), mtime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec),
+	}
+	names, err := fsat.Listxattr(fd, "")
+	if err != nil {
+		return nil, st, err
+	}
+	sort.Strings(names)
+	for _, n := range names {
+		if _, visible := whiteout.UnescapeForeign(n); !visible || droppedXattrs[n] {
+			continue
+		}
+		v, err := fsat.GetxattrValue(fd, "", n)
+		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EPERM) {
+			continue
+		}
+		if err != nil {
+			return nil, st, err
+		}
+		a.xattrs = append(a.xattrs, xattr{n, string(v)})
+	}
+	return a, st, nil
+}
+
+func (a *attrs) times() [2]unix.Timespec {
+	m := timespec(a.mtime)
+	if a.atime.IsZero() {
+		return [2]unix.Timespec{m, m}
+	}
+	return [2]unix.Timespec{timespec(a.atime), m}
+}
+
+func timespec(t time.Time) unix.Timespec {
+	if t.IsZero() {
+		return unix.Timespec{}
+	}
+	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
+}
+
+// String is the form that goes into a bind digest.
+func (a *attrs) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%o %d:%d %d.%09d", a.mode, a.uid, a.gid, a.mtime.Unix(), a.mtime.Nanosecond())
+	for _, x := range a.xattrs {
+		fmt.Fprintf(&b, " %q=%q", x.name, x.value)
+	}
+	return b.String()
+}
+
+// powers is what this process may do to files of the store.
+type powers struct {
+	privileged bool // trusted.* and any owner: the initial user namespace's root
+	dialect    whiteout.Dialect
+}
+
+// apply sets the attributes of the object behind fd, which may be O_PATH, in
+// the order in which they do not undo each other: chown clears suid bits and
+// capabilities, an ACL changes the group bits, and times come last. It reports
+// whether everything could be applied; a store without privileges goes on with
+// what it can do, and the tar-split record keeps the rest.
+func (p powers) apply(fd int, k kind, a *attrs) (complete bool, err error) {
+	complete = true
+	if err := fsat.Chown(fd, "", a.uid, a.gid); err != nil {
+		if p.privileged {
+			return false, fmt.Errorf("set owner %d:%d: %w", a.uid, a.gid, err)
+		}
+		complete = false
+	}
+	if k != kindSymlink {
+		mode := a.mode
+		if !p.privileged {
+			// Readable to us, whatever the image says: we have to read it
+			// back. Never suid under a foreign owner.
+			mode &^= unix.S_ISUID | unix.S_ISGID
+			if k == kindDir {
+				mode |= 0o700
+			} else {
+				mode |= 0o400
+			}
+			complete = complete && mode == a.mode
+		}
+		if err := fsat.Chmod(fd, "", mode); err != nil {
+			return false, fmt.Errorf("set mode %#o: %w", mode, err)
+		}
+	}
+	for _, x := range a.xattrs {
+		err := fsat.Setxattr(fd, "", x.name, []byte(x.value), 0)
+		switch {
+		case err == nil:
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !p.privileged,
+			errors.Is(err, unix.EINVAL) && strings.HasPrefix(x.name, "system."):
+			complete = false
+		default:
+			return false, fmt.Errorf("set extended attribute %q (%d bytes): %w", x.name, len(x.value), err)
+		}
+	}
+	if err := fsat.Utimes(fd, "", a.times()); err != nil {
+		return false, fmt.Errorf("set times: %w", err)
+	}
+	return complete, nil
+}

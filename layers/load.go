@@ -1,0 +1,222 @@
+package layers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/metadata"
+)
+
+// Load reads every image of an archive or OCI layout into the store: docker
+// archives of any Docker since 1.10 and of other tools, OCI archives and
+// layouts, compressed or not. The stream is read once, to its end. If anything
+// is wrong with any of the images, the store stays as it was.
+func (s *Store) Load(ctx context.Context, src Source, o LoadOptions) (_ []LoadedImage, err error) {
+	if (src.Reader == nil) == (src.Dir == "") {
+		return nil, fmt.Errorf("%w: a source is either a stream or a directory", ErrInvalid)
+	}
+	if o.Ref != "" {
+		if _, err := parseTag(o.Ref); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.sweep(ctx); err != nil {
+		return nil, err
+	}
+	lease, err := s.newLease(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a := &archive{s: s, lease: lease, progress: &progress{o.Progress}, members: map[string]*member{}, dirFd: -1}
+	defer func() {
+		a.clean()
+		if err != nil {
+			s.dropLease(lease)
+		}
+	}()
+	if src.Dir != "" {
+		if a.dirFd, err = fsat.OpenTrusted(src.Dir); err != nil {
+			return nil, fmt.Errorf("open %q: %w", src.Dir, err)
+		}
+	} else if err := a.read(ctx, src.Reader); err != nil {
+		return nil, err
+	}
+	plans, err := a.plans(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range plans {
+		if err := s.addLayers(ctx, lease, p); err != nil {
+			return nil, fmt.Errorf("image %s: %w", p.id, err)
+		}
+	}
+	if err := s.fault("before-images"); err != nil {
+		return nil, err
+	}
+	out, err := s.addImages(ctx, lease, plans)
+	if err != nil {
+		return nil, err
+	}
+	return out, s.fault("after-images")
+}
+
+func (s *Store) addLayers(ctx context.Context, lease string, p *plan) error {
+	var parent digest.Digest
+	for i, ld := range p.layers {
+		chain, err := s.ensureLayer(ctx, lease, parent, ld)
+		if err != nil {
+			return fmt.Errorf("layer %d (%s): %w", i+1, ld.diffID, err)
+		}
+		parent = chain
+	}
+	return nil
+}
+
+// ensureLayer makes sure that the store has the layer on top of parent, and
+// returns its chainID.
+func (s *Store) ensureLayer(ctx context.Context, lease string, parent digest.Digest, ld *layerData) (digest.Digest, error) {
+	chain := metadata.ChainID(parent, ld.diffID)
+	var cacheID string
+	err := s.update(ctx, func(tx *metadata.Tx) error {
+		cacheID = ""
+		if l, err := tx.Layer(chain); err == nil {
+			cacheID = l.CacheID
+			return errors.Join(tx.LeaseLayer(lease, chain), tx.SetBlob(chain, ld.blob, ld.blobSize, ""))
+		}
+		// Content that takes nothing from the layers below serves any chain.
+		caches, err := tx.CachesByDiff(ld.diffID)
+		if err != nil {
+			return err
+		}
+		for _, c := range caches {
+			if c.Bind == "" && c.Dialect == s.powers.dialect.String() {
+				cacheID = c.CacheID
+				l := metadata.Layer{
+					ChainID: chain, DiffID: ld.diffID, Parent: parent, CacheID: cacheID,
+					Blob: ld.blob, BlobSize: ld.blobSize, Origin: "load", Created: time.Now().UTC(),
+				}
+				return errors.Join(tx.AddLayer(l, nil), tx.LeaseLayer(lease, chain))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	if cacheID != "" {
+		// A row is believed only as far as its directory is there.
+		l, _, err := s.openLayer(cacheID)
+		if err != nil {
+			return "", fmt.Errorf("the store has it, but %w; run check --repair and load again", err)
+		}
+		l.Close()
+		return chain, nil
+	}
+	st := ld.stage
+	ld.stage = nil
+	if st == nil {
+		// The same layer on another chain: unpack what we have once more.
+		if st, err = s.restage(ctx, ld.diffID); err != nil {
+			return "", err
+		}
+	}
+	defer st.discard()
+	_, err = st.commit(ctx, target{parent: parent, origin: "load", blob: ld.blob, blobSize: ld.blobSize, lease: lease})
+	return chain, err
+}
+
+// restage unpacks a layer of the store into a new stage.
+func (s *Store) restage(ctx context.Context, diffID digest.Digest) (*stage, error) {
+	var caches []metadata.Cache
+	err := s.view(ctx, func(tx *metadata.Tx) (err error) {
+		caches, err = tx.CachesByDiff(diffID)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(caches) == 0 {
+		return nil, fmt.Errorf("layer %s: %w", diffID, ErrNotFound)
+	}
+	files, side, err := s.openLayer(caches[0].CacheID)
+	if err != nil {
+		return nil, err
+	}
+	defer files.Close()
+	return s.stageFrom(ctx, "restage", func(w io.Writer) error {
+		_, err := files.assemble(ctx, w, diffID, side.displaced())
+		return err
+	})
+}
+
+// stageFrom unpacks a tar that write produces.
+func (s *Store) stageFrom(ctx context.Context, kind string, write func(io.Writer) error) (*stage, error) {
+	st, err := s.newStage(ctx, kind)
+	if err != nil {
+		return nil, err
+	}
+	pr, pw := io.Pipe()
+	wrote := make(chan error, 1)
+	go func() {
+		err := write(pw)
+		_ = pw.CloseWithError(err) // nil closes with EOF
+		wrote <- err
+	}()
+	err = st.unpack(ctx, pr)
+	_ = pr.CloseWithError(io.ErrClosedPipe)
+	if werr := <-wrote; werr != nil && !errors.Is(werr, io.ErrClosedPipe) {
+		err = werr
+	}
+	if err != nil {
+		st.discard()
+		return nil, err
+	}
+	return st, nil
+}
+
+// addImages names the images and ends the lease, in one transaction.
+func (s *Store) addImages(ctx context.Context, lease string, plans []*plan) ([]LoadedImage, error) {
+	var out []LoadedImage
+	var junk []metadata.Trash
+	now := time.Now().UTC()
+	err := s.update(ctx, func(tx *metadata.Tx) (err error) {
+		out = nil
+		for _, p := range plans {
+			row := metadata.Image{
+				ID: p.id, TopChain: chainOf(p.spec.RootFS.DiffIDs), Created: now,
+				Platform: platformName(p.spec.OS, p.spec.Architecture, p.spec.Variant), Manifest: p.manifest, Origin: "load",
+			}
+			if _, err := tx.AddImage(row, p.config); err != nil {
+				return err
+			}
+			for _, r := range p.refs {
+				if _, err := tx.SetRef(r, metadata.Ref{ImageID: p.id, Updated: now}); err != nil {
+					return err
+				}
+			}
+			out = append(out, LoadedImage{ID: p.id, Refs: familiars(p.refs)})
+		}
+		junk, err = endLease(tx, lease)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("record images: %w", err)
+	}
+	s.purge(ctx, junk)
+	return out, nil
+}
+
+// chainOf is the chainID of a list of layers.
+func chainOf(diffIDs []digest.Digest) digest.Digest {
+	var c digest.Digest
+	for _, d := range diffIDs {
+		c = metadata.ChainID(c, d)
+	}
+	return c
+}

@@ -1,0 +1,222 @@
+package layers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/plyfs/plyfs/metadata"
+)
+
+// RemoveImage removes a reference and, with the last one, the image and every
+// layer nothing else needs. Everything is decided in one transaction; the
+// files are deleted after it.
+func (s *Store) RemoveImage(ctx context.Context, nameOrID string, o RemoveOptions) ([]RemoveAction, error) {
+	var r remover
+	err := s.update(ctx, func(tx *metadata.Tx) error {
+		r = remover{tx: tx, opts: o}
+		return r.remove(nameOrID)
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.purge(ctx, r.junk)
+	return r.actions, nil
+}
+
+type remover struct {
+	tx      *metadata.Tx
+	opts    RemoveOptions
+	actions []RemoveAction
+	junk    []metadata.Trash
+}
+
+func (r *remover) remove(name string) error {
+	img, err := resolve(r.tx, name)
+	if err != nil {
+		return err
+	}
+	refs := r.tx.RefsOf(img.id)
+	if img.ref == "" {
+		// By ID: all its names go, if they are names of one repository.
+		if repos := repositories(refs); len(repos) > 1 && !r.opts.Force {
+			return fmt.Errorf("image %s: %w: it has the names %s; remove them one by one, or use --force",
+				ShortID(img.id), ErrInUse, strings.Join(familiars(refs), ", "))
+		}
+		if err := r.conflicts(img.id, name); err != nil {
+			return err
+		}
+		for _, ref := range refs {
+			if err := r.untag(ref); err != nil {
+				return err
+			}
+		}
+		return r.deleteImage(img.id)
+	}
+	if last := len(refs) == 1 || onlyDigests(refs, img.ref); last {
+		if users := r.tx.ContainersByImage(img.id); len(users) > 0 {
+			if !r.opts.Force {
+				return r.containerConflict(familiar(img.ref), users)
+			}
+			// Forced: the name goes, the image stays for the container.
+			return r.untag(img.ref)
+		}
+		if err := r.conflicts(img.id, name); err != nil {
+			return err
+		}
+	}
+	if err := r.untag(img.ref); err != nil {
+		return err
+	}
+	rest := r.tx.RefsOf(img.id)
+	if onlyDigests(rest, "") && sameRepository(rest, img.ref) {
+		for _, ref := range rest {
+			if err := r.untag(ref); err != nil {
+				return err
+			}
+		}
+		rest = nil
+	}
+	if len(rest) > 0 {
+		return nil
+	}
+	// Images were committed from it: they keep it, nameless.
+	if len(r.tx.ImageChildren(img.id)) > 0 {
+		return nil
+	}
+	return r.deleteImage(img.id)
+}
+
+func (r *remover) untag(ref string) error {
+	if err := r.tx.DeleteRef(ref); err != nil {
+		return err
+	}
+	r.actions = append(r.actions, RemoveAction{"Untagged", familiar(ref)})
+	return nil
+}
+
+// conflicts names what forbids deleting an image. Mounts and child images
+// forbid it for good, containers too: their lower layers are the image.
+func (r *remover) conflicts(id digest.Digest, name string) error {
+	if users := r.tx.ContainersByImage(id); len(users) > 0 {
+		return r.containerConflict(name, users)
+	}
+	if kids := r.tx.ImageChildren(id); len(kids) > 0 && len(r.tx.RefsOf(id)) == 0 {
+		return fmt.Errorf("image %s: %w: the images %s were made from it", name, ErrInUse, r.names(kids))
+	}
+	live, err := r.tx.LiveMounts()
+	if err != nil {
+		return err
+	}
+	row, err := r.tx.Image(id)
+	if err != nil {
+		return err
+	}
+	for _, l := range live {
+		if l.ImageID == id || (l.ChainID != "" && l.ChainID == row.TopChain) {
+			if alive(metadata.Owner{BootID: l.BootID, Pid: l.Pid, StartTime: l.StartTime}, l.Created) {
+				return fmt.Errorf("image %s: %w: it is mounted on %s; unmount it first", name, ErrInUse, l.Target)
+			}
+		}
+	}
+	return nil
+}
+
+func (r *remover) containerConflict(name string, ids []string) error {
+	var names []string
+	for _, id := range ids {
+		c, err := r.tx.Container(id)
+		if err != nil {
+			return err
+		}
+		names = append(names, c.Name)
+	}
+	sort.Strings(names)
+	return fmt.Errorf("image %s: %w: used by the container(s) %s; remove them first", name, ErrInUse, strings.Join(names, ", "))
+}
+
+func (r *remover) names(ids []digest.Digest) string {
+	var out []string
+	for _, id := range ids {
+		if refs := r.tx.RefsOf(id); len(refs) > 0 {
+			out = append(out, familiar(refs[0]))
+		} else {
+			out = append(out, ShortID(id))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// deleteImage deletes an image without names, its layers as far as nothing
+// else needs them, and then its parents that have no name either.
+func (r *remover) deleteImage(id digest.Digest) error {
+	row, err := r.tx.Image(id)
+	if err != nil {
+		return err
+	}
+	if kids := r.tx.ImageChildren(id); len(kids) > 0 {
+		return nil
+	}
+	if err := r.tx.DeleteImage(id); err != nil {
+		return err
+	}
+	r.actions = append(r.actions, RemoveAction{"Deleted", id.String()})
+	junk, err := releaseChain(r.tx, row.TopChain, func(l metadata.Layer) {
+		r.actions = append(r.actions, RemoveAction{"Deleted", l.ChainID.String()})
+	})
+	if err != nil {
+		return err
+	}
+	r.junk = append(r.junk, junk...)
+	if row.Parent == "" || r.opts.NoPrune {
+		return nil
+	}
+	if _, err := r.tx.Image(row.Parent); errors.Is(err, metadata.ErrNotFound) {
+		return nil
+	}
+	if len(r.tx.RefsOf(row.Parent)) > 0 || len(r.tx.ContainersByImage(row.Parent)) > 0 {
+		return nil
+	}
+	return r.deleteImage(row.Parent)
+}
+
+func repositories(refs []string) map[string]bool {
+	out := map[string]bool{}
+	for _, r := range refs {
+		repo, _ := splitRef(r)
+		out[repo] = true
+	}
+	return out
+}
+
+// onlyDigests reports whether all references but one are digests.
+func onlyDigests(refs []string, but string) bool {
+	for _, r := range refs {
+		if r == but {
+			continue
+		}
+		named, err := reference.ParseNormalizedNamed(r)
+		if err != nil {
+			return false
+		}
+		if _, ok := named.(reference.Digested); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+func sameRepository(refs []string, ref string) bool {
+	want, _ := splitRef(ref)
+	for _, r := range refs {
+		if repo, _ := splitRef(r); repo != want {
+			return false
+		}
+	}
+	return true
+}

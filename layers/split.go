@@ -1,0 +1,223 @@
+package layers
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/crc64"
+	"io"
+	"os"
+	"strconv"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	"github.com/vbatts/tar-split/tar/storage"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+)
+
+// A tar-split record holds every byte of a layer's tar that is not the content
+// of a regular file, and for each such content its path, size and CRC. Put
+// together with the files it gives back the tar, byte for byte.
+//
+// The records are tar-split's (storage.Entry as JSON, one a line), compressed
+// with zstd. They are made here rather than by tar-split's reader because one
+// parser must decide what an entry is: two that disagree about a hostile tar
+// would unpack one thing and write out another. Contents that have no file
+// (GNU sparse entries, whose stored form differs from the file) are kept as
+// raw segments; a content whose file was replaced by a later entry of the same
+// path is kept in the layer's dup directory under its position.
+
+// segmentMax bounds the memory of one raw segment.
+const segmentMax = 1 << 20
+
+type splitWriter struct {
+	src     io.Reader
+	file    *os.File
+	sum     hash.Hash
+	size    int64
+	bw      *bufio.Writer
+	zw      *zstd.Encoder
+	enc     *json.Encoder
+	pos     int
+	buf     []byte
+	payload hash.Hash64 // not nil: bytes read are content
+}
+
+// newSplitWriter returns a reader of src that records what passes into f.
+func newSplitWriter(src io.Reader, f *os.File) (*splitWriter, error) {
+	w := &splitWriter{src: src, file: f, sum: sha256.New()}
+	w.bw = bufio.NewWriterSize(f, 64<<10)
+	zw, err := zstd.NewWriter(io.MultiWriter(countWriter{&w.size}, w.sum, w.bw), zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
+	if err != nil {
+		return nil, err
+	}
+	w.zw, w.enc = zw, json.NewEncoder(zw)
+	return w, nil
+}
+
+type countWriter struct{ n *int64 }
+
+func (c countWriter) Write(p []byte) (int, error) { *c.n += int64(len(p)); return len(p), nil }
+
+func (w *splitWriter) Read(p []byte) (int, error) {
+	n, err := w.src.Read(p)
+	if w.payload != nil {
+		_, _ = w.payload.Write(p[:n]) // hashes do not fail
+		return n, err
+	}
+	w.buf = append(w.buf, p[:n]...)
+	if len(w.buf) >= segmentMax {
+		if ferr := w.flush(); ferr != nil {
+			return n, ferr
+		}
+	}
+	return n, err
+}
+
+func (w *splitWriter) add(e storage.Entry) error {
+	e.Position = w.pos
+	w.pos++
+	return w.enc.Encode(e)
+}
+
+func (w *splitWriter) flush() error {
+	if len(w.buf) == 0 {
+		return nil
+	}
+	err := w.add(storage.Entry{Type: storage.SegmentType, Payload: w.buf})
+	w.buf = w.buf[:0]
+	return err
+}
+
+// beginPayload says that the next bytes are the content of a regular file.
+func (w *splitWriter) beginPayload() error {
+	err := w.flush()
+	w.payload = crc64.New(storage.CRCTable)
+	return err
+}
+
+// endPayload ends it and returns the content's position.
+func (w *splitWriter) endPayload(path string, size int64) (int, error) {
+	e := storage.Entry{Type: storage.FileType, Size: size, Payload: w.payload.Sum(nil)}
+	e.SetName(path)
+	w.payload = nil
+	pos := w.pos
+	return pos, w.add(e)
+}
+
+// close ends the record.
+func (w *splitWriter) close() error {
+	err := w.flush()
+	if zerr := w.zw.Close(); err == nil {
+		err = zerr
+	}
+	if berr := w.bw.Flush(); err == nil {
+		err = berr
+	}
+	return err
+}
+
+func (w *splitWriter) digest() digest.Digest { return digest.NewDigest(digest.SHA256, w.sum) }
+
+// abort frees the encoder without finishing the record.
+func (w *splitWriter) abort() { _ = w.zw.Close() } // the file is thrown away
+
+// layerFiles is an open layer directory.
+type layerFiles struct {
+	dir  int // layers/<cacheID>
+	diff int
+}
+
+func (l layerFiles) Close() {
+	fsat.Close(l.diff)
+	fsat.Close(l.dir)
+}
+
+// assemble writes a layer's tar as it was, and fails if what it wrote does not
+// have the digest.
+func (l layerFiles) assemble(ctx context.Context, w io.Writer, want digest.Digest, displaced map[int]bool) (size int64, err error) {
+	fd, err := fsat.OpenRegular(l.dir, splitName, unix.O_RDONLY)
+	if err != nil {
+		return 0, fmt.Errorf("open %s: %w", splitName, err)
+	}
+	f := os.NewFile(uintptr(fd), splitName)
+	defer f.Close()
+	zr, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		return 0, err
+	}
+	defer zr.Close()
+	sum := want.Algorithm().Hash()
+	out := io.MultiWriter(countWriter{&size}, sum, w)
+	dec := json.NewDecoder(zr)
+	buf := make([]byte, 256<<10)
+	for {
+		var e storage.Entry
+		if err := dec.Decode(&e); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return size, fmt.Errorf("%w: %s: %w", ErrCorrupt, splitName, err)
+		}
+		if err := ctx.Err(); err != nil {
+			return size, err
+		}
+		switch {
+		case e.Type == storage.SegmentType:
+			if _, err := out.Write(e.Payload); err != nil {
+				return size, err
+			}
+		case e.Type == storage.FileType && e.Size > 0:
+			if err := l.content(out, &e, displaced[e.Position], buf); err != nil {
+				return size, err
+			}
+		}
+	}
+	if got := digest.NewDigest(want.Algorithm(), sum); got != want {
+		return size, fmt.Errorf("%w: layer content has changed: expected diffID %s, got %s", ErrCorrupt, want, got)
+	}
+	return size, nil
+}
+
+func (l layerFiles) content(w io.Writer, e *storage.Entry, displaced bool, buf []byte) error {
+	path, at := e.GetName(), l.diff
+	if displaced {
+		path, at = dupName+"/"+strconv.Itoa(e.Position), l.dir
+	}
+	p, err := fsat.OpenBeneath(at, path, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return fmt.Errorf("%w: content of %q: %w", ErrCorrupt, e.GetName(), err)
+	}
+	defer fsat.Close(p)
+	var st unix.Stat_t
+	if err := fsat.Fstat(p, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != e.Size {
+		return fmt.Errorf("%w: content of %q: expected a file of %d bytes, got mode %#o, %d bytes", ErrCorrupt, e.GetName(), e.Size, st.Mode, st.Size)
+	}
+	fd, err := fsat.Reopen(p, unix.O_RDONLY)
+	if err != nil {
+		return fmt.Errorf("content of %q: %w", e.GetName(), err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	crc := crc64.New(storage.CRCTable)
+	n, err := io.CopyBuffer(onlyWriter{io.MultiWriter(w, crc)}, io.LimitReader(f, e.Size), buf)
+	switch {
+	case err != nil:
+		return fmt.Errorf("content of %q: %w", e.GetName(), err)
+	case n != e.Size || !bytes.Equal(crc.Sum(nil), e.Payload):
+		return fmt.Errorf("%w: content of %q has changed since it was unpacked", ErrCorrupt, e.GetName())
+	}
+	return nil
+}
+
+// onlyWriter hides ReadFrom, so that io.CopyBuffer uses its buffer.
+type onlyWriter struct{ io.Writer }
