@@ -206,16 +206,6 @@ func (t *table) remove(n *inode) {
 	s.mu.Unlock()
 }
 
-// count returns the number of live inodes.
-func (t *table) count() (n int) {
-	for i := range t.shards {
-		s := &t.shards[i]
-		s.mu.RLock()
-		n += len(s.nodes)
-		s.mu.RUnlock()
-	}
-	return n
-}
 
 // unref gives back count references. The last one drops the object: nobody
 // can reach it any more, so its fields need no lock.
