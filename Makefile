@@ -15,7 +15,7 @@ FUZZTIME ?= 20s
 export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
 # A user without a writable home directory still gets a build and a module cache.
-writable = $(shell d=$$(go env $(1) 2>/dev/null); case "$$d" in /*) mkdir -p "$$d" 2>/dev/null && test -w "$$d" && echo yes;; esac)
+writable = $(shell d=$$(go env $(1) 2>/dev/null || true); test "$${d\#/}" != "$$d" && mkdir -p "$$d" 2>/dev/null && test -w "$$d" && echo yes)
 ifneq ($(call writable,GOCACHE),yes)
 export GOCACHE := /tmp/plyfs-gocache-$(shell id -u)
 endif
@@ -54,7 +54,7 @@ fuzz: ## fuzz every fuzz target for FUZZTIME
 	FUZZTIME=$(FUZZTIME) .ci/fuzz $(PKGS)
 
 soak: ## compare with kernel overlayfs on random trees and operations for DURATION
-	PLYFS_SOAK=$(DURATION) $(if $(SEED),PLYFS_SEED=$(SEED)) go test -v -count 1 -timeout 0 -run Oracle ./integration/...
+	SOAK_DURATION=$(DURATION) go test -v -count 1 -timeout 0 -run 'TestSoak' ./integration $(if $(SEED),-oracle.seed $(SEED))
 
 install: build ## install the binary and its mount helpers below PREFIX
 	install -D -m 0755 bin/plyfs $(DESTDIR)$(PREFIX)/bin/plyfs
