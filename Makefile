@@ -15,7 +15,7 @@ FUZZTIME ?= 20s
 export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
 # A user without a writable home directory still gets a build and a module cache.
-writable = $(shell d=$$(go env $(1) 2>/dev/null || true); test "$${d\#/}" != "$$d" && mkdir -p "$$d" 2>/dev/null && test -w "$$d" && echo yes)
+writable = $(shell d=$$(go env $(1) 2>/dev/null || true); echo "$$d" | grep -q ^/ && mkdir -p "$$d" 2>/dev/null && test -w "$$d" && echo yes)
 ifneq ($(call writable,GOCACHE),yes)
 export GOCACHE := /tmp/plyfs-gocache-$(shell id -u)
 endif
