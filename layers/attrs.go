@@ -62,9 +62,10 @@ func headerAttrs(h *tar.Header, limit int64) (*attrs, error) {
 	return a, nil
 }
 
-// readAttrs takes the attributes of an object on disk; fd may be O_PATH. Names
-// private to a dialect are left out, escaped ones stay escaped.
-func readAttrs(fd int) (*attrs, unix.Stat_t, error) {
+// readAttrs takes the attributes of an object of a layer in dialect d; fd may
+// be O_PATH. Names private to the dialect are left out, escaped ones stay
+// escaped.
+func readAttrs(fd int, d whiteout.Dialect) (*attrs, unix.Stat_t, error) {
 	var st unix.Stat_t
 	if err := fsat.Fstat(fd, &st); err != nil {
 		return nil, st, err
@@ -79,7 +80,7 @@ func readAttrs(fd int) (*attrs, unix.Stat_t, error) {
 	}
 	sort.Strings(names)
 	for _, n := range names {
-		if _, visible := whiteout.UnescapeForeign(n); !visible || droppedXattrs[n] {
+		if _, visible := d.FromDisk(n); !visible || droppedXattrs[n] {
 			continue
 		}
 		v, err := fsat.GetxattrValue(fd, "", n)
@@ -170,4 +171,14 @@ func (p powers) apply(fd int, k kind, a *attrs) (complete bool, err error) {
 		return false, fmt.Errorf("set times: %w", err)
 	}
 	return complete, nil
+}
+
+// tarXattr is the name that an attribute stored as name has in a layer tar: the
+// inverse of what import does. Names that are private to another dialect than
+// the layer's were given by a user and are passed on.
+func tarXattr(name string) string {
+	if user, ok := whiteout.UnescapeForeign(name); ok {
+		return user
+	}
+	return name
 }

@@ -35,6 +35,9 @@ func (u *unpacker) bind(ctx context.Context, v *view) (string, error) {
 	if err := u.bindRoot(v, note); err != nil {
 		return "", err
 	}
+	if err := u.settle(u.root, false); err != nil {
+		return "", err
+	}
 	var below func(n *node, lower *vnode) error
 	below = func(n *node, lower *vnode) error {
 		if err := ctx.Err(); err != nil {
@@ -48,6 +51,15 @@ func (u *unpacker) bind(ctx context.Context, v *view) (string, error) {
 			if err := u.inherit(v, n, lower, note); err != nil {
 				return fmt.Errorf("attributes of %q: %w", n.path(), err)
 			}
+		}
+		if lower == nil && len(n.whiteouts) > 0 {
+			// Nothing to delete. The kernel lists whiteouts of a directory
+			// that only one layer has.
+			note("idle whiteouts in %q", n.path())
+			n.whiteouts = nil
+		}
+		if n.opaque {
+			lower = nil
 		}
 		for _, name := range sortedNames(n.children) {
 			c := n.children[name]
@@ -88,9 +100,45 @@ func (u *unpacker) bind(ctx context.Context, v *view) (string, error) {
 	return digest.NewDigest(digest.SHA256, sum).String(), nil
 }
 
-// needsLower reports whether an implicit directory is n or below it.
+// settle decides what the markers of the whole tar come to. A whiteout beside
+// an object hides nothing but what is below: of a directory it makes an opaque
+// one; of a directory that is there only for whiteouts inside it, it is all
+// that is left. In and below an opaque directory there is nothing to delete.
+func (u *unpacker) settle(n *node, hidden bool) error {
+	hidden = hidden || n.opaque
+	for _, name := range sortedNames(n.whiteouts) {
+		c := n.children[name]
+		if c == nil {
+			continue
+		}
+		if c.kind == kindDir && c.ghost() {
+			if err := u.removeGhost(c); err != nil {
+				return err
+			}
+			continue
+		}
+		if c.kind == kindDir {
+			c.opaque = true
+		}
+		delete(n.whiteouts, name)
+	}
+	if hidden {
+		n.whiteouts = nil
+	}
+	for _, name := range sortedNames(n.children) {
+		if c := n.children[name]; c.kind == kindDir {
+			if err := u.settle(c, hidden); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// needsLower reports whether n or a directory below it depends on what the
+// lower layers have in its place.
 func needsLower(n *node) bool {
-	if n.implicit {
+	if n.implicit || len(n.whiteouts) > 0 {
 		return true
 	}
 	for _, c := range n.children {
@@ -143,7 +191,7 @@ func (u *unpacker) inherit(v *view, n *node, lower *vnode, note func(string, ...
 		return err
 	}
 	defer fsat.Close(fd)
-	a, _, err := readAttrs(fd)
+	a, _, err := readAttrs(fd, v.layers[lower.layer].dialect)
 	if err != nil {
 		return err
 	}
@@ -224,7 +272,7 @@ func (u *unpacker) copyUp(ctx context.Context, v *view, src *vnode, n *node) err
 		return err
 	}
 	defer fsat.Close(p)
-	a, st, err := readAttrs(p)
+	a, st, err := readAttrs(p, v.layers[src.layer].dialect)
 	if err != nil {
 		return err
 	}
@@ -310,31 +358,13 @@ func (u *unpacker) finishDir(n *node) error {
 		return err
 	}
 	for _, name := range sortedNames(n.whiteouts) {
-		c := n.children[name]
-		switch {
-		case c != nil && c.kind == kindDir:
-			// Deleted below and made anew here: nothing of the old one shows.
-			if err := u.setOpaque(c); err != nil {
-				return err
-			}
-			if fd, err = u.open(n); err != nil {
-				return err
-			}
-		case c != nil, n.opaque:
-			// An object hides what is below it anyway, and an opaque
-			// directory everything.
-		default:
-			if err := whiteout.CreateDevice(fd, name); err != nil {
-				return fmt.Errorf("whiteout of %q: %w", name, err)
-			}
+		if err := whiteout.CreateDevice(fd, name); err != nil {
+			return fmt.Errorf("whiteout of %q: %w", name, err)
 		}
 	}
 	if n.opaque {
-		if err := u.setOpaque(n); err != nil {
-			return err
-		}
-		if fd, err = u.open(n); err != nil {
-			return err
+		if err := u.powers.dialect.SetOpaque(fd); err != nil {
+			return fmt.Errorf("mark opaque: %w", err)
 		}
 	}
 	if n.attrs == nil {
@@ -343,15 +373,4 @@ func (u *unpacker) finishDir(n *node) error {
 	complete, err := u.powers.apply(fd, kindDir, n.attrs)
 	u.stats.incomplete = u.stats.incomplete || !complete
 	return err
-}
-
-func (u *unpacker) setOpaque(n *node) error {
-	fd, err := u.open(n)
-	if err != nil {
-		return err
-	}
-	if err := u.powers.dialect.SetOpaque(fd); err != nil {
-		return fmt.Errorf("mark %q opaque: %w", n.path(), err)
-	}
-	return nil
 }

@@ -109,7 +109,7 @@ func tarPath(name string, depth int) ([]string, error) {
 				return nil, fmt.Errorf("%w: path %q leads out of the layer", ErrCorrupt, name)
 			}
 			out = out[:len(out)-1]
-		case len(c) > 255:
+		case len(c) > 255 && (len(c) > 255+len(whiteout.MarkerPrefix) || !strings.HasPrefix(c, whiteout.MarkerPrefix)):
 			return nil, fmt.Errorf("%w: path %.80q… has a name of %d bytes, 255 are possible", ErrUnsupported, name, len(c))
 		default:
 			out = append(out, c)

@@ -1,0 +1,504 @@
+package layers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/metadata"
+	"github.com/plyfs/plyfs/whiteout"
+	"github.com/plyfs/plyfs/whiteout/merge"
+)
+
+// Commit makes an image of a container's image and changes. An empty ref
+// leaves it untagged. Of a mounted container only after its server has been
+// quiesced and synced.
+func (s *Store) Commit(ctx context.Context, container, ref string, o CommitOptions) (_ Image, err error) {
+	changes, err := parseChanges(o.Changes)
+	if err != nil {
+		return Image{}, err
+	}
+	refs, err := optionalRef(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	if err := s.sweep(ctx); err != nil {
+		return Image{}, err
+	}
+	lease, err := s.newLease(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	defer s.dropLease(lease)
+	var (
+		row    metadata.Container
+		st     Stack
+		parent []byte
+	)
+	err = s.update(ctx, func(tx *metadata.Tx) error {
+		if row, err = findContainer(tx, container); err != nil {
+			return err
+		}
+		if st, err = s.containerStackTx(tx, row); err != nil {
+			return err
+		}
+		if parent, err = tx.Config(row.ImageID); err != nil {
+			return err
+		}
+		return tx.LeaseLayer(lease, row.Chain)
+	})
+	if err != nil {
+		return Image{}, err
+	}
+	p := &progress{o.Progress}
+	t := p.start(row.Name, "committing", 0)
+	defer t.done()
+	diffID, err := s.commitLayer(ctx, lease, row, st, t)
+	if err != nil {
+		return Image{}, fmt.Errorf("container %q: %w", row.Name, err)
+	}
+	now := time.Now().UTC()
+	h := ocispec.History{Created: &now, CreatedBy: "plyfs commit " + row.Name, Author: o.Author, Comment: o.Message, EmptyLayer: diffID == ""}
+	config, err := childConfig(parent, h, diffID, changes)
+	if err != nil {
+		return Image{}, err
+	}
+	return s.addMade(ctx, lease, config, refs, metadata.Image{Parent: row.ImageID, Origin: "commit"})
+}
+
+// addMade records an image made here and ends the lease.
+func (s *Store) addMade(ctx context.Context, lease string, config []byte, refs []string, row metadata.Image) (img Image, err error) {
+	spec, err := parseConfig(config, s.limits)
+	if err != nil {
+		return img, err
+	}
+	now := time.Now().UTC()
+	row.ID, row.TopChain, row.Created, row.Built = digest.FromBytes(config), chainOf(spec.RootFS.DiffIDs), now, true
+	row.Platform = platformName(spec.OS, spec.Architecture, spec.Variant)
+	var junk []metadata.Trash
+	err = s.update(ctx, func(tx *metadata.Tx) error {
+		if _, err := tx.AddImage(row, config); err != nil {
+			return err
+		}
+		for _, r := range refs {
+			if _, err := tx.SetRef(r, metadata.Ref{ImageID: row.ID, Updated: now}); err != nil {
+				return err
+			}
+		}
+		if junk, err = endLease(tx, lease); err != nil {
+			return err
+		}
+		img, _, _, err = image(tx, row.ID)
+		return err
+	})
+	if err == nil {
+		s.purge(ctx, junk)
+	}
+	return img, err
+}
+
+func optionalRef(ref string) ([]string, error) {
+	if ref == "" {
+		return nil, nil
+	}
+	return canonicalRefs([]string{ref})
+}
+
+// commitLayer makes a layer of the upper, on top of the image's layers: the
+// init layer is left out, since the upper is a difference to it. An upper
+// without changes gives none.
+func (s *Store) commitLayer(ctx context.Context, lease string, c metadata.Container, st Stack, t *track) (digest.Digest, error) {
+	empty := false
+	stage, err := s.stageFrom(ctx, "commit", func(w io.Writer) (err error) {
+		empty, err = writeUpper(ctx, io.MultiWriter(w, t), st)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	defer stage.discard()
+	if empty {
+		return "", nil
+	}
+	l, err := stage.commit(ctx, target{parent: c.Top, origin: "commit", lease: lease})
+	return l.DiffID, err
+}
+
+// writeUpper writes an upper as a layer tar.
+func writeUpper(ctx context.Context, w io.Writer, st Stack) (empty bool, err error) {
+	v, err := openView([]LayerDir{{Path: st.Upper, Dialect: st.Dialect}})
+	if err != nil {
+		return false, err
+	}
+	defer v.Close()
+	lower, err := openView(st.Lowers)
+	if err != nil {
+		return false, err
+	}
+	defer lower.Close()
+	t := newTreeWriter(ctx, w)
+	changed, err := rootChanged(v, lower)
+	if err != nil {
+		return false, err
+	}
+	if err := t.upperDir(v.layers[0], ""); err != nil {
+		return false, err
+	}
+	// The first entry is the root itself.
+	return t.count == 1 && !changed, t.close()
+}
+
+// rootChanged compares everything of the roots but their times.
+func rootChanged(upper, lower *view) (bool, error) {
+	if len(lower.layers) == 0 {
+		return false, nil
+	}
+	a, _, err := readAttrs(upper.layers[0].fd, upper.layers[0].dialect)
+	if err != nil {
+		return false, err
+	}
+	b, _, err := readAttrs(lower.layers[0].fd, lower.layers[0].dialect)
+	if err != nil {
+		return false, err
+	}
+	a.mtime = b.mtime
+	return a.String() != b.String(), nil
+}
+
+// upperDir writes one directory of an upper: itself, what it deletes, what it
+// holds.
+func (t *treeWriter) upperDir(l viewLayer, path string) error {
+	fd, err := fsat.OpenBeneath(l.fd, path, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return fmt.Errorf("%q: %w", "/"+path, err)
+	}
+	defer fsat.Close(fd)
+	fail := func(err error) error { return fmt.Errorf("%q: %w", "/"+path, err) }
+	if err := checkRedirect(fd, l.dialect); err != nil {
+		return fail(err)
+	}
+	mark, err := l.dialect.Mark(fd)
+	if err != nil {
+		return fail(err)
+	}
+	if err := t.object(path, 0, fd, l.dialect); err != nil {
+		return fail(err)
+	}
+	opaque := mark == whiteout.Opaque && path != ""
+	if opaque {
+		if err := t.marker(join(path, whiteout.OpaqueMarker)); err != nil {
+			return fail(err)
+		}
+	}
+	list, err := l.listing(path)
+	if err != nil {
+		return fail(err)
+	}
+	objects, gone := map[string]merge.Kind{}, map[string]bool{}
+	for _, e := range list.Entries {
+		if e.Kind == merge.Whiteout {
+			gone[e.Name] = true
+			continue
+		}
+		if m, _ := whiteout.ParseMarker(e.Name); m != whiteout.NotMarker {
+			return fmt.Errorf("%q: %w: an image layer cannot hold a name that begins with %q: it would delete something", "/"+join(path, e.Name), ErrUnsupported, whiteout.MarkerPrefix)
+		}
+		objects[e.Name] = e.Kind
+	}
+	if !opaque {
+		for _, name := range sortedNames(gone) {
+			if err := t.marker(join(path, whiteout.MarkerPrefix+name)); err != nil {
+				return fail(err)
+			}
+		}
+	}
+	for _, name := range sortedNames(objects) {
+		p := join(path, name)
+		if objects[name] == merge.Dir {
+			if err := t.upperDir(l, p); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := t.upperObject(l, p); err != nil {
+			return fmt.Errorf("%q: %w", "/"+p, err)
+		}
+	}
+	return nil
+}
+
+func (t *treeWriter) upperObject(l viewLayer, path string) error {
+	fd, err := fsat.OpenBeneath(l.fd, path, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return err
+	}
+	defer fsat.Close(fd)
+	return t.object(path, 0, fd, l.dialect)
+}
+
+// childConfig is a parent's config with one more step. What we do not know in
+// it is kept.
+func childConfig(parent []byte, h ocispec.History, diffID digest.Digest, changes []change) ([]byte, error) {
+	var top map[string]json.RawMessage
+	if err := json.Unmarshal(parent, &top); err != nil {
+		return nil, fmt.Errorf("config of the parent image: %w: %w", ErrCorrupt, err)
+	}
+	var known struct {
+		History []json.RawMessage          `json:"history"`
+		RootFS  map[string]json.RawMessage `json:"rootfs"`
+		Config  map[string]json.RawMessage `json:"config"`
+	}
+	if err := json.Unmarshal(parent, &known); err != nil {
+		return nil, fmt.Errorf("config of the parent image: %w: %w", ErrCorrupt, err)
+	}
+	if known.RootFS == nil {
+		known.RootFS = map[string]json.RawMessage{"type": json.RawMessage(`"layers"`)}
+	}
+	if known.Config == nil {
+		known.Config = map[string]json.RawMessage{}
+	}
+	var diffIDs []digest.Digest
+	if raw := known.RootFS["diff_ids"]; raw != nil {
+		if err := json.Unmarshal(raw, &diffIDs); err != nil {
+			return nil, fmt.Errorf("config of the parent image: %w: %w", ErrCorrupt, err)
+		}
+	}
+	if diffIDs == nil {
+		diffIDs = []digest.Digest{}
+	}
+	if diffID != "" {
+		diffIDs = append(diffIDs, diffID)
+	}
+	var errs []error
+	raw := func(v any) json.RawMessage {
+		b, err := json.Marshal(v)
+		errs = append(errs, err)
+		return b
+	}
+	for _, c := range changes {
+		errs = append(errs, c.apply(known.Config))
+	}
+	known.RootFS["diff_ids"] = raw(diffIDs)
+	known.History = append(known.History, raw(h))
+	top["history"], top["rootfs"], top["config"], top["created"] = raw(known.History), raw(known.RootFS), raw(known.Config), raw(h.Created)
+	if h.Author != "" {
+		top["author"] = raw(h.Author)
+	}
+	// They describe the container the parent was made in.
+	for _, k := range []string{"container", "container_config", "parent", "id"} {
+		delete(top, k)
+	}
+	out := raw(top)
+	return out, errors.Join(errs...)
+}
+
+// change is one instruction of --change.
+type change struct {
+	verb, arg string
+}
+
+func parseChanges(lines []string) ([]change, error) {
+	var out []change
+	for _, l := range lines {
+		verb, arg, _ := strings.Cut(strings.TrimSpace(l), " ")
+		c := change{strings.ToUpper(verb), strings.TrimSpace(arg)}
+		if err := c.apply(map[string]json.RawMessage{}); err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// apply edits the "config" object of an image config.
+func (c change) apply(config map[string]json.RawMessage) error {
+	bad := func(why string) error {
+		return fmt.Errorf("%w: change %q: %s", ErrInvalid, strings.TrimSpace(c.verb+" "+c.arg), why)
+	}
+	if c.arg == "" {
+		return bad("nothing after the instruction")
+	}
+	set := func(key string, v any) error {
+		b, err := json.Marshal(v)
+		config[key] = b
+		return err
+	}
+	setMap := func(key string, names []string) error {
+		m := map[string]struct{}{}
+		if raw := config[key]; raw != nil {
+			if err := json.Unmarshal(raw, &m); err != nil {
+				return bad(err.Error())
+			}
+		}
+		if m == nil {
+			m = map[string]struct{}{}
+		}
+		for _, n := range names {
+			m[n] = struct{}{}
+		}
+		return set(key, m)
+	}
+	switch c.verb {
+	case "CMD":
+		return set("Cmd", command(c.arg))
+	case "ENTRYPOINT":
+		return set("Entrypoint", command(c.arg))
+	case "USER":
+		return set("User", unquote(c.arg))
+	case "WORKDIR":
+		return set("WorkingDir", unquote(c.arg))
+	case "STOPSIGNAL":
+		return set("StopSignal", unquote(c.arg))
+	case "EXPOSE":
+		var ports []string
+		for _, p := range strings.Fields(c.arg) {
+			if !strings.Contains(p, "/") {
+				p += "/tcp"
+			}
+			ports = append(ports, p)
+		}
+		return setMap("ExposedPorts", ports)
+	case "VOLUME":
+		names := strings.Fields(c.arg)
+		if l := jsonList(c.arg); l != nil {
+			names = l
+		}
+		return setMap("Volumes", names)
+	case "ONBUILD":
+		var list []string
+		if raw := config["OnBuild"]; raw != nil {
+			if err := json.Unmarshal(raw, &list); err != nil {
+				return bad(err.Error())
+			}
+		}
+		return set("OnBuild", append(list, c.arg))
+	case "ENV":
+		pairs, err := keyValues(c.arg)
+		if err != nil {
+			return bad(err.Error())
+		}
+		var env []string
+		if raw := config["Env"]; raw != nil {
+			if err := json.Unmarshal(raw, &env); err != nil {
+				return bad(err.Error())
+			}
+		}
+		for _, kv := range pairs {
+			env = setEnv(env, kv[0], kv[1])
+		}
+		return set("Env", env)
+	case "LABEL":
+		pairs, err := keyValues(c.arg)
+		if err != nil {
+			return bad(err.Error())
+		}
+		labels := map[string]string{}
+		if raw := config["Labels"]; raw != nil {
+			if err := json.Unmarshal(raw, &labels); err != nil {
+				return bad(err.Error())
+			}
+		}
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		for _, kv := range pairs {
+			labels[kv[0]] = kv[1]
+		}
+		return set("Labels", labels)
+	}
+	return bad("expected CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME or WORKDIR")
+}
+
+func jsonList(s string) []string {
+	var l []string
+	if !strings.HasPrefix(s, "[") || json.Unmarshal([]byte(s), &l) != nil {
+		return nil
+	}
+	return l
+}
+
+// command is the exec form, or the shell form run by a shell.
+func command(s string) []string {
+	if l := jsonList(s); l != nil {
+		return l
+	}
+	return []string{"/bin/sh", "-c", s}
+}
+
+func unquote(s string) string {
+	if len(s) >= 2 && (s[0] == '"' || s[0] == '\'') && s[len(s)-1] == s[0] {
+		return s[1 : len(s)-1]
+	}
+	return s
+}
+
+func setEnv(env []string, k, v string) []string {
+	for i, e := range env {
+		if name, _, _ := strings.Cut(e, "="); name == k {
+			env[i] = k + "=" + v
+			return env
+		}
+	}
+	return append(env, k+"="+v)
+}
+
+// keyValues reads "K=V K2=\"v w\"" and the old form "K V".
+func keyValues(s string) ([][2]string, error) {
+	first, rest, _ := strings.Cut(s, " ")
+	if !strings.Contains(first, "=") {
+		if rest == "" {
+			return nil, errors.New("expected KEY=VALUE")
+		}
+		return [][2]string{{first, strings.TrimSpace(rest)}}, nil
+	}
+	var out [][2]string
+	var word strings.Builder
+	var quote byte
+	inWord := false
+	flush := func() error {
+		if !inWord {
+			return nil
+		}
+		k, v, ok := strings.Cut(word.String(), "=")
+		word.Reset()
+		inWord = false
+		if !ok || k == "" {
+			return errors.New("expected KEY=VALUE")
+		}
+		out = append(out, [2]string{k, v})
+		return nil
+	}
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		switch {
+		case quote != 0 && c == quote:
+			quote = 0
+		case quote == 0 && (c == '"' || c == '\''):
+			quote, inWord = c, true
+		case c == '\\' && quote != '\'' && i+1 < len(s):
+			i++
+			word.WriteByte(s[i])
+			inWord = true
+		case quote == 0 && (c == ' ' || c == '\t'):
+			if err := flush(); err != nil {
+				return nil, err
+			}
+		default:
+			word.WriteByte(c)
+			inWord = true
+		}
+	}
+	if quote != 0 {
+		return nil, errors.New("a quote is not closed")
+	}
+	return out, flush()
+}

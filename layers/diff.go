@@ -1,0 +1,356 @@
+package layers
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/metadata"
+	"github.com/plyfs/plyfs/whiteout"
+	"github.com/plyfs/plyfs/whiteout/merge"
+)
+
+// Diff lists what a container has changed against its image and init layer,
+// in order of paths.
+func (s *Store) Diff(ctx context.Context, nameOrID string) ([]Change, error) {
+	st, err := s.ContainerStack(ctx, nameOrID)
+	if err != nil {
+		return nil, err
+	}
+	lower, err := openView(st.Lowers)
+	if err != nil {
+		return nil, err
+	}
+	defer lower.Close()
+	upper, err := openView([]LayerDir{{Path: st.Upper, Dialect: st.Dialect}})
+	if err != nil {
+		return nil, err
+	}
+	defer upper.Close()
+	d := differ{ctx: ctx, lower: lower, upper: upper}
+	root, err := lower.root()
+	if err != nil {
+		return nil, err
+	}
+	_, err = d.dir("", root)
+	return d.out, err
+}
+
+type differ struct {
+	ctx          context.Context
+	lower, upper *view
+	out          []Change
+}
+
+func (d *differ) add(kind, path string) { d.out = append(d.out, Change{kind, "/" + path}) }
+
+// dir compares one directory of the upper with what the lower layers have in
+// its place, and reports whether anything in it changed.
+func (d *differ) dir(path string, lower *vnode) (changed bool, err error) {
+	if err := d.ctx.Err(); err != nil {
+		return false, err
+	}
+	u := d.upper.layers[0]
+	fd, err := fsat.OpenBeneath(u.fd, path, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return false, fmt.Errorf("%q: %w", "/"+path, err)
+	}
+	defer fsat.Close(fd)
+	if err := checkRedirect(fd, u.dialect); err != nil {
+		return false, fmt.Errorf("%q: %w", "/"+path, err)
+	}
+	mark, err := u.dialect.Mark(fd)
+	if err != nil {
+		return false, fmt.Errorf("%q: %w", "/"+path, err)
+	}
+	l, err := u.listing(path)
+	if err != nil {
+		return false, fmt.Errorf("%q: %w", "/"+path, err)
+	}
+	names := map[string]merge.Kind{}
+	for _, e := range l.Entries {
+		names[e.Name] = e.Kind
+	}
+	if mark == whiteout.Opaque && lower != nil && path != "" {
+		// What it hides is deleted, as if by name.
+		below, err := d.lower.list(lower)
+		if err != nil {
+			return false, err
+		}
+		for _, n := range below {
+			if _, ok := names[n.name]; !ok {
+				names[n.name] = merge.Whiteout
+			}
+		}
+	}
+	for _, name := range sortedNames(names) {
+		did, err := d.name(join(path, name), name, names[name], lower)
+		if err != nil {
+			return false, err
+		}
+		changed = changed || did
+	}
+	return changed, nil
+}
+
+func (d *differ) name(path, name string, k merge.Kind, lowerDir *vnode) (changed bool, err error) {
+	var below *vnode
+	if lowerDir != nil {
+		if below, err = d.lower.child(lowerDir, name); err != nil {
+			return false, err
+		}
+	}
+	switch {
+	case k == merge.Whiteout:
+		if below != nil {
+			d.add("D", path)
+		}
+		return below != nil, nil
+	case k != merge.Dir:
+		if below == nil {
+			d.add("A", path)
+		} else {
+			d.add("C", path)
+		}
+		return true, nil
+	case below == nil || !below.isDir():
+		kind := "A"
+		if below != nil {
+			kind = "C"
+		}
+		d.add(kind, path)
+		_, err := d.dir(path, nil)
+		return true, err
+	}
+	at := len(d.out)
+	d.add("C", path)
+	inside, err := d.dir(path, below)
+	if err != nil {
+		return false, err
+	}
+	same, err := d.sameDir(path, below)
+	if err != nil {
+		return false, err
+	}
+	if same && !inside {
+		d.out = d.out[:at] // copied up, and nothing came of it
+		return false, nil
+	}
+	return true, nil
+}
+
+func (d *differ) sameDir(path string, below *vnode) (bool, error) {
+	u := d.upper.layers[0]
+	fd, err := fsat.OpenBeneath(u.fd, path, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return false, err
+	}
+	defer fsat.Close(fd)
+	a, _, err := readAttrs(fd, u.dialect)
+	if err != nil {
+		return false, err
+	}
+	lfd, err := d.lower.open(below)
+	if err != nil {
+		return false, err
+	}
+	defer fsat.Close(lfd)
+	b, _, err := readAttrs(lfd, d.lower.layers[below.layer].dialect)
+	return err == nil && a.String() == b.String(), err
+}
+
+// DiffImages lists what changed from image a to image b, in order of paths.
+func (s *Store) DiffImages(ctx context.Context, a, b string) ([]Change, error) {
+	lease, err := s.newLease(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer s.dropLease(lease)
+	var views [2]*view
+	for i, name := range []string{a, b} {
+		var dirs []LayerDir
+		err := s.update(ctx, func(tx *metadata.Tx) error {
+			r, err := resolve(tx, name)
+			if err != nil {
+				return err
+			}
+			row, err := tx.Image(r.id)
+			if err != nil || row.TopChain == "" {
+				return err
+			}
+			if dirs, err = s.stackTx(tx, row.TopChain); err != nil {
+				return err
+			}
+			return tx.LeaseLayer(lease, row.TopChain)
+		})
+		if err != nil {
+			return nil, err
+		}
+		if views[i], err = openView(dirs); err != nil {
+			return nil, err
+		}
+		defer views[i].Close()
+	}
+	c := comparer{ctx: ctx, a: views[0], b: views[1]}
+	ra, err := views[0].root()
+	if err != nil {
+		return nil, err
+	}
+	rb, err := views[1].root()
+	if err != nil {
+		return nil, err
+	}
+	_, err = c.dir(ra, rb)
+	return c.out, err
+}
+
+type comparer struct {
+	ctx  context.Context
+	a, b *view
+	out  []Change
+}
+
+// dir compares two directories, either of which may be missing.
+func (c *comparer) dir(na, nb *vnode) (changed bool, err error) {
+	if err := c.ctx.Err(); err != nil {
+		return false, err
+	}
+	left, right := map[string]*vnode{}, map[string]*vnode{}
+	names := map[string]bool{}
+	for _, side := range []struct {
+		v *view
+		n *vnode
+		m map[string]*vnode
+	}{{c.a, na, left}, {c.b, nb, right}} {
+		if side.n == nil || !side.n.isDir() {
+			continue
+		}
+		list, err := side.v.list(side.n)
+		if err != nil {
+			return false, err
+		}
+		for _, n := range list {
+			side.m[n.name] = n
+			names[n.name] = true
+		}
+	}
+	for _, name := range sortedNames(names) {
+		did, err := c.name(left[name], right[name])
+		if err != nil {
+			return false, err
+		}
+		changed = changed || did
+	}
+	return changed, nil
+}
+
+func (c *comparer) name(na, nb *vnode) (changed bool, err error) {
+	switch {
+	case nb == nil:
+		c.out = append(c.out, Change{"D", "/" + na.path})
+		return true, nil
+	case na == nil:
+		c.out = append(c.out, Change{"A", "/" + nb.path})
+		if nb.isDir() {
+			_, err = c.dir(nil, nb)
+		}
+		return true, err
+	}
+	same, err := c.same(na, nb)
+	if err != nil {
+		return false, fmt.Errorf("%q: %w", "/"+nb.path, err)
+	}
+	at := len(c.out)
+	c.out = append(c.out, Change{"C", "/" + nb.path})
+	if nb.isDir() {
+		inside, err := c.dir(na, nb)
+		if err != nil {
+			return false, err
+		}
+		if inside {
+			return true, nil
+		}
+	}
+	if same {
+		c.out = c.out[:at]
+	}
+	return !same, nil
+}
+
+func (c *comparer) same(na, nb *vnode) (bool, error) {
+	if na.st.Mode != nb.st.Mode || na.st.Uid != nb.st.Uid || na.st.Gid != nb.st.Gid {
+		return false, nil
+	}
+	if na.st.Dev == nb.st.Dev && na.st.Ino == nb.st.Ino {
+		return true, nil
+	}
+	fa, err := c.a.open(na)
+	if err != nil {
+		return false, err
+	}
+	defer fsat.Close(fa)
+	fb, err := c.b.open(nb)
+	if err != nil {
+		return false, err
+	}
+	defer fsat.Close(fb)
+	aa, _, err := readAttrs(fa, c.a.layers[na.layer].dialect)
+	if err != nil {
+		return false, err
+	}
+	ab, _, err := readAttrs(fb, c.b.layers[nb.layer].dialect)
+	if err != nil || aa.String() != ab.String() {
+		return false, err
+	}
+	switch na.st.Mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		ta, err := fsat.Readlink(fa, "")
+		if err != nil {
+			return false, err
+		}
+		tb, err := fsat.Readlink(fb, "")
+		return ta == tb, err
+	case unix.S_IFCHR, unix.S_IFBLK:
+		return na.st.Rdev == nb.st.Rdev, nil
+	case unix.S_IFREG:
+		if na.st.Size != nb.st.Size {
+			return false, nil
+		}
+		return sameContent(c.ctx, fa, fb)
+	}
+	return true, nil
+}
+
+func sameContent(ctx context.Context, a, b int) (bool, error) {
+	var f [2]*os.File
+	for i, p := range []int{a, b} {
+		fd, err := fsat.Reopen(p, unix.O_RDONLY)
+		if err != nil {
+			return false, err
+		}
+		f[i] = os.NewFile(uintptr(fd), "content")
+		defer f[i].Close()
+	}
+	ba, bb := make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		na, erra := io.ReadFull(ctxReader{ctx, f[0]}, ba)
+		nb, errb := io.ReadFull(ctxReader{ctx, f[1]}, bb)
+		if !bytes.Equal(ba[:na], bb[:nb]) {
+			return false, nil
+		}
+		for _, err := range []error{erra, errb} {
+			if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+				return false, err
+			}
+		}
+		if erra != nil || errb != nil {
+			return true, nil
+		}
+	}
+}
