@@ -485,4 +485,3 @@ func (s *Store) LiveMounts(ctx context.Context) (out []Live, err error) {
 	})
 	return out, err
 }
-

@@ -16,8 +16,8 @@ import (
 
 var errDryRun = errors.New("dry run")
 
-// GC removes untagged images that nothing uses, layers that nothing needs,
-// what dead processes have left, and trash. A dry run says what it would do.
+// GC removes images that have lost their names and that nothing uses, layers
+// that nothing needs, what dead processes have left, and trash. A dry run says what it would do.
 func (s *Store) GC(ctx context.Context, dryRun bool) (GCReport, error) {
 	rep := GCReport{DryRun: dryRun}
 	if err := s.gcStray(ctx, &rep, dryRun); err != nil {
@@ -80,7 +80,7 @@ func (s *Store) GC(ctx context.Context, dryRun bool) (GCReport, error) {
 	return rep, nil
 }
 
-// gcImages deletes untagged images without children, containers or mounts,
+// gcImages deletes images that had a name and lost it, without children, containers or mounts,
 // until there are none.
 func gcImages(tx *metadata.Tx, rep *GCReport, junk *[]metadata.Trash, gone func(metadata.Layer)) error {
 	live, err := tx.LiveMounts()
@@ -98,7 +98,7 @@ func gcImages(tx *metadata.Tx, rep *GCReport, junk *[]metadata.Trash, gone func(
 			return err
 		}
 		for _, i := range rows {
-			if len(tx.RefsOf(i.ID)) > 0 || len(tx.ImageChildren(i.ID)) > 0 || len(tx.ContainersByImage(i.ID)) > 0 || mounted[i.ID] {
+			if !i.Tagged || len(tx.RefsOf(i.ID)) > 0 || len(tx.ImageChildren(i.ID)) > 0 || len(tx.ContainersByImage(i.ID)) > 0 || mounted[i.ID] {
 				continue
 			}
 			if err := tx.DeleteImage(i.ID); err != nil {

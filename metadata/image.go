@@ -141,8 +141,15 @@ func (tx *Tx) RefsOf(id digest.Digest) []string { return tx.seconds(idxRefImage,
 
 // SetRef makes a reference name an image and returns the one it named before.
 func (tx *Tx) SetRef(name string, r Ref) (old digest.Digest, err error) {
-	if _, err := tx.Image(r.ImageID); err != nil {
+	img, err := tx.Image(r.ImageID)
+	if err != nil {
 		return "", err
+	}
+	if !img.Tagged {
+		img.Tagged = true
+		if err := put(tx, bktImages, []byte(img.ID), img); err != nil {
+			return "", err
+		}
 	}
 	if prev, err := tx.Ref(name); err == nil {
 		old = prev.ImageID

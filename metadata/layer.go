@@ -46,7 +46,9 @@ func (tx *Tx) Chain(chain digest.Digest) ([]Layer, error) {
 }
 
 // Cache returns one content directory.
-func (tx *Tx) Cache(id string) (Cache, error) { return get[Cache](tx, bktCache, id, "content directory") }
+func (tx *Tx) Cache(id string) (Cache, error) {
+	return get[Cache](tx, bktCache, id, "content directory")
+}
 
 // Caches returns all content directories.
 func (tx *Tx) Caches() ([]Cache, error) { return all[Cache](tx, bktCache) }
