@@ -17,6 +17,7 @@ var (
 	flagDuration = flag.Duration("oracle.duration", 30*time.Second, "length of the random runs")
 	flagReplay   = flag.String("oracle.replay", "", "saved run to execute")
 	flagTrace    = flag.Bool("oracle.trace", false, "log every operation with the kernel's result")
+	flagLimit    = flag.Duration("oracle.limit", time.Minute, "how long one operation may take")
 	flagReduce   = flag.Bool("oracle.reduce", false, "reduce failing runs before they are saved")
 )
 
@@ -130,6 +131,7 @@ func runTrial(t *testing.T, tr *oracle.Trial, name string) {
 	if tr.Subject == nil {
 		tr.Subject = subject(t)
 	}
+	tr.Limit = *flagLimit
 	if *flagTrace {
 		tr.Trace = func(i int, op oracle.Op, model, _ oracle.Result) { t.Logf("op %d: %s\n\t%s", i, op, model) }
 	}
@@ -139,9 +141,9 @@ func runTrial(t *testing.T, tr *oracle.Trial, name string) {
 		return
 	}
 	if *flagReduce {
+		kind := oracle.Signature(diffs, err)
 		small := oracle.Reduce(*tr, 3*time.Minute, func(c oracle.Trial) bool {
-			d, err := c.Run()
-			return len(d) > 0 || err != nil
+			return oracle.Signature(c.Run()) == kind
 		})
 		if d, e := small.Run(); len(d) > 0 || e != nil {
 			tr, diffs, err = &small, d, e

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -140,13 +141,18 @@ func complain(name, log string) error {
 func (m *fuseMount) Abort() string {
 	// SIGQUIT makes a Go program print all goroutines. It is sent first, as
 	// the abort would wake them.
-	_ = m.cmd.Process.Signal(unix.SIGQUIT) // the process may have ended
+	pids := family(m.Pid())
+	for _, pid := range pids {
+		_ = unix.Kill(pid, unix.SIGQUIT) // the process may have ended
+	}
 	select {
 	case <-m.done:
 	case <-time.After(3 * time.Second):
 	}
 	abortConnection(m.dev)
-	_ = m.cmd.Process.Kill() // likewise
+	for _, pid := range pids {
+		_ = unix.Kill(pid, unix.SIGKILL) // likewise
+	}
 	select {
 	case <-m.done:
 	case <-time.After(10 * time.Second):
@@ -155,10 +161,39 @@ func (m *fuseMount) Abort() string {
 	return m.log.String()
 }
 
-// Kill implements Mount: SIGKILL, then a lazy unmount of the dead mount.
+// family is a process and all its descendants, ancestors first.
+func family(pid int) []int {
+	pids := []int{pid}
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		return pids
+	}
+	for _, t := range tasks {
+		b, err := os.ReadFile(t)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for f := range strings.FieldsSeq(string(b)) {
+			if child, err := strconv.Atoi(f); err == nil {
+				pids = append(pids, family(child)...)
+			}
+		}
+	}
+	return pids
+}
+
+// Kill implements Mount: SIGKILL to everything that serves the mount, then a
+// lazy unmount of the dead mount.
 func (m *fuseMount) Kill() error {
-	if err := m.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("kill %s (pid %d): %w", m.name, m.Pid(), err)
+	// Stopped first, ancestors before children, so that none is started anew.
+	pids := family(m.Pid())
+	for _, pid := range pids {
+		_ = unix.Kill(pid, unix.SIGSTOP) // it may have ended
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("kill %s (pid %d): %w", m.name, pid, err)
+		}
 	}
 	select {
 	case <-m.done:

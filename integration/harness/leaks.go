@@ -116,8 +116,10 @@ func Goroutines(m Mount) (n int, trace string, err error) {
 	if !ok {
 		return 0, "", fmt.Errorf("%T has no server process", m)
 	}
-	if err := fm.cmd.Process.Signal(unix.SIGQUIT); err != nil {
-		return 0, "", fmt.Errorf("SIGQUIT to %s: %w", fm.name, err)
+	for _, pid := range family(fm.Pid()) {
+		if err := unix.Kill(pid, unix.SIGQUIT); err != nil {
+			return 0, "", fmt.Errorf("SIGQUIT to %s (pid %d): %w", fm.name, pid, err)
+		}
 	}
 	select {
 	case <-fm.done:

@@ -13,6 +13,7 @@ var Accepted = []Difference{
 	{"st_dev, st_ino, f_fsid, f_type", "numbers of another file system; only that they are stable and equal between names of one file is compared"},
 	{"st_nlink of directories", "overlayfs says 1 for a merged directory and what the upper says for others"},
 	{"st_size, st_blocks, st_blksize of directories; st_blocks, st_blksize of files", "allocation is the business of the file system below"},
+	{"where holes are", "a copy-up of the kernel fills small holes, plyfs keeps them; what SEEK_DATA and SEEK_HOLE say must be true"},
 	{"st_atime, except right after it was set", "a FUSE server reads ahead, and relatime depends on when"},
 	{"st_ctime", "cannot be set, always recent"},
 	{"order of a listing", "unspecified; types, completeness and cookies are compared"},

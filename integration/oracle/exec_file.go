@@ -84,7 +84,37 @@ func opSeek(a *agent, op Op) (string, error) {
 		return "", fmt.Errorf("unknown whence %q", op.Flags)
 	}
 	n, err := unix.Seek(fd, op.Off, whence)
+	if whence == unix.SEEK_DATA || whence == unix.SEEK_HOLE {
+		return checkHole(fd, op.Off, n, whence, err)
+	}
 	return fmt.Sprint(n), err
+}
+
+// checkHole says whether the answer to SEEK_DATA or SEEK_HOLE is a right one;
+// where exactly holes are is up to the copy-up.
+func checkHole(fd int, off, n int64, whence int, err error) (string, error) {
+	var st unix.Stat_t
+	if e := unix.Fstat(fd, &st); e != nil {
+		return "", e
+	}
+	switch {
+	case err != nil && (err != unix.ENXIO || off >= st.Size || whence == unix.SEEK_HOLE):
+		return "", err
+	case err != nil:
+		n = st.Size
+	case n < off || n > st.Size:
+		return fmt.Sprintf("%d is outside of %d-%d", n, off, st.Size), nil
+	}
+	if whence == unix.SEEK_DATA {
+		buf := make([]byte, min(n-off, maxIO))
+		if _, err := unix.Pread(fd, buf, off); err != nil && err != unix.EBADF {
+			return "read", err
+		}
+		if i := slices.IndexFunc(buf, func(b byte) bool { return b != 0 }); i >= 0 {
+			return fmt.Sprintf("data at %d, next data said to be at %d", off+int64(i), n), nil
+		}
+	}
+	return "right", nil
 }
 
 func isDir(fd int) bool {
@@ -326,24 +356,24 @@ func opSeekMap(a *agent, op Op) (string, error) {
 	return out, err
 }
 
-// dataMap lists the data segments of a file.
+// dataMap goes through the data segments of a file and checks that everything
+// between them reads as zeros.
 func dataMap(fd int) (string, error) {
-	var segs []string
 	off := int64(0)
-	for len(segs) < 100 {
+	for {
 		start, err := unix.Seek(fd, off, unix.SEEK_DATA)
-		if err == unix.ENXIO {
-			break
-		}
-		if err != nil {
-			return "", err
+		if out, e := checkHole(fd, off, start, unix.SEEK_DATA, err); e == unix.ENXIO {
+			return "right", nil
+		} else if e != nil || out != "right" || err != nil {
+			return out, e
 		}
 		end, err := unix.Seek(fd, start, unix.SEEK_HOLE)
 		if err != nil {
 			return "", err
 		}
-		segs = append(segs, fmt.Sprintf("%d-%d", start, end))
+		if end <= off {
+			return fmt.Sprintf("no progress at %d", off), nil
+		}
 		off = end
 	}
-	return strings.Join(segs, ","), nil
 }

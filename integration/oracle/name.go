@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 )
 
 // Name is a path or file name: any bytes. In JSON and in text it is written
@@ -13,8 +14,11 @@ type Name string
 // String quotes what is not plain ASCII.
 func (n Name) String() string {
 	q := strconv.QuoteToASCII(string(n))
-	return q[1 : len(q)-1]
+	return nameEscapes.Replace(q[1 : len(q)-1])
 }
+
+// nameEscapes makes a name one word of the text form.
+var nameEscapes = strings.NewReplacer(" ", `\x20`, `\"`, `\x22`, "=", `\x3d`)
 
 // MarshalJSON implements json.Marshaler.
 func (n Name) MarshalJSON() ([]byte, error) { return json.Marshal(n.String()) }

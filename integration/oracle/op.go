@@ -32,6 +32,9 @@ type Op struct {
 	Value string `json:"value,omitempty"`
 	Atime string `json:"atime,omitempty"`
 	Mtime string `json:"mtime,omitempty"`
+	// Expect, if not empty, is what the subject must show instead of what
+	// the kernel shows: a documented difference.
+	Expect string `json:"expect,omitempty"`
 }
 
 // Result is what an operation showed. Results of the same operation on both
@@ -70,7 +73,7 @@ func (o Op) String() string {
 		if v == "" {
 			return
 		}
-		if strings.ContainsAny(v, " \t\"") {
+		if strings.ContainsAny(v, " \t\n\"") {
 			v = fmt.Sprintf("%q", v)
 		}
 		b.WriteByte(' ')

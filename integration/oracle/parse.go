@@ -27,6 +27,7 @@ import (
 //	mkdir dir mode=0755
 //	u1 rename from to flags=EXCHANGE     as Users[1]
 //	p1 flock fd=1 flags=EX               by the second process
+//	fstat fd=0 expect="…"                the subject differs from the kernel
 //
 // Words are separated by spaces and may be quoted as in Go; in a name, \x20 is
 // a space. The first word after the operation is Path, the second To.
@@ -253,6 +254,8 @@ func (o *Op) set(key, value string) (err error) {
 		o.To, err = unquoteName(value)
 	case "flags":
 		o.Flags = value
+	case "expect":
+		o.Expect = value
 	case "text":
 		o.Text = value
 	case "attr":

@@ -42,7 +42,7 @@ type Entry struct {
 	Sparse bool              `json:"sparse,omitempty"` // data only at start and end
 	Text   string            `json:"text,omitempty"`   // content, instead of Size and Seed
 	Target Name              `json:"target,omitempty"`
-	Rdev   [2]uint32         `json:"rdev,omitempty"`
+	Rdev   [2]uint32         `json:"rdev,omitzero"`
 	Xattrs map[string]string `json:"xattrs,omitempty"` // values: see EncodeValue
 }
 

@@ -1,6 +1,10 @@
 package oracle
 
-import "time"
+import (
+	"errors"
+	"strings"
+	"time"
+)
 
 // Reduce looks for a smaller trial that still fails: first fewer operations,
 // then fewer lowers, then fewer entries. It gives up after the limit and
@@ -86,4 +90,30 @@ func minimize[T any](list []T, fails func([]T) bool) []T {
 		}
 	}
 	return list
+}
+
+// Signature is what kind of failure a run is, so that a reduction does not end
+// at another one.
+func Signature(diffs []Diff, err error) string {
+	switch {
+	case errors.Is(err, ErrHang):
+		return "hang"
+	case len(diffs) == 0 && err == nil:
+		return ""
+	case len(diffs) == 0:
+		return "error"
+	case diffs[0].Lines != nil && diffs[0].What == "snapshot":
+		return strings.TrimRight(diffs[0].Step, "0123456789 ")
+	}
+	name, _, _ := strings.Cut(diffs[0].What, " ")
+	return name + " " + errPart(diffs[0].Model) + " " + errPart(diffs[0].Subject)
+}
+
+// errPart is the errno of a shown result, or "data".
+func errPart(s string) string {
+	word, _, _ := strings.Cut(s, ":")
+	if word == strings.ToUpper(word) && strings.HasPrefix(word, "E") {
+		return word
+	}
+	return "data"
 }

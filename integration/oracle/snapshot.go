@@ -84,7 +84,10 @@ func (s *snapshot) content(path string) string {
 	if err != nil {
 		m = errName(err)
 	}
-	return showBytes(b) + " data=" + m
+	if m == "right" {
+		return showBytes(b)
+	}
+	return showBytes(b) + " holes: " + m
 }
 
 func (s *snapshot) dir(path, rel string) {
