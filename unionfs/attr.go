@@ -25,7 +25,7 @@ func (fs *FS) attr(n *inode, out *fuse.Attr) error {
 	var st unix.Stat_t
 	n.mu.RLock()
 	err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) })
-	nlink := fs.nlinkLocked(n, uint32(st.Nlink))
+	nlink, ino := fs.nlinkLocked(n, uint32(st.Nlink)), n.ino
 	n.mu.RUnlock()
 	if err != nil {
 		return err
@@ -35,7 +35,7 @@ func (fs *FS) attr(n *inode, out *fuse.Attr) error {
 		return unix.ESTALE
 	}
 	fillAttr(out, &st)
-	out.Ino, out.Nlink = n.ino, nlink
+	out.Ino, out.Nlink = ino, nlink
 	return nil
 }
 

@@ -46,7 +46,7 @@ func (fs *FS) copyUp(n, parent *inode, size int64) error {
 	if n.inUpper() {
 		return nil
 	}
-	src, done, err := fs.copySource(n, size)
+	src, links, done, err := fs.copySource(n, size)
 	if err != nil {
 		return fmt.Errorf("copy up: read the original: %w", err)
 	}
@@ -60,11 +60,12 @@ func (fs *FS) copyUp(n, parent *inode, size int64) error {
 	if parent == nil {
 		return fs.publishOrphan(n, t)
 	}
-	return fs.publish(n, parent, t)
+	return fs.publish(n, parent, t, links)
 }
 
-// copySource describes the lower object behind n for package cow.
-func (fs *FS) copySource(n *inode, size int64) (src *cow.Source, done func(), err error) {
+// copySource describes the lower object behind n for package cow, and how many
+// links it has.
+func (fs *FS) copySource(n *inode, size int64) (src *cow.Source, links uint64, done func(), err error) {
 	src = &cow.Source{Data: -1, SetTimes: true}
 	var st unix.Stat_t
 	lower := fs.lowers.layer(n.low)
@@ -86,7 +87,7 @@ func (fs *FS) copySource(n *inode, size int64) (src *cow.Source, done func(), er
 		return err
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, 0, nil, err
 	}
 	src.Mode, src.Uid, src.Gid, src.Rdev = st.Mode, int(st.Uid), int(st.Gid), st.Rdev
 	src.Atime, src.Mtime = st.Atim, st.Mtim
@@ -96,16 +97,16 @@ func (fs *FS) copySource(n *inode, size int64) (src *cow.Source, done func(), er
 		if src.Size > 0 {
 			h, err := fs.dataFd(n, false)
 			if err != nil {
-				return nil, nil, err
+				return nil, 0, nil, err
 			}
 			src.Data, done = h.fd, h.release
 		}
 	}
-	return src, done, nil
+	return src, uint64(st.Nlink), done, nil
 }
 
 // publish gives the copy its name in the upper.
-func (fs *FS) publish(n, parent *inode, t *cow.Temp) error {
+func (fs *FS) publish(n, parent *inode, t *cow.Temp, links uint64) error {
 	d := parent.dir
 	d.opMu.Lock()
 	defer d.opMu.Unlock()
@@ -137,6 +138,10 @@ func (fs *FS) publish(n, parent *inode, t *cow.Temp) error {
 		return fmt.Errorf("copy up: stat the copy: %w", err)
 	}
 	fs.nowUpper(n, t, &st)
+	if !n.isDir() && links > 1 {
+		// The other links still show the original: this is another file now.
+		n.ino = fs.inos.shown(st.Dev, st.Ino)
+	}
 	d.setUpper(name, n, true)
 	return nil
 }

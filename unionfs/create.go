@@ -237,9 +237,17 @@ func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fus
 	o := newObject{mode: in.Mode&0o7777 | unix.S_IFREG, umask: in.Umask}
 	st := fs.makeNode("create", &in.InHeader, name, o, &out.EntryOut)
 	if st == fuse.OK {
+		fs.opened(out.NodeId, in.Flags)
 		out.OpenFlags = openFlags
 	}
 	return st
+}
+
+// opened counts a handle that came with a new file.
+func (fs *FS) opened(id uint64, flags uint32) {
+	if n := fs.nodes.get(id); n != nil && flags&unix.O_ACCMODE != unix.O_RDONLY {
+		n.writers.Add(1)
+	}
 }
 
 // Tmpfile implements TMPFILE: a regular file without a name.
@@ -257,6 +265,7 @@ func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut)
 	if err != nil {
 		return fs.status("tmpfile", p, err)
 	}
+	fs.opened(out.NodeId, in.Flags)
 	out.OpenFlags = openFlags
 	return fuse.OK
 }

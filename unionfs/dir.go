@@ -234,10 +234,10 @@ func (d *dirState) setUpper(name string, n *inode, keepCookie bool) {
 	}
 	lower := d.lowerCookie(name)
 	switch {
+	case e.cookie >= cookieBorn:
+		// Replaced in place; its entry in born stays where it is.
 	case lower != 0 && (keepCookie || e.cookie == lower && e.upper):
 		e.cookie = lower // copied up, or replaced in place
-	case e.cookie >= cookieBorn && !e.gone:
-		// replaced in place
 	default:
 		e.cookie = d.nextCookie
 		d.nextCookie++

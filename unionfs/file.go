@@ -19,12 +19,18 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 		return fuse.Status(unix.ESTALE)
 	}
 	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
-	err := fs.openFile(n, write, in.Flags&unix.O_TRUNC != 0, in.Mode&fuse.OPEN_KILL_SUIDGID != 0)
+	err := fs.openFile(n, write, in.Flags&unix.O_TRUNC != 0)
+	if err == nil && in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
+		err = fs.killPrivileges(n, &in.InHeader)
+	}
+	if err == nil && write {
+		n.writers.Add(1)
+	}
 	out.OpenFlags = openFlags
 	return fs.status("open", n, err)
 }
 
-func (fs *FS) openFile(n *inode, write, trunc, kill bool) error {
+func (fs *FS) openFile(n *inode, write, trunc bool) error {
 	switch {
 	case trunc:
 		if err := fs.truncate(n, 0); err != nil {
@@ -32,11 +38,6 @@ func (fs *FS) openFile(n *inode, write, trunc, kill bool) error {
 		}
 	case write:
 		if err := fs.ensureUpper(n); err != nil {
-			return err
-		}
-	}
-	if kill {
-		if err := fs.withReal(n, killPrivileges); err != nil {
 			return err
 		}
 	}
@@ -48,8 +49,13 @@ func (fs *FS) openFile(n *inode, write, trunc, kill bool) error {
 	return nil
 }
 
-// Release implements RELEASE. A handle carries nothing.
-func (fs *FS) Release(<-chan struct{}, *fuse.ReleaseIn) {}
+// Release implements RELEASE. A handle carries nothing; its flags come with the
+// request.
+func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	if n := fs.nodes.get(in.NodeId); n != nil && in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
+		n.writers.Add(-1)
+	}
+}
 
 // Flush implements FLUSH: nothing is held back, so the kernel need not ask.
 func (fs *FS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
@@ -90,12 +96,16 @@ func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, f
 	}
 	done, err := fs.write(n, data, int64(in.Offset))
 	if err == nil && in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
-		err = fs.withReal(n, killPrivileges)
+		err = fs.killPrivileges(n, &in.InHeader)
 	}
 	if err != nil && done == 0 {
 		return 0, fs.status("write", n, err)
 	}
 	return uint32(done), fuse.OK
+}
+
+func (fs *FS) killPrivileges(n *inode, h *fuse.InHeader) error {
+	return fs.withReal(n, func(dirfd int, name string) error { return killPrivileges(dirfd, name, h) })
 }
 
 // write stores data and returns how much of it has arrived.

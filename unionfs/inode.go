@@ -16,7 +16,7 @@ const upperIDs = 1 << 62
 // inode is one object the kernel knows.
 type inode struct {
 	id   uint64   // node id; immutable
-	ino  uint64   // st_ino; immutable
+	ino  uint64   // st_ino; changes only when one link of a lower file is copied up, under mu
 	typ  uint32   // S_IFMT bits; immutable
 	low  lowerObj // the lower object it shows, or, of a directory, is merged with; immutable, nil if none
 	refs atomic.Int64
@@ -32,7 +32,8 @@ type inode struct {
 	where alias
 	more  []alias
 
-	rd, rw fdSlot // open for reading; for reading and writing (upper only)
+	rd, rw  fdSlot       // open for reading; for reading and writing (upper only)
+	writers atomic.Int32 // handles that the kernel has open for writing
 
 	dir *dirState // of a directory; immutable
 }
@@ -205,7 +206,6 @@ func (t *table) remove(n *inode) {
 	}
 	s.mu.Unlock()
 }
-
 
 // unref gives back count references. The last one drops the object: nobody
 // can reach it any more, so its fields need no lock.

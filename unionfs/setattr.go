@@ -24,6 +24,22 @@ func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) 
 }
 
 func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
+	const anyAttr = fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_SIZE |
+		fuse.FATTR_ATIME | fuse.FATTR_MTIME | fuse.FATTR_ATIME_NOW | fuse.FATTR_MTIME_NOW
+	kill := in.Valid&fuse.FATTR_KILL_SUIDGID != 0
+	if in.Valid&anyAttr == 0 {
+		// A request to set nothing is how the kernel asks to take privileges
+		// away before a write (FUSE_HANDLE_KILLPRIV_V2). chown(2) with
+		// nothing to change looks the same; without a writer it can only be
+		// that, and then it is for the owner alone (kernel: notify_change
+		// turns it into a change of mode).
+		kill = true
+		if n.writers.Load() == 0 {
+			if err := fs.mayStrip(n, &in.InHeader); err != nil {
+				return err
+			}
+		}
+	}
 	if size, ok := in.GetSize(); ok {
 		if err := fs.truncate(n, int64(size)); err != nil {
 			return err
@@ -31,11 +47,6 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 	} else if err := fs.ensureUpper(n); err != nil {
 		return err
 	}
-	const anyAttr = fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_SIZE |
-		fuse.FATTR_ATIME | fuse.FATTR_MTIME | fuse.FATTR_ATIME_NOW | fuse.FATTR_MTIME_NOW
-	// A request to set nothing is how the kernel asks to take privileges
-	// away before a write (FUSE_HANDLE_KILLPRIV_V2).
-	kill := in.Valid&fuse.FATTR_KILL_SUIDGID != 0 || in.Valid&anyAttr == 0
 	return fs.withReal(n, func(dirfd int, name string) error {
 		if uid, gid, ok := ownerOf(in); ok {
 			if err := fsat.Chown(dirfd, name, uid, gid); err != nil {
@@ -48,7 +59,7 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 			}
 		}
 		if kill {
-			if err := killPrivileges(dirfd, name); err != nil {
+			if err := killPrivileges(dirfd, name, &in.InHeader); err != nil {
 				return err
 			}
 		}
@@ -57,6 +68,19 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 		}
 		return nil
 	})
+}
+
+// mayStrip refuses to take setuid and setgid from a file on behalf of somebody
+// who could not change its mode.
+func (fs *FS) mayStrip(n *inode, h *fuse.InHeader) error {
+	var st unix.Stat_t
+	if err := fs.withReal(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) }); err != nil {
+		return err
+	}
+	if h.Uid != 0 && h.Uid != st.Uid && st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+		return unix.EPERM
+	}
+	return nil
 }
 
 // truncate sets the size of a file; of a lower one only what remains is copied.
@@ -103,9 +127,11 @@ func timesOf(in *fuse.SetAttrInCommon) (ts [2]unix.Timespec, ok bool) {
 	return ts, ok
 }
 
-// killPrivileges removes setuid, setgid (where it is not mandatory locking, i.e.
-// with group execute: kernel setattr_should_drop_suidgid) and capabilities.
-func killPrivileges(dirfd int, name string) error {
+// killPrivileges removes setuid, setgid and capabilities on behalf of a caller
+// without CAP_FSETID who has changed the file (kernel:
+// setattr_should_drop_suidgid; setgid without group execute stays for members
+// of the group).
+func killPrivileges(dirfd int, name string, h *fuse.InHeader) error {
 	var st unix.Stat_t
 	if err := fsat.Stat(dirfd, name, &st); err != nil {
 		return err
@@ -114,7 +140,7 @@ func killPrivileges(dirfd int, name string) error {
 		return nil
 	}
 	bits := uint32(unix.S_ISUID)
-	if st.Mode&unix.S_IXGRP != 0 {
+	if st.Mode&unix.S_ISGID != 0 && (st.Mode&unix.S_IXGRP != 0 || !callerInGroup(h, st.Gid)) {
 		bits |= unix.S_ISGID
 	}
 	if st.Mode&bits != 0 {

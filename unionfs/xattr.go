@@ -1,8 +1,6 @@
 package unionfs
 
 import (
-	"os"
-	"strconv"
 	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -84,24 +82,6 @@ func (fs *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint3
 	return uint32(len(list)), fuse.OK
 }
 
-// callerIsAdmin reports whether the calling process has CAP_SYS_ADMIN.
-func callerIsAdmin(h *fuse.InHeader) bool {
-	if h.Uid != 0 {
-		return false
-	}
-	b, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(h.Pid), 10) + "/status")
-	if err != nil {
-		return true // in another pid namespace, or gone: go by the user id
-	}
-	_, rest, found := strings.Cut(string(b), "\nCapEff:\t")
-	if !found {
-		return true
-	}
-	hex, _, _ := strings.Cut(rest, "\n")
-	caps, err := strconv.ParseUint(hex, 16, 64)
-	return err != nil || caps&(1<<unix.CAP_SYS_ADMIN) != 0
-}
-
 // SetXAttr implements SETXATTR.
 func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
 	return fs.changeXAttr(in.NodeId, "setxattr", attr, func(dirfd int, name, disk string) error {
@@ -115,6 +95,25 @@ func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data
 
 // RemoveXAttr implements REMOVEXATTR.
 func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse.Status {
+	n := fs.nodes.get(h.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	// A lower object that has no such attribute is not copied up to find
+	// that out (kernel: ovl_xattr_set, ovl_set_or_remove_acl).
+	n.mu.RLock()
+	var err error
+	if !n.upper {
+		disk := fs.dialectLocked(n).ToDisk(attr)
+		err = fs.withRealLocked(n, func(dirfd int, name string) error {
+			_, e := fsat.Getxattr(dirfd, name, disk, nil)
+			return e
+		})
+	}
+	n.mu.RUnlock()
+	if err != nil {
+		return fs.status("removexattr", n, err)
+	}
 	return fs.changeXAttr(h.NodeId, "removexattr", attr, func(dirfd int, name, disk string) error {
 		return fsat.Removexattr(dirfd, name, disk)
 	})

@@ -1,0 +1,54 @@
+package unionfs
+
+import (
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// The kernel checks permissions before it asks. What is left to the server
+// needs more of the caller than a request tells; it is read from procfs, in the
+// rare cases that need it.
+
+// callerIsAdmin reports whether the calling process has CAP_SYS_ADMIN.
+func callerIsAdmin(h *fuse.InHeader) bool {
+	if h.Uid != 0 {
+		return false
+	}
+	hex, found := callerStatus(h, "CapEff")
+	if !found {
+		return true // in another pid namespace, or gone: go by the user id
+	}
+	caps, err := strconv.ParseUint(hex, 16, 64)
+	return err != nil || caps&(1<<unix.CAP_SYS_ADMIN) != 0
+}
+
+// callerInGroup reports whether the calling process is in a group.
+func callerInGroup(h *fuse.InHeader, gid uint32) bool {
+	if h.Gid == gid {
+		return true
+	}
+	groups, _ := callerStatus(h, "Groups")
+	for g := range strings.FieldsSeq(groups) {
+		if g == strconv.FormatUint(uint64(gid), 10) {
+			return true
+		}
+	}
+	return false
+}
+
+func callerStatus(h *fuse.InHeader, field string) (value string, found bool) {
+	b, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(h.Pid), 10) + "/status")
+	if err != nil {
+		return "", false
+	}
+	_, rest, found := strings.Cut(string(b), "\n"+field+":")
+	if !found {
+		return "", false
+	}
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimSpace(line), true
+}
