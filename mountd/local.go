@@ -173,24 +173,31 @@ func (l *Local) Create(ctx context.Context, r CreateRequest) (layers.Container, 
 
 // Remove implements Service.
 func (l *Local) Remove(ctx context.Context, r RemoveRequest) (Empty, error) {
-	if err := l.reconcile(ctx); err != nil {
+	alive, err := l.liveMounts(ctx)
+	if err != nil {
 		return Empty{}, err
 	}
 	c, err := l.store.Container(ctx, r.Name)
 	if err != nil {
 		return Empty{}, err
 	}
-	if r.Force {
-		for _, m := range c.Live {
-			if _, err := l.Unmount(ctx, UnmountRequest{Target: Path(m.Target), Name: Path(m.Target)}); err != nil {
-				return Empty{}, err
-			}
+	for _, a := range alive {
+		if a.row.ContainerID != c.ID {
+			continue
+		}
+		if !r.Force {
+			return Empty{}, markedf(layers.ErrInUse, "container %q is mounted on %q: unmount it first (`plyfs umount %s`), or use rm --force",
+				c.Name, a.target(), c.Name)
+		}
+		if _, err := l.unmount(ctx, a, false); err != nil {
+			return Empty{}, err
 		}
 	}
-	if err := l.store.RemoveContainer(ctx, c.ID); err != nil && !(r.Force && errors.Is(err, layers.ErrNotFound)) {
-		return Empty{}, err // not found: it was one-shot, and the unmount has removed it
+	err = l.store.RemoveContainer(ctx, c.ID)
+	if r.Force && errors.Is(err, layers.ErrNotFound) {
+		err = nil // it was one-shot, and the unmount has removed it
 	}
-	return Empty{}, nil
+	return Empty{}, err
 }
 
 // Diff implements Service.
@@ -253,7 +260,8 @@ func (l *Local) DiskUsage(ctx context.Context, _ Empty) (layers.DiskUsage, error
 // readable in its upper directory. Names that are no container, or not
 // mounted, need nothing.
 func (l *Local) syncContainer(ctx context.Context, name string) error {
-	if err := l.reconcile(ctx); err != nil { // so that c.Live is true
+	alive, err := l.liveMounts(ctx)
+	if err != nil {
 		return err
 	}
 	c, err := l.store.Container(ctx, name)
@@ -263,17 +271,20 @@ func (l *Local) syncContainer(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range c.Live {
-		if m.ReadOnly {
+	for _, a := range alive {
+		if a.row.ContainerID != c.ID || a.row.ReadOnly {
 			continue
 		}
 		// Pages that a process has mapped and written reach the server first,
-		// then the server's files the disk. The holder's root leads into the
-		// mount namespace where the mount is.
-		for _, dir := range []string{fmt.Sprintf("/proc/%d/root%s", m.Pid, m.Target), c.Upper} {
-			if err := syncfs(dir); err != nil {
+		// then the server's files the disk. The root of the mount's process
+		// leads into the mount namespace where the mount is.
+		if a.state == StateMounted {
+			if err := syncfs(fmt.Sprintf("/proc/%d/root%s", a.row.Pid, a.target())); err != nil {
 				return fmt.Errorf("sync container %q: %w", c.Name, err)
 			}
+		}
+		if err := syncfs(c.Upper); err != nil {
+			return fmt.Errorf("sync container %q: %w", c.Name, err)
 		}
 	}
 	return nil

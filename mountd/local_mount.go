@@ -266,11 +266,8 @@ func (l *Local) List(ctx context.Context, _ Empty) ([]Status, error) {
 }
 
 func mountedStatus(s Status, a assessment) Status {
-	s.State, s.Target, s.ReadOnly, s.Since = a.state, Path(a.row.Target), a.row.ReadOnly, a.row.Created
+	s.State, s.Target, s.ReadOnly, s.Since = a.state, Path(a.target()), a.row.ReadOnly, a.row.Created
 	s.Pid, s.ServerPid = a.row.Pid, a.holder.Server.Pid
-	if a.mount != nil {
-		s.Target = Path(a.mount.Mountpoint) // a directory above it may have been renamed
-	}
 	if rec, err := readRecord(a.row.RunDir); err == nil {
 		s.AutoRemove = rec.AutoRemove
 	}

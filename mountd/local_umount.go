@@ -36,21 +36,26 @@ func (l *Local) Unmount(ctx context.Context, r UnmountRequest) (UnmountResult, e
 		return UnmountResult{}, err
 	}
 	if a == nil {
-		return unmountRaw(ctx, string(r.Target), r)
+		return UnmountRaw(ctx, r)
 	}
-	res := UnmountResult{Target: Path(a.row.Target)}
+	return l.unmount(ctx, *a, r.Lazy)
+}
+
+// unmount goes through steps 6 to 8 of the life of a mount (doc.go).
+func (l *Local) unmount(ctx context.Context, a assessment, lazy bool) (UnmountResult, error) {
+	res := UnmountResult{Target: Path(a.target())}
 	if a.row.ContainerID != "" {
 		if c, err := l.store.Container(ctx, a.row.ContainerID); err == nil {
 			res.Container = c.Name
 		}
 	}
 	if a.state != StateDetached { // else a lazy unmount has done this part
-		if err := unmountAt(a.mount, a.row.Target, r.Lazy); err != nil {
+		if err := unmountAt(a.mount, a.row.Target, lazy); err != nil {
 			return res, err
 		}
 	}
 	ps := []holder.Process{{Pid: a.row.Pid, StartTime: a.row.StartTime}, a.holder.Server}
-	gone, err := waitGone(ctx, ps, r.Lazy)
+	gone, err := waitGone(ctx, ps, lazy)
 	if err != nil {
 		return res, err
 	}
@@ -60,7 +65,7 @@ func (l *Local) Unmount(ctx context.Context, r UnmountRequest) (UnmountResult, e
 	}
 	bad := holder.ReadExit(a.row.RunDir)
 	rec, rerr := readRecord(a.row.RunDir)
-	if err := l.forget(ctx, *a); err != nil {
+	if err := l.forget(ctx, a); err != nil {
 		return res, err
 	}
 	if bad != nil {
@@ -133,15 +138,11 @@ func canonicalTarget(target string) string {
 
 // UnmountRaw unmounts what `plyfs overlay` has mounted, without a store.
 func UnmountRaw(ctx context.Context, r UnmountRequest) (UnmountResult, error) {
-	return unmountRaw(ctx, string(r.Target), r)
-}
-
-func unmountRaw(ctx context.Context, target string, r UnmountRequest) (UnmountResult, error) {
 	table, err := holder.MountTable(0)
 	if err != nil {
 		return UnmountResult{}, err
 	}
-	at := canonicalTarget(target)
+	at := canonicalTarget(string(r.Target))
 	m := holder.TopMount(table, at)
 	switch {
 	case m == nil:

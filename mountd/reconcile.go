@@ -79,6 +79,14 @@ type assessment struct {
 	mount  *mountinfo.Info // in our own table, if we see it
 }
 
+// target is where the mount is now: a directory above it may have been renamed.
+func (a *assessment) target() string {
+	if a.mount != nil {
+		return a.mount.Mountpoint
+	}
+	return a.row.Target
+}
+
 // assess compares a row with processes and mount tables. Nothing inside a
 // mount is touched, so a hanging server does not hang us.
 func assess(row layers.Live, own []*mountinfo.Info) assessment {
@@ -153,12 +161,48 @@ func (l *Local) liveMounts(ctx context.Context) ([]assessment, error) {
 				return nil, err
 			}
 		default:
+			if a.holder.Server.Alive() && !(holder.Process{Pid: row.Pid, StartTime: row.StartTime}).Alive() {
+				if err := l.adopt(ctx, &a); err != nil {
+					return nil, err
+				}
+			}
 			alive = append(alive, a)
 			known[row.RunDir] = true
 		}
 	}
 	l.sweepRunDirs(known)
 	return alive, nil
+}
+
+// adopt makes the mount server the process of a row whose holder was killed,
+// so that the store sees the mount alive as well.
+func (l *Local) adopt(ctx context.Context, a *assessment) error {
+	return l.withLiveLock(func() error {
+		now, err := l.sameRow(ctx, a.row)
+		if err != nil || !now {
+			return err
+		}
+		a.row.Pid, a.row.StartTime = a.holder.Server.Pid, a.holder.Server.StartTime
+		if err := l.store.RemoveLive(ctx, a.row.Target); err != nil {
+			return err
+		}
+		l.log.Warn("the holder of a mount was killed; its server goes on", zap.String("op", "reconcile"), zap.String("target", a.row.Target))
+		return l.store.AddLive(ctx, a.row)
+	})
+}
+
+// sameRow reports whether the row is still there as it was read.
+func (l *Local) sameRow(ctx context.Context, row layers.Live) (bool, error) {
+	rows, err := l.store.LiveMounts(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, r := range rows {
+		if r.Target == row.Target && r.Pid == row.Pid && r.StartTime == row.StartTime {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // detachDead takes a mount without processes out of the tree.
@@ -179,16 +223,11 @@ func (l *Local) detachDead(a assessment) bool {
 // directory.
 func (l *Local) forget(ctx context.Context, a assessment) error {
 	err := l.withLiveLock(func() error {
-		rows, err := l.store.LiveMounts(ctx)
-		if err != nil {
-			return err
+		now, err := l.sameRow(ctx, a.row)
+		if err != nil || !now {
+			return err // gone: somebody else was faster
 		}
-		for _, r := range rows {
-			if r.Target == a.row.Target && r.Pid == a.row.Pid && r.StartTime == a.row.StartTime {
-				return l.store.RemoveLive(ctx, r.Target)
-			}
-		}
-		return nil // somebody else was faster
+		return l.store.RemoveLive(ctx, a.row.Target)
 	})
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -37,7 +38,12 @@ func run(args []string) int {
 		if cause := ctx.Err(); cause != nil && errors.Is(err, cause) {
 			err = errors.New("interrupted")
 		}
-		fmt.Fprintln(os.Stderr, "plyfs: "+printable(err.Error()))
+		fmt.Fprintln(os.Stderr, "plyfs: "+sentence(err))
 	}
 	return exitCode(err)
+}
+
+// sentence is an error on one line: joined errors come with line ends.
+func sentence(err error) string {
+	return printable(strings.ReplaceAll(err.Error(), "\n", "; "))
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/vbauerster/mpb/v8"
@@ -79,6 +80,9 @@ func (p *progress) update(u layers.Progress) {
 func (p *progress) add(u layers.Progress) *bar {
 	b := &bar{action: u.Action, total: u.Total}
 	name := printable(shorten(u.ID, 24))
+	if len(u.ID) >= 32 && strings.Trim(u.ID, "0123456789abcdef") == "" {
+		name = shortID(u.ID)
+	}
 	b.Bar = p.p.New(u.Total,
 		mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
 		mpb.PrependDecorators(

@@ -173,7 +173,7 @@ func eachArg(args []string, f func(string) error) error {
 		case first == nil:
 			first = err
 		default:
-			fmt.Fprintln(os.Stderr, "plyfs: "+printable(err.Error()))
+			fmt.Fprintln(os.Stderr, "plyfs: "+sentence(err))
 		}
 	}
 	return first
