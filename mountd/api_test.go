@@ -371,13 +371,13 @@ func TestRunDirsOfRootsDiffer(t *testing.T) {
 func TestMakeRunDirTrustsOnlyItsOwner(t *testing.T) {
 	base := t.TempDir()
 	t.Setenv(RunDirEnv, base)
-	if _, err := makeRunDir("/store"); err != nil {
+	if err := makeRunDir(RunDir("/store")); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chmod(RunDir("/store"), 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := makeRunDir("/store"); !errors.Is(err, ErrRefused) {
+	if err := makeRunDir(RunDir("/store")); !errors.Is(err, ErrRefused) {
 		t.Errorf("directory that anybody can write: %v", err)
 	}
 }

@@ -45,6 +45,9 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 		return err
 	}
 	defer l.Close()
+	if err := makeRunDir(l.runDir); err != nil {
+		return err
+	}
 	socket := o.Socket
 	if socket == "" {
 		socket = filepath.Join(l.runDir, socketName)

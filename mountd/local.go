@@ -26,7 +26,7 @@ type Local struct {
 	store  *layers.Store
 	log    *zap.Logger
 	opts   LocalOptions
-	runDir string
+	runDir string // made when the first mount or the daemon needs it
 }
 
 var _ Service = (*Local)(nil)
@@ -40,15 +40,11 @@ func OpenLocal(ctx context.Context, root string, o LocalOptions) (*Local, error)
 	if err != nil {
 		return nil, err
 	}
-	runDir, err := makeRunDir(root)
-	if err != nil {
-		return nil, err
-	}
 	s, err := layers.Open(ctx, root, layers.Options{Logger: o.Logger, OnLockWait: o.OnLockWait})
 	if err != nil {
 		return nil, err
 	}
-	return &Local{store: s, log: o.Logger, opts: o, runDir: runDir}, nil
+	return &Local{store: s, log: o.Logger, opts: o, runDir: RunDir(root)}, nil
 }
 
 // Close releases the store. Mounts stay.

@@ -53,16 +53,18 @@ func (l *Local) Mount(ctx context.Context, r MountRequest) (res MountResult, err
 	spec := l.specOf(r, target, sub)
 	row := layers.Live{
 		Target: target, ReadOnly: spec.ReadOnly, BootID: holder.BootID(), Created: time.Now().UTC(),
-		ImageID: sub.image.ID, ChainID: sub.image.ChainID,
 	}
-	if sub.container != nil {
-		row.ContainerID, row.ImageID, row.ChainID = sub.container.ID, sub.container.ImageID, sub.container.ChainID
+	imageID := sub.image.ID
+	if sub.container != nil { // a row names one of the two: what it keeps from being removed
+		row.ContainerID, imageID = sub.container.ID, sub.container.ImageID
+	} else {
+		row.ImageID, row.ChainID = sub.image.ID, sub.image.ChainID
 	}
 	pid, err := l.start(ctx, spec, row, sub.made && r.AutoRemove)
 	if err != nil {
 		return res, err
 	}
-	return MountResult{Target: Path(target), Container: sub.container, ImageID: row.ImageID, ReadOnly: spec.ReadOnly, Pid: pid}, nil
+	return MountResult{Target: Path(target), Container: sub.container, ImageID: imageID, ReadOnly: spec.ReadOnly, Pid: pid}, nil
 }
 
 // checkFree refuses a target that is a mount point already.
@@ -186,6 +188,9 @@ func stackDirs(st layers.Stack) []string {
 
 // start goes through steps 2 to 5 of the life of a mount (doc.go).
 func (l *Local) start(ctx context.Context, spec holder.Spec, row layers.Live, autoRemove bool) (pid int, err error) {
+	if err := makeRunDir(l.runDir); err != nil {
+		return 0, err
+	}
 	dir, err := makeMountDir(l.runDir)
 	if err != nil {
 		return 0, err

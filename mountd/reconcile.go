@@ -278,6 +278,9 @@ func (l *Local) removeMountDir(dir string) {
 // withLiveLock runs f, which looks at live rows and changes them, while no
 // other process of this user does the same. f must be short.
 func (l *Local) withLiveLock(f func() error) error {
+	if err := makeRunDir(l.runDir); err != nil {
+		return err
+	}
 	unlock, err := lockFile(filepath.Join(l.runDir, "live.lock"), true)
 	if err != nil {
 		return fmt.Errorf("live rows: %w", err)

@@ -91,17 +91,16 @@ func runBase() string {
 
 // makeRunDir makes the run directory of a store. What lies there decides whom
 // we talk to and which processes we trust, so it must be ours alone.
-func makeRunDir(root string) (string, error) {
-	dir := RunDir(root)
+func makeRunDir(dir string) error {
 	for _, d := range []string{filepath.Dir(dir), dir, filepath.Join(dir, "mounts")} {
 		if err := os.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return "", fmt.Errorf("run directory %q: %w", d, reason(err))
+			return fmt.Errorf("run directory %q: %w", d, reason(err))
 		}
 		if err := ownedByUs(d); err != nil {
-			return "", err
+			return err
 		}
 	}
-	return dir, nil
+	return nil
 }
 
 func ownedByUs(dir string) error {
