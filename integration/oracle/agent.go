@@ -135,9 +135,15 @@ func (a *agent) do(op Op) (res Result) {
 		}()
 		a.ghosts = nil
 		out, err := f(a, op)
-		done <- Result{Err: errName(err), Out: out, Ghosts: strings.Join(a.ghosts, " ")}
+		done <- Result{Err: errName(err), Out: out, Ghosts: strings.Join(a.ghosts, " "), Gone: a.gone(op)}
 	}
 	return <-done
+}
+
+// gone says whether an operation was about an open object without a name.
+func (a *agent) gone(op Op) bool {
+	var st unix.Stat_t
+	return op.Path == "" && a.fds[op.FD] >= 0 && unix.Fstat(a.fds[op.FD], &st) == nil && st.Nlink == 0
 }
 
 // exists drops names from a listing that lstat, as root, does not know, and

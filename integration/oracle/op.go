@@ -45,6 +45,8 @@ type Result struct {
 	// Ghosts are names that a listing showed and lstat does not know. The
 	// kernel has them, see Accepted; nobody else may.
 	Ghosts string `json:"ghosts,omitempty"`
+	// Gone: the operation was on a descriptor whose object has no name.
+	Gone bool `json:"gone,omitempty"`
 }
 
 // String is for messages.
