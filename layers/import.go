@@ -87,6 +87,10 @@ func (s *Store) importLayer(ctx context.Context, lease string, r io.Reader) (dig
 	if err := st.unpack(ctx, plain); err != nil {
 		return "", decompressError(form, err)
 	}
+	if !st.u.stats.ended {
+		// There is no digest that would tell.
+		return "", fmt.Errorf("%w: the tar is truncated after %d entries: it has no end mark", ErrCorrupt, st.u.stats.entries)
+	}
 	if _, err := io.Copy(io.Discard, br); err != nil {
 		return "", err
 	}

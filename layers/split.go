@@ -48,6 +48,7 @@ type splitWriter struct {
 	pos     int
 	buf     []byte
 	payload hash.Hash64 // not nil: bytes read are content
+	zeros   int64       // trailing zero bytes of what was read outside contents
 }
 
 // newSplitWriter returns a reader of src that records what passes into f.
@@ -73,6 +74,14 @@ func (w *splitWriter) Read(p []byte) (int, error) {
 		return n, err
 	}
 	w.buf = append(w.buf, p[:n]...)
+	i := n
+	for i > 0 && p[i-1] == 0 {
+		i--
+	}
+	if i > 0 {
+		w.zeros = 0
+	}
+	w.zeros += int64(n - i)
 	if len(w.buf) >= segmentMax {
 		if ferr := w.flush(); ferr != nil {
 			return n, ferr
@@ -99,6 +108,7 @@ func (w *splitWriter) flush() error {
 // beginPayload says that the next bytes are the content of a regular file.
 func (w *splitWriter) beginPayload() error {
 	err := w.flush()
+	w.zeros = 0
 	w.payload = crc64.New(storage.CRCTable)
 	return err
 }

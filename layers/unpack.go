@@ -50,6 +50,7 @@ type unpackStats struct {
 	inodes      int64
 	contents    int64 // bytes of file content, for the limit
 	duplicates  bool
+	ended       bool // the tar has an end mark
 	incomplete  bool // some attribute could not be applied
 	placeholder int  // devices that could not be made
 	diffID      digest.Digest
@@ -121,6 +122,7 @@ func (u *unpacker) unpack(ctx context.Context, r io.Reader, splitFile *os.File) 
 			return fmt.Errorf("entry %q: %w", h.Name, err)
 		}
 	}
+	u.stats.ended = u.split.zeros >= 512
 	// What follows the end mark belongs to the diffID and to the copy that is
 	// written out again.
 	if _, err := io.Copy(io.Discard, u.split); err != nil {
