@@ -26,9 +26,10 @@ func callerIsAdmin(h *fuse.InHeader) bool {
 	return err != nil || caps&(1<<unix.CAP_SYS_ADMIN) != 0
 }
 
-// callerInGroup reports whether the calling process is in a group.
+// callerInGroup reports whether the calling process is in a group, or root and
+// so above that (kernel: in_group_or_capable).
 func callerInGroup(h *fuse.InHeader, gid uint32) bool {
-	if h.Gid == gid {
+	if h.Uid == 0 || h.Gid == gid {
 		return true
 	}
 	groups, _ := callerStatus(h, "Groups")

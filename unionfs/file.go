@@ -33,7 +33,7 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 func (fs *FS) openFile(n *inode, write, trunc bool) error {
 	switch {
 	case trunc:
-		if err := fs.truncate(n, 0); err != nil {
+		if err := fs.truncate(n, 0, true); err != nil {
 			return err
 		}
 	case write:

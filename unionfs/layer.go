@@ -99,7 +99,8 @@ func (l *layer) readDir(dirfd int) (entries []layerEntry, opaque bool, err error
 // classify completes the type of an entry and turns the device and attribute
 // forms of a whiteout into what they mean.
 func (l *layer) classify(dirfd int, mark whiteout.DirMark, e *layerEntry) error {
-	xcheck := mark == whiteout.XWhiteouts && (e.typ == unix.DT_REG || e.typ == unix.DT_UNKNOWN)
+	// A directory can be opaque and hold leftovers of whiteouts as well.
+	xcheck := mark != whiteout.Plain && (e.typ == unix.DT_REG || e.typ == unix.DT_UNKNOWN)
 	if e.typ != unix.DT_UNKNOWN && e.typ != unix.DT_CHR && !xcheck {
 		return nil
 	}

@@ -41,7 +41,8 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 		}
 	}
 	if size, ok := in.GetSize(); ok {
-		if err := fs.truncate(n, int64(size)); err != nil {
+		_, byHandle := in.GetFh()
+		if err := fs.truncate(n, int64(size), byHandle); err != nil {
 			return err
 		}
 	} else if err := fs.ensureUpper(n); err != nil {
@@ -84,9 +85,18 @@ func (fs *FS) mayStrip(n *inode, h *fuse.InHeader) error {
 }
 
 // truncate sets the size of a file; of a lower one only what remains is copied.
-func (fs *FS) truncate(n *inode, size int64) error {
+// With touch the modification time changes even if the size does not: that is
+// the difference between ftruncate(2) or O_TRUNC and truncate(2).
+func (fs *FS) truncate(n *inode, size int64, touch bool) error {
 	if n.isDir() {
 		return unix.EISDIR
+	}
+	if !touch && !n.inUpper() {
+		var st unix.Stat_t
+		if err := fs.withReal(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) }); err != nil {
+			return err
+		}
+		touch = st.Size != size // the copy has the right size from the start
 	}
 	if err := fs.ensureUpperData(n, size); err != nil {
 		return err
@@ -96,7 +106,10 @@ func (fs *FS) truncate(n *inode, size int64) error {
 		return err
 	}
 	defer h.release()
-	return unix.Ftruncate(h.fd, size)
+	if touch {
+		return unix.Ftruncate(h.fd, size)
+	}
+	return unix.Truncate(fsat.ProcPath(h.fd), size)
 }
 
 func ownerOf(in *fuse.SetAttrInCommon) (uid, gid int, ok bool) {

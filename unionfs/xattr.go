@@ -28,6 +28,9 @@ func (fs *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string, dest []
 	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
+	if fs.dialectLocked(n).IsPrefix(attr) {
+		return 0, fuse.EINVAL
+	}
 	disk := fs.dialectLocked(n).ToDisk(attr)
 	var size int
 	err := fs.withRealLocked(n, func(dirfd int, name string) (e error) {
@@ -126,6 +129,9 @@ func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, d
 	n := fs.nodes.get(id)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
+	}
+	if fs.upper != nil && fs.upper.dialect.IsPrefix(attr) {
+		return fuse.EINVAL
 	}
 	if err := fs.ensureUpper(n); err != nil {
 		return fs.status(op, n, err)

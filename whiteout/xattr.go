@@ -45,6 +45,13 @@ func (d Dialect) privatePrefix(name string) (prefix string, ok bool) {
 	return "", false
 }
 
+// IsPrefix reports whether name is nothing but one of the dialect's private
+// prefixes: not a name at all (the kernel says EINVAL).
+func (d Dialect) IsPrefix(name string) bool {
+	p, ok := d.privatePrefix(name)
+	return ok && p == name
+}
+
 // ToDisk returns the name under which an attribute that a user calls name is
 // stored.
 func (d Dialect) ToDisk(name string) string {
