@@ -193,7 +193,9 @@ func (g *gen) layer(n int, upper bool) Layer {
 			}
 		case k < 96 && !g.o.Unprivileged:
 			e = Entry{Path: p, Kind: Whiteout}
-			if g.chance(10) && !upper {
+			// In an opaque directory the kernel hides them from lookup, but
+			// lists them and refuses to remove the directory.
+			if g.chance(10) && !upper && have[d] != Opaque {
 				e = Entry{Path: p, Kind: XWhiteout, Mtime: g.when()}
 			}
 		default:
