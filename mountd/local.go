@@ -124,7 +124,8 @@ func (l *Local) Tag(ctx context.Context, r TagRequest) (Empty, error) {
 
 // RemoveImage implements Service.
 func (l *Local) RemoveImage(ctx context.Context, r RemoveImageRequest) ([]layers.RemoveAction, error) {
-	if err := l.reconcile(ctx); err != nil { // a dead mount must not keep an image
+	// A dead mount must not keep an image.
+	if _, err := l.settledMounts(ctx, func(row layers.Live) bool { return row.ContainerID == "" }); err != nil {
 		return nil, err
 	}
 	return l.store.RemoveImage(ctx, r.Name, layers.RemoveOptions{Force: r.Force, NoPrune: r.NoPrune})
@@ -169,11 +170,11 @@ func (l *Local) Create(ctx context.Context, r CreateRequest) (layers.Container, 
 
 // Remove implements Service.
 func (l *Local) Remove(ctx context.Context, r RemoveRequest) (Empty, error) {
-	alive, err := l.liveMounts(ctx)
+	c, err := l.store.Container(ctx, r.Name)
 	if err != nil {
 		return Empty{}, err
 	}
-	c, err := l.store.Container(ctx, r.Name)
+	alive, err := l.settledMounts(ctx, func(row layers.Live) bool { return row.ContainerID == c.ID })
 	if err != nil {
 		return Empty{}, err
 	}

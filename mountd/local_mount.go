@@ -29,7 +29,13 @@ func (l *Local) Mount(ctx context.Context, r MountRequest) (res MountResult, err
 	if err != nil {
 		return res, marked(ErrMount, err)
 	}
-	alive, err := l.liveMounts(ctx)
+	if root := l.store.Root(); target == root || isBelow(target, root) || isBelow(root, target) {
+		return res, markedf(ErrMount, "mount point %q and the store %q overlap: mount outside of the store", target, root)
+	}
+	c, cerr := l.store.Container(ctx, r.Source)
+	alive, err := l.settledMounts(ctx, func(row layers.Live) bool {
+		return row.Target == target || cerr == nil && row.ContainerID == c.ID
+	})
 	if err != nil {
 		return res, err
 	}
@@ -47,7 +53,7 @@ func (l *Local) Mount(ctx context.Context, r MountRequest) (res MountResult, err
 			}
 		}
 	}()
-	if err := checkOverlap(target, append(stackDirs(sub.stack), l.store.Root())); err != nil {
+	if err := checkOverlap(target, stackDirs(sub.stack)); err != nil {
 		return res, marked(ErrMount, err)
 	}
 	spec := l.specOf(r, target, sub)
@@ -70,7 +76,11 @@ func (l *Local) Mount(ctx context.Context, r MountRequest) (res MountResult, err
 // checkFree refuses a target that is a mount point already.
 func (l *Local) checkFree(target string, alive []assessment) error {
 	for _, a := range alive {
-		if a.row.Target == target && a.state != StateDetached {
+		if a.row.Target == target && a.state == StateDetached {
+			return markedf(layers.ErrInUse, "mount point %q is in use: %s was unmounted lazily there, and its last user%s has not ended",
+				target, l.describe(a.row), holderHint(a))
+		}
+		if a.row.Target == target || a.target() == target {
 			return markedf(layers.ErrInUse, "mount point %q is in use: %s is mounted there; unmount it with `plyfs umount %s`",
 				target, l.describe(a.row), target)
 		}
@@ -273,6 +283,7 @@ func (l *Local) List(ctx context.Context, _ Empty) ([]Status, error) {
 func mountedStatus(s Status, a assessment) Status {
 	s.State, s.Target, s.ReadOnly, s.Since = a.state, Path(a.target()), a.row.ReadOnly, a.row.Created
 	s.Pid, s.ServerPid = a.row.Pid, a.holder.Server.Pid
+	s.Elsewhere = a.state == StateMounted && a.mount == nil
 	if rec, err := readRecord(a.row.RunDir); err == nil {
 		s.AutoRemove = rec.AutoRemove
 	}

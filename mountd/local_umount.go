@@ -49,13 +49,17 @@ func (l *Local) unmount(ctx context.Context, a assessment, lazy bool) (UnmountRe
 			res.Container = c.Name
 		}
 	}
-	if a.state != StateDetached { // else a lazy unmount has done this part
-		if err := unmountAt(a.mount, a.row.Target, lazy); err != nil {
+	if a.mount == nil && a.state == StateMounted {
+		return res, markedf(ErrMount, "%q is mounted in another mount namespace: unmount it there (nsenter -m -t %d plyfs umount %s)",
+			a.row.Target, a.row.Pid, a.row.Target)
+	}
+	if a.mount != nil { // else a lazy unmount has done this part
+		if err := unmountAt(a.mount, lazy); err != nil {
 			return res, err
 		}
 	}
 	ps := []holder.Process{{Pid: a.row.Pid, StartTime: a.row.StartTime}, a.holder.Server}
-	gone, err := waitGone(ctx, ps, lazy)
+	gone, err := waitGone(ctx, ps, waitLimit(lazy), lazy)
 	if err != nil {
 		return res, err
 	}
@@ -152,19 +156,16 @@ func UnmountRaw(ctx context.Context, r UnmountRequest) (UnmountResult, error) {
 	}
 	res := UnmountResult{Target: Path(at)}
 	ps := holder.ProcessesOf(at)
-	if err := unmountAt(m, at, r.Lazy); err != nil {
+	if err := unmountAt(m, r.Lazy); err != nil {
 		return res, err
 	}
-	gone, err := waitGone(ctx, ps, r.Lazy)
+	gone, err := waitGone(ctx, ps, waitLimit(r.Lazy), r.Lazy)
 	res.StillInUse = err == nil && !gone
 	return res, err
 }
 
 // unmountAt detaches a mount, or says who keeps it busy.
-func unmountAt(m *mountinfo.Info, target string, lazy bool) error {
-	if m == nil {
-		return markedf(ErrMount, "%q is mounted in another mount namespace: unmount it there (nsenter -m -t PID)", target)
-	}
+func unmountAt(m *mountinfo.Info, lazy bool) error {
 	err := transport.Unmount(m.Mountpoint, lazy)
 	switch {
 	case err == nil:
@@ -198,13 +199,17 @@ func busyReason(m *mountinfo.Info) string {
 	return strings.Join(why, "; ") + "; end these first, or detach it with `plyfs umount -l`"
 }
 
+func waitLimit(lazy bool) time.Duration {
+	if lazy {
+		return lazyWait
+	}
+	return syncTimeout
+}
+
 // waitGone waits until the processes of a mount have ended, which they do when
 // the upper is synced.
-func waitGone(ctx context.Context, ps []holder.Process, lazy bool) (bool, error) {
-	limit := syncTimeout
-	if lazy {
-		limit = lazyWait
-	}
+// With lazy, that they still run after limit is no error.
+func waitGone(ctx context.Context, ps []holder.Process, limit time.Duration, lazy bool) (bool, error) {
 	wctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for _, p := range ps {

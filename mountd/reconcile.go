@@ -174,6 +174,32 @@ func (l *Local) liveMounts(ctx context.Context) ([]assessment, error) {
 	return alive, nil
 }
 
+// settleTimeout is how long a command waits for a mount that was just taken out
+// of the tree, by umount(8) for one, to be synced and end.
+const settleTimeout = 5 * time.Second
+
+// settledMounts is liveMounts, but gives mounts that concern the caller and are
+// about to end the time to do so.
+func (l *Local) settledMounts(ctx context.Context, concerns func(layers.Live) bool) ([]assessment, error) {
+	alive, err := l.liveMounts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ending []holder.Process
+	for _, a := range alive {
+		if a.state == StateDetached && concerns(a.row) {
+			ending = append(ending, holder.Process{Pid: a.row.Pid, StartTime: a.row.StartTime}, a.holder.Server)
+		}
+	}
+	if len(ending) == 0 {
+		return alive, nil
+	}
+	if _, err := waitGone(ctx, ending, settleTimeout, true); err != nil {
+		return nil, err
+	}
+	return l.liveMounts(ctx)
+}
+
 // adopt makes the mount server the process of a row whose holder was killed,
 // so that the store sees the mount alive as well.
 func (l *Local) adopt(ctx context.Context, a *assessment) error {
@@ -183,11 +209,12 @@ func (l *Local) adopt(ctx context.Context, a *assessment) error {
 			return err
 		}
 		a.row.Pid, a.row.StartTime = a.holder.Server.Pid, a.holder.Server.StartTime
-		if err := l.store.RemoveLive(ctx, a.row.Target); err != nil {
-			return err
+		row := a.row
+		if row.ContainerID != "" { // the store fills in the image by itself
+			row.ImageID, row.ChainID = "", ""
 		}
 		l.log.Warn("the holder of a mount was killed; its server goes on", zap.String("op", "reconcile"), zap.String("target", a.row.Target))
-		return l.store.AddLive(ctx, a.row)
+		return l.store.AddLive(ctx, row) // in place of the row of a dead process
 	})
 }
 

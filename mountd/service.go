@@ -187,6 +187,7 @@ type Status struct {
 	Target     Path              `json:"target,omitempty"`
 	ReadOnly   bool              `json:"readOnly,omitempty"`
 	AutoRemove bool              `json:"autoRemove,omitempty"`
+	Elsewhere  bool              `json:"elsewhere,omitempty"` // in a mount namespace that we do not see
 	Pid        int               `json:"pid,omitempty"`       // of the holder
 	ServerPid  int               `json:"serverPid,omitempty"` // of the mount server
 	Since      time.Time         `json:"since,omitzero"`      // of the mount, or of the creation

@@ -100,6 +100,9 @@ func psRow(st mountd.Status, full bool) []string {
 	if st.ReadOnly {
 		state += " (ro)"
 	}
+	if st.Elsewhere {
+		state += " (other namespace)"
+	}
 	return []string{id, name, image, ago(created), state, quoted(string(st.Target))}
 }
 

@@ -57,7 +57,7 @@ func rawMount(ctx context.Context, style mountd.RawStyle, opts []string, target 
 	}
 	if foreground {
 		// Signals go to the holder, which is this process and counts them.
-		return mountd.RawServe(context.WithoutCancel(ctx), o, target, newLogger())
+		return mountd.RawServe(context.WithoutCancel(ctx), o, target, newCommandLogger())
 	}
 	return mountd.RawMount(ctx, o, target)
 }

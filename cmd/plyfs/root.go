@@ -121,7 +121,7 @@ func (a *app) open(ctx context.Context) (mountd.Service, error) {
 	return mountd.OpenService(ctx, mountd.OpenOptions{
 		Root: root, RootGiven: given, Socket: a.socketPath(),
 		Local: mountd.LocalOptions{
-			Logger:     newLogger(),
+			Logger:     newCommandLogger(),
 			Version:    versionString(),
 			OnLockWait: func(msg string) { fmt.Fprintln(os.Stderr, "plyfs: "+printable(msg)) },
 		},
