@@ -1,3 +1,87 @@
 // Package layers is the layer and image store: image archives in, directories
 // to mount out, and back again byte for byte.
+//
+// # On disk
+//
+//	plyfs.db                       the rows (package metadata)
+//	layers/<cacheID>/diff/         content of one layer, whiteouts kept
+//	layers/<cacheID>/tarsplit.zst  everything of the layer's tar but file contents
+//	layers/<cacheID>/dup/<n>       contents that a later entry of the tar replaced
+//	layers/<cacheID>/layer.json    sidecar: enough to make the rows anew
+//	chains/<chainID>.idx           merged indexes, a cache
+//	rw/<mountID>/{upper,work}      a container's writable layer
+//	stage/<id>/                    unfinished work
+//	trash/<name>.<n>               being deleted
+//
+// As root, layers are in the overlay dialect (character device 0:0,
+// trusted.overlay.opaque=y) with the owners of the tar. Without privileges they
+// are in the userxattr dialect; owners, suid bits and devices that cannot be
+// set stand in the tar-split record alone.
+//
+// # One directory, several chains
+//
+// Whiteouts are kept, not applied, so the content of a diffID is the same
+// wherever it lies, and a directory serves every chain that has it; except for
+// what a tar leaves to the layers below (attributes of directories it does not
+// mention, hard links to lower files, an opaque root). A digest of what was
+// taken, Cache.Bind, tells which chains may share.
+//
+// # Invariants
+//
+//   - Nothing is in layers/ that has not been read to its end, hashed, and made
+//     durable. A diffID in the database is the digest of what was read.
+//   - Data is durable before the row that names it; the row is gone before the
+//     data is deleted.
+//   - Rows come before directories in stage/: a name there without a row is
+//     garbage.
+//   - No path from an archive reaches the kernel as it is. It is resolved in a
+//     tree in memory that mirrors the stage; the kernel sees canonical paths,
+//     walked without following a link (openat2 below the stage's descriptor).
+//   - One parser reads a tar. What is unpacked is what is written out again.
+//
+// # Locks
+//
+// There are none but the database's. A transaction does no I/O; everything
+// that takes time happens between transactions, protected by rows: an ingest
+// keeps a stage, a lease keeps layers that no image names yet. Both name their
+// process by boot, pid and start time, and are swept when it is gone. Two
+// processes that make the same layer find out in the transaction that inserts
+// it; the second throws its copy away.
+//
+// # Crash
+//
+//	step (Load, Import, Commit, init layer)     if we die after it
+//	ingest row committed                        row of a dead owner: swept
+//	unpacked into stage/<id>, digests compared  same, with the directory
+//	bound, finished, sidecar, syncfs            same
+//	renamed to layers/<id>                      same: the ingest row still names it
+//	both directories synced                     same
+//	layer row committed, ingest row deleted     complete, kept by the lease
+//	image rows committed, lease deleted         complete
+//
+//	step (create)                               if we die after it
+//	container row, state creating               row of a dead owner: swept
+//	rw/<mountID> renamed into place, synced     same
+//	state ready                                 complete
+//
+//	step (remove)                               if we die after it
+//	rows deleted, trash rows added              trash: deleted by the next sweep
+//	renamed to trash/, deleted                  same
+//	trash rows deleted                          complete
+//
+// Leases of a dead owner release their layers: what no image came to name is
+// deleted. A failed Load therefore leaves the store as it was.
+//
+// # Differences from other tools
+//
+//   - A directory the tar does not mention takes all attributes, its time too,
+//     from the layers below; where there is none, 0755, root, and the time of the
+//     first entry that needs it. (Others use the time of unpacking.)
+//   - A hard link to a file of a lower layer becomes a copy. (Docker and podman
+//     refuse such layers.)
+//   - A path through a symbolic link that only a lower layer has makes a real
+//     directory, as kernel overlayfs shows such layers.
+//   - Extended attributes named {trusted,user}.overlay.* or user.fuseoverlayfs.*
+//     are stored escaped; security.selinux and system.nfs4_acl are dropped.
+//   - The init layer adds what the image lacks and changes nothing it has.
 package layers

@@ -387,7 +387,7 @@ func describeObject(t testing.TB, p, rel string) string {
 
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
+	if !openStore(t).powers.privileged {
 		t.Skip("needs root: owners, devices and trusted.* attributes")
 	}
 }

@@ -203,10 +203,10 @@ func TestACL(t *testing.T) {
 // TestUnprivileged: without privileges a layer with foreign owners and devices
 // loads with the same diffIDs and comes out byte for byte.
 func TestUnprivileged(t *testing.T) {
-	if os.Geteuid() == 0 {
+	s := openStore(t)
+	if s.powers.privileged {
 		t.Skip("needs an ordinary user")
 	}
-	s := openStore(t)
 	l := layerTar(t, ent{name: "closed/", typ: tar.TypeDir, mode: 0}, ent{name: "closed/f", data: "1"}, ent{name: "suid", data: "2", mode: 0o4755, uid: 33},
 		ent{name: "null", typ: tar.TypeChar, maj: 1, min: 3}, ent{name: "x", mode: 0o644, x: map[string]string{"trusted.t": "1", "user.u": "2"}}, wh("gone"))
 	top := layerTar(t, wh("suid"), dir("closed"), opq("closed"))
