@@ -33,6 +33,16 @@ func (l *Local) Mount(ctx context.Context, r MountRequest) (res MountResult, err
 		return res, markedf(ErrMount, "mount point %q and the store %q overlap: mount outside of the store", target, root)
 	}
 	c, cerr := l.store.Container(ctx, r.Source)
+	if cerr == nil { // who comes second shall see the row of the first
+		if err := makeRunDir(l.runDir); err != nil {
+			return res, err
+		}
+		unlock, err := lockName(ctx, filepath.Join(l.runDir, "start.lock"), c.ID)
+		if err != nil {
+			return res, err
+		}
+		defer unlock()
+	}
 	alive, err := l.settledMounts(ctx, func(row layers.Live) bool {
 		return row.Target == target || cerr == nil && row.ContainerID == c.ID
 	})

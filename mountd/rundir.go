@@ -1,15 +1,19 @@
 package mountd
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,6 +25,7 @@ import (
 //	    plyfs.sock                  the daemon
 //	    daemon.lock                 locked by the daemon for its life
 //	    live.lock                   locked around changes of live rows
+//	    start.lock                  one byte locked per container that is being mounted
 //	    mounts/<8 hex>/             of one mount: mount.json, and state.json, log, exit.json
 //
 // RunDirEnv overrides the first line.
@@ -130,6 +135,39 @@ func makeMountDir(runDir string) (string, error) {
 		}
 	}
 	return "", errors.New("run directory of the mount: no free name")
+}
+
+// lockName takes a lock that only the same name excludes: one byte of a common
+// file, so that no file is left behind for each name. The kernel drops it with
+// the process.
+func lockName(ctx context.Context, path, name string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	sum := sha256.Sum256([]byte(name))
+	lk := unix.Flock_t{
+		Type: unix.F_WRLCK, Whence: io.SeekStart, Len: 1,
+		Start: int64(binary.BigEndian.Uint64(sum[:8]) >> 2),
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk)
+		if err == nil {
+			return func() { _ = f.Close() }, nil // closing unlocks
+		}
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EINTR) {
+			_ = f.Close() // nothing written
+			return nil, fmt.Errorf("lock %q: %w", path, err)
+		}
+		select {
+		case <-ctx.Done():
+			_ = f.Close() // nothing written
+			return nil, ctx.Err()
+		case <-tick.C:
+		}
+	}
 }
 
 // lockFile takes an exclusive flock(2) on path, which is made if needed.

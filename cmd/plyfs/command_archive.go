@@ -30,7 +30,7 @@ layers that the store has already are not stored again.`,
   plyfs load -i ./oci-layout`,
 		Args: exactArgs(0, "no arguments (the archive goes to -i or standard input)"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			src, done, err := openSource(input)
+			src, done, err := openSource(cmd.Context(), input)
 			if err != nil {
 				return err
 			}
@@ -74,12 +74,12 @@ func newProgress(quiet bool) *progress {
 
 // openSource opens what a command reads: a file, a directory, or standard
 // input for "" and "-".
-func openSource(name string) (layers.Source, func(), error) {
+func openSource(ctx context.Context, name string) (layers.Source, func(), error) {
 	if name == "" || name == "-" {
 		if isTerminal(os.Stdin) {
 			return layers.Source{}, nil, usagef("no archive: give one with -i FILE, or on standard input")
 		}
-		return layers.Source{Reader: os.Stdin, Size: regularSize(os.Stdin)}, func() {}, nil
+		return layers.Source{Reader: interruptible(ctx, os.Stdin), Size: regularSize(os.Stdin)}, func() {}, nil
 	}
 	f, err := os.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -94,7 +94,22 @@ func openSource(name string) (layers.Source, func(), error) {
 		dir, err := filepath.Abs(name)
 		return layers.Source{Dir: dir}, func() {}, err
 	}
-	return layers.Source{Reader: f, Size: regularSize(f)}, func() { _ = f.Close() }, nil // read only
+	return layers.Source{Reader: interruptible(ctx, f), Size: regularSize(f)}, func() { _ = f.Close() }, nil // read only
+}
+
+// interruptible lets Ctrl-C end a read from a pipe in which nothing comes. The
+// read itself goes on until the process ends.
+func interruptible(ctx context.Context, f *os.File) io.Reader {
+	if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
+		return f
+	}
+	pr, pw := io.Pipe()
+	go func() {
+		_, err := io.CopyBuffer(struct{ io.Writer }{pw}, struct{ io.Reader }{f}, make([]byte, 256<<10))
+		pw.CloseWithError(err)
+	}()
+	context.AfterFunc(ctx, func() { pr.CloseWithError(ctx.Err()) })
+	return pr
 }
 
 type notFound struct{ error }
@@ -119,7 +134,7 @@ func newImportCommand(a *app) *cobra.Command {
   tar -C rootfs -c . | plyfs import - localhost/base:2 -c 'CMD ["/bin/sh"]'`,
 		Args: exactArgs(2, "TAR (or -) and REF"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			src, done, err := openSource(args[0])
+			src, done, err := openSource(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

@@ -35,7 +35,7 @@ func run(args []string) int {
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends us at once
 	err := dispatch(ctx, args)
 	if err != nil && !errors.Is(err, errFindings) {
-		if cause := ctx.Err(); cause != nil && errors.Is(err, cause) {
+		if ctx.Err() != nil { // whatever it broke is no news
 			err = errors.New("interrupted")
 		}
 		fmt.Fprintln(os.Stderr, "plyfs: "+sentence(err))
