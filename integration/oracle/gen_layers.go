@@ -15,6 +15,9 @@ type GenOptions struct {
 	Unprivileged bool
 	// NoHardlinks leaves out hard links in lowers.
 	NoHardlinks bool
+	// PlainNames leaves out what means something in another dialect: names
+	// that begin with .wh. and attributes of other unions.
+	PlainNames bool
 }
 
 // plainNames is small, so that layers and operations meet.
@@ -51,7 +54,9 @@ func (g *gen) chance(percent int) bool { return g.IntN(100) < percent }
 
 func (g *gen) name() Name {
 	if g.chance(12) {
-		return pick(g, oddNames)
+		if n := pick(g, oddNames); !g.o.PlainNames || !strings.HasPrefix(string(n), ".wh.") {
+			return n
+		}
 	}
 	return pick(g, plainNames)
 }
@@ -87,7 +92,11 @@ func (g *gen) acl() string {
 
 // xattr is a random name with a value that suits it.
 func (g *gen) xattr(dir bool) (name, value string) {
-	switch g.IntN(14) {
+	n := g.IntN(14)
+	if g.o.PlainNames && (n == 4 || n == 5) {
+		n = 0
+	}
+	switch n {
 	case 0, 1, 2:
 		return "user.a", pick(g, []string{"1", "two", "", "rep:200"})
 	case 3:

@@ -1,0 +1,282 @@
+package integration
+
+import (
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/plyfs/plyfs/integration/harness"
+	"github.com/plyfs/plyfs/integration/oracle"
+)
+
+// crashFiles is how many lower files there are; each worker owns a part.
+const (
+	crashFiles   = 40
+	crashWorkers = 4
+	crashRounds  = 5
+)
+
+// TestKillServer kills the mount server with SIGKILL at random moments while
+// several processes write, mounts the upper again, and expects everything that
+// was acknowledged and nothing that is half made, from plyfs and from the
+// kernel.
+func TestKillServer(t *testing.T) {
+	needOracle(t)
+	dir := t.TempDir()
+	stack := harness.Stack{Lowers: []string{filepath.Join(dir, "lower")}, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")}
+	target := filepath.Join(dir, "merged")
+	for _, d := range append(stack.Lowers, stack.Upper, stack.Work, target) {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var lower oracle.Layer
+	lower.Entries = append(lower.Entries, oracle.Entry{Path: "low", Kind: oracle.Dir})
+	state := make([]*crashState, crashWorkers)
+	for w := range state {
+		state[w] = &crashState{content: make(map[string]string)}
+	}
+	for i := range crashFiles {
+		p := fmt.Sprintf("low/%02d", i)
+		lower.Entries = append(lower.Entries, oracle.Entry{Path: oracle.Name(p), Kind: oracle.File, Size: 300000, Seed: int64(i)})
+		state[i%crashWorkers].content[p] = string(oracle.Pattern(int64(i), 300000))
+	}
+	if err := lower.Build(stack.Lowers[0]); err != nil {
+		t.Fatal(err)
+	}
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(uint64(seed), 0))
+	sub := subject(t)
+	for round := range crashRounds {
+		m, err := sub.Mount(stack, target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		crashRound(t, m, state, rng, round)
+		for _, by := range []harness.Mounter{sub, harness.Kernel{}} {
+			m, err := by.Mount(stack, target)
+			if err != nil {
+				t.Fatalf("round %d: mount again by %s: %v", round, by.Name(), err)
+			}
+			crashCheck(t, m, by.Name(), state)
+			if err := m.Unmount(); err != nil {
+				t.Error(err)
+			}
+		}
+		workSwept(t, stack.Work)
+		if t.Failed() {
+			t.Fatalf("in round %d", round)
+		}
+		for _, s := range state {
+			s.settle()
+		}
+	}
+}
+
+// crashState is what one worker knows about its files.
+type crashState struct {
+	content map[string]string   // acknowledged
+	maybe   map[string][]string // what an operation that was cut off may have left; absent is "-"
+	next    int
+	actual  map[string]string // found by the check
+}
+
+func (s *crashState) settle() {
+	for p, c := range s.actual {
+		if c == absent {
+			delete(s.content, p)
+		} else {
+			s.content[p] = c
+		}
+	}
+	s.maybe, s.actual = nil, nil
+}
+
+const absent = "\x00absent"
+
+// crashRound lets workers write until the server dies.
+func crashRound(t *testing.T, m harness.Mount, state []*crashState, rng *rand.Rand, round int) {
+	t.Helper()
+	var wg sync.WaitGroup
+	var clients []*oracle.Client
+	for w, s := range state {
+		c, err := oracle.StartAgent(m.Target(), 1, 30*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, c)
+		wr := rand.New(rand.NewPCG(rng.Uint64(), uint64(w)))
+		wg.Go(func() { s.work(c, wr, w, round) })
+	}
+	// The moment is random on purpose; this is not synchronisation.
+	time.Sleep(time.Duration(20+rng.IntN(400)) * time.Millisecond)
+	if err := m.Kill(); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	for _, c := range clients {
+		c.Kill()
+	}
+}
+
+// work changes files until an operation fails.
+func (s *crashState) work(c *oracle.Client, r *rand.Rand, w, round int) {
+	var mine []string
+	for p := range s.content {
+		mine = append(mine, p)
+	}
+	// step executes one operation; what it makes of the files is taken for
+	// true when it is acknowledged, and for possible when not.
+	step := func(op oracle.Op, after map[string]string, between ...string) bool {
+		res, err := c.Do(op)
+		if err == nil && res.Err == "" {
+			for p, text := range after {
+				if text == absent {
+					delete(s.content, p)
+				} else {
+					s.content[p] = text
+				}
+			}
+			return true
+		}
+		s.maybe = make(map[string][]string)
+		for p, text := range after {
+			old, ok := s.content[p]
+			if !ok {
+				old = absent
+			}
+			s.maybe[p] = append([]string{old, text}, between...)
+		}
+		return false
+	}
+	for {
+		switch r.IntN(4) {
+		case 0: // a new file, synced
+			p := fmt.Sprintf("new-%d-%d-%d", w, round, s.next)
+			s.next++
+			text := string(oracle.Pattern(int64(s.next), 5000))
+			ok := step(oracle.Op{Op: "put", Path: oracle.Name(p), Len: 5000, Seed: int64(s.next)}, map[string]string{p: text}, "") &&
+				step(oracle.Op{Op: "open", FD: 0, Path: oracle.Name(p), Flags: "RDWR"}, nil) &&
+				step(oracle.Op{Op: "fsync", FD: 0}, nil)
+			if !ok {
+				return
+			}
+			mine = append(mine, p)
+		case 1: // write into a lower file: copy-up
+			p := mine[r.IntN(len(mine))]
+			old, there := s.content[p]
+			if !there || len(old) < 100 {
+				continue
+			}
+			mark := fmt.Sprintf("<%d>", s.next)
+			s.next++
+			text := old[:50] + mark + old[50+len(mark):]
+			ok := step(oracle.Op{Op: "open", FD: 1, Path: oracle.Name(p), Flags: "RDWR"}, nil) &&
+				step(oracle.Op{Op: "pwrite", FD: 1, Off: 50, Text: mark}, map[string]string{p: text})
+			if !ok {
+				return
+			}
+		case 2: // rename, which copies up and leaves a whiteout
+			p := mine[r.IntN(len(mine))]
+			text, there := s.content[p]
+			if !there {
+				continue
+			}
+			to := fmt.Sprintf("moved-%d-%d-%d", w, round, s.next)
+			s.next++
+			if !step(oracle.Op{Op: "rename", Path: oracle.Name(p), To: oracle.Name(to)}, map[string]string{p: absent, to: text}) {
+				return
+			}
+			mine = append(mine, to)
+		case 3: // attributes: copy-up without change; sometimes unlink
+			p := mine[r.IntN(len(mine))]
+			if _, there := s.content[p]; !there {
+				continue
+			}
+			op, after := oracle.Op{Op: "chmod", Path: oracle.Name(p), Mode: 0o600}, map[string]string(nil)
+			if r.IntN(6) == 0 {
+				op, after = oracle.Op{Op: "unlink", Path: oracle.Name(p)}, map[string]string{p: absent}
+			}
+			if !step(op, after) {
+				return
+			}
+		}
+	}
+}
+
+// crashCheck reads every file through a mount.
+func crashCheck(t *testing.T, m harness.Mount, by string, state []*crashState) {
+	t.Helper()
+	for w, s := range state {
+		found := make(map[string]string)
+		for p, want := range s.content {
+			found[p] = s.check(t, m, by, w, p, want)
+		}
+		for p := range s.maybe {
+			if _, done := found[p]; !done {
+				found[p] = s.check(t, m, by, w, p, absent)
+			}
+		}
+		for p, c := range s.actual {
+			if found[p] != c {
+				t.Errorf("%s sees another %s than the mount before", by, p)
+			}
+		}
+		s.actual = found
+	}
+	// The listing of the root has no name that is not known.
+	known := map[string]bool{"low": true}
+	for _, s := range state {
+		for p, c := range s.actual {
+			known[p] = c != absent
+		}
+	}
+	ents, err := os.ReadDir(m.Target())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range ents {
+		if !known[e.Name()] {
+			t.Errorf("%s: unexpected name %s", by, e.Name())
+		}
+	}
+}
+
+func (s *crashState) check(t *testing.T, m harness.Mount, by string, w int, p, want string) string {
+	t.Helper()
+	got := absent
+	b, err := os.ReadFile(filepath.Join(m.Target(), p))
+	if err == nil {
+		got = string(b)
+	}
+	if got == want {
+		return got
+	}
+	for _, may := range s.maybe[p] {
+		if got == may {
+			return got
+		}
+	}
+	t.Errorf("%s: worker %d: %s: %d bytes (%v), not what was acknowledged (%d bytes) nor what an operation in flight may leave", by, w, p, len(b), err, len(want))
+	return got
+}
+
+// workSwept says whether anything but directories is left in a workdir.
+func workSwept(t *testing.T, work string) {
+	t.Helper()
+	err := filepath.WalkDir(work, func(p string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			t.Errorf("left in the workdir: %s", p)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
