@@ -83,11 +83,20 @@ func opSeek(a *agent, op Op) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("unknown whence %q", op.Flags)
 	}
-	n, err := unix.Seek(fd, op.Off, whence)
-	if whence == unix.SEEK_DATA || whence == unix.SEEK_HOLE {
-		return checkHole(fd, op.Off, n, whence, err)
+	if whence != unix.SEEK_DATA && whence != unix.SEEK_HOLE {
+		n, err := unix.Seek(fd, op.Off, whence)
+		return fmt.Sprint(n), err
 	}
-	return fmt.Sprint(n), err
+	// Where it leads may differ, so the position must not stay there.
+	was, err := unix.Seek(fd, 0, unix.SEEK_CUR)
+	if err != nil {
+		return "", err
+	}
+	n, err := unix.Seek(fd, op.Off, whence)
+	if _, e := unix.Seek(fd, was, unix.SEEK_SET); e != nil {
+		return "", e
+	}
+	return checkHole(fd, op.Off, n, whence, err)
 }
 
 // checkHole says whether the answer to SEEK_DATA or SEEK_HOLE is a right one;
