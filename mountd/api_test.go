@@ -20,7 +20,10 @@ import (
 	"github.com/plyfs/plyfs/layers"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	hiddenVerb()
+	goleak.VerifyTestMain(m)
+}
 
 // fakeService answers from its fields. Methods that no test needs are absent:
 // a call of one would be a nil dereference, which net/http turns into a

@@ -1,9 +1,3 @@
-// Command plyfs mounts container images without kernel overlayfs, and keeps
-// the images, layers and containers such mounts are made of.
-//
-// It is one binary: commands, the daemon, and the two processes behind each
-// mount (hidden verbs). This package holds flags, output and exit codes;
-// package mountd does the work.
 package main
 
 import (
