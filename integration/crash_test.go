@@ -105,6 +105,7 @@ func crashRound(t *testing.T, m harness.Mount, state []*crashState, rng *rand.Ra
 	t.Helper()
 	var wg sync.WaitGroup
 	var clients []*oracle.Client
+	acks := make(chan struct{}, 1<<16) // one for each operation that was answered
 	for w, s := range state {
 		c, err := oracle.StartAgent(m.Target(), 1, 30*time.Second)
 		if err != nil {
@@ -112,10 +113,11 @@ func crashRound(t *testing.T, m harness.Mount, state []*crashState, rng *rand.Ra
 		}
 		clients = append(clients, c)
 		wr := rand.New(rand.NewPCG(rng.Uint64(), uint64(w)))
-		wg.Go(func() { s.work(c, wr, w, round) })
+		wg.Go(func() { s.work(c, wr, w, round, acks) })
 	}
-	// The moment is random on purpose; this is not synchronisation.
-	time.Sleep(time.Duration(20+rng.IntN(400)) * time.Millisecond)
+	for range 10 + rng.IntN(400) {
+		<-acks
+	}
 	if err := m.Kill(); err != nil {
 		t.Error(err)
 	}
@@ -126,7 +128,16 @@ func crashRound(t *testing.T, m harness.Mount, state []*crashState, rng *rand.Ra
 }
 
 // work changes files until an operation fails.
-func (s *crashState) work(c *oracle.Client, r *rand.Rand, w, round int) {
+func (s *crashState) work(c *oracle.Client, r *rand.Rand, w, round int, acks chan<- struct{}) {
+	// An end for any other reason must not leave the other side waiting.
+	defer func() {
+		for range 500 {
+			select {
+			case acks <- struct{}{}:
+			default:
+			}
+		}
+	}()
 	var mine []string
 	for p := range s.content {
 		mine = append(mine, p)
@@ -136,6 +147,7 @@ func (s *crashState) work(c *oracle.Client, r *rand.Rand, w, round int) {
 	step := func(op oracle.Op, after map[string]string, between ...string) bool {
 		res, err := c.Do(op)
 		if err == nil && res.Err == "" {
+			acks <- struct{}{}
 			for p, text := range after {
 				if text == absent {
 					delete(s.content, p)

@@ -1,0 +1,207 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/plyfs/plyfs/integration/archive"
+	"github.com/plyfs/plyfs/integration/harness"
+	"github.com/plyfs/plyfs/integration/oracle"
+)
+
+// store is a store of its own, used through the command line.
+type store struct {
+	t    testing.TB
+	bin  string
+	root string
+}
+
+func newStore(t testing.TB) *store {
+	t.Helper()
+	bin, err := harness.Binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &store{t: t, bin: bin, root: filepath.Join(t.TempDir(), "root")}
+}
+
+// cmd is a command on the store, with a time limit.
+func (s *store) cmd(args ...string) (*exec.Cmd, func()) {
+	cmd := exec.Command(s.bin, append([]string{"--root", s.root}, args...)...)
+	cmd.WaitDelay = time.Second // a server in the background may hold the output open
+	timer := time.AfterFunc(2*time.Minute, func() {
+		if cmd.Process != nil {
+			_ = cmd.Process.Kill() // it may have ended
+		}
+	})
+	return cmd, func() { timer.Stop() }
+}
+
+// run executes a command that must succeed and returns its output.
+func (s *store) run(args ...string) string {
+	s.t.Helper()
+	out, err := s.try(args...)
+	if err != nil {
+		s.t.Fatalf("plyfs %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+func (s *store) try(args ...string) (string, error) {
+	cmd, done := s.cmd(args...)
+	defer done()
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return string(out) + stderr.String(), err
+	}
+	return string(out), nil
+}
+
+// imageOf makes an image of a recipe's lowers.
+func imageOf(t testing.TB, ref string, r oracle.Recipe) archive.Image {
+	t.Helper()
+	im := archive.Image{Ref: ref}
+	for _, l := range slices.Backward(r.Lowers) {
+		b, err := l.Tar()
+		if err != nil {
+			t.Fatal(err)
+		}
+		im.Layers = append(im.Layers, b)
+	}
+	return im
+}
+
+// imageRecipe makes a random stack that an image can hold.
+func imageRecipe(seed int64) oracle.Recipe {
+	r := oracle.GenRecipe(seed, oracle.GenOptions{PlainNames: true, MaxLowers: 5})
+	r.Upper = oracle.Layer{}
+	for i := range r.Lowers {
+		r.Lowers[i].Entries = slices.DeleteFunc(r.Lowers[i].Entries, func(e oracle.Entry) bool {
+			return e.Kind == oracle.Socket
+		})
+	}
+	return r
+}
+
+// snapshotOf reads the whole tree of a mount.
+func snapshotOf(t testing.TB, dir string) oracle.Result {
+	t.Helper()
+	c, err := oracle.StartAgent(dir, 1, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	r, err := c.Do(oracle.Op{Op: "snapshot"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// kernelTree mounts the recipe's lowers with kernel overlayfs and reads them.
+func kernelTree(t testing.TB, r oracle.Recipe) oracle.Result {
+	t.Helper()
+	dir := t.TempDir()
+	var stack harness.Stack
+	for i, l := range r.Lowers {
+		p := filepath.Join(dir, fmt.Sprint(i))
+		if err := os.Mkdir(p, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Build(p); err != nil {
+			t.Fatal(err)
+		}
+		stack.Lowers = append(stack.Lowers, p)
+	}
+	// One lower alone is no overlay without an upper.
+	empty := filepath.Join(dir, "bottom")
+	if err := os.Mkdir(empty, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	stack.Lowers = append(stack.Lowers, empty)
+	target := filepath.Join(dir, "merged")
+	if err := os.Mkdir(target, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m, err := harness.Kernel{}.Mount(stack, target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := m.Unmount(); err != nil {
+			t.Error(err)
+		}
+	}()
+	return snapshotOf(t, target)
+}
+
+// TestImageTree loads random images in every format, and expects the tree of
+// the same layers under kernel overlayfs, and the same layers from save.
+func TestImageTree(t *testing.T) {
+	needOracle(t)
+	formats := []archive.Options{
+		{}, {LayersLast: true}, {Compress: "gzip"}, {Format: "oci"}, {Format: "oci", Compress: "zstd", LayersLast: true}, {Format: "oci", Compress: "gzip"},
+	}
+	for i, o := range formats {
+		seed := int64(i + 1)
+		t.Run(fmt.Sprintf("seed=%d,%s%s", seed, o.Format, o.Compress), func(t *testing.T) {
+			s := newStore(t)
+			r := imageRecipe(seed)
+			im := imageOf(t, "test:tree", r)
+			file := filepath.Join(t.TempDir(), "image.tar")
+			if err := im.Write(file, o); err != nil {
+				t.Fatal(err)
+			}
+			s.run("load", "-i", file)
+			want := kernelTree(t, r)
+			target := t.TempDir()
+			s.run("mount", "--ro", "--suid", "--dev", "test:tree", target)
+			got := snapshotOf(t, target)
+			s.run("umount", target)
+			for _, l := range oracle.DiffLines(want.Out, got.Out) {
+				t.Error(l)
+			}
+			if got.Ghosts != "" {
+				t.Errorf("listed, but do not exist: %s", got.Ghosts)
+			}
+			saved := filepath.Join(t.TempDir(), "saved.tar")
+			s.run("save", "-o", saved, "test:tree")
+			again := newStore(t)
+			again.run("load", "-i", saved)
+			if d := cmp.Diff(im.DiffIDs(), diffIDs(t, again, "test:tree")); d != "" {
+				t.Errorf("diffIDs after save and load: %s", d)
+			}
+			s.run("check", "--deep")
+		})
+	}
+}
+
+// diffIDs asks inspect for the layers of an image.
+func diffIDs(t testing.TB, s *store, ref string) []string {
+	t.Helper()
+	out := s.run("--json", "layers", ref)
+	var rows []map[string]any
+	if err := json.Unmarshal([]byte(out), &rows); err != nil {
+		t.Fatalf("layers --json: %v in %s", err, out)
+	}
+	var ids []string
+	for _, r := range rows {
+		ids = append(ids, fmt.Sprint(r["diffID"]))
+	}
+	return ids
+}
