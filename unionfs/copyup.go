@@ -32,6 +32,10 @@ func (fs *FS) ensureUpperData(n *inode, size int64) error {
 			}
 		}
 		err := fs.copyUp(n, parent, size)
+		if err == nil {
+			// The copy has times, blocks and perhaps a link count of its own.
+			fs.invalidate(n.id)
+		}
 		if err != errStale {
 			return err
 		}

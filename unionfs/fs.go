@@ -33,6 +33,10 @@ type FS struct {
 	root  *inode
 
 	renameMu sync.RWMutex
+
+	// invalidate makes the kernel forget the attributes of a node. It is set
+	// before the first request.
+	invalidate func(nodeid uint64)
 }
 
 // forever is how long the kernel may keep what we tell it.
@@ -55,6 +59,7 @@ func New(o Options) (*FS, error) {
 		return nil, err
 	}
 	fs := &FS{log: o.Logger, inos: newInoMap(), nodes: newTable(), volatile: o.Volatile, lockFd: -1}
+	fs.invalidate = func(uint64) {}
 	if fs.log == nil {
 		fs.log = zap.NewNop()
 	}
@@ -218,7 +223,13 @@ func (fs *FS) String() string { return "plyfs" }
 func (fs *FS) SetDebug(bool) {}
 
 // Init is called by go-fuse's own server only.
-func (fs *FS) Init(*fuse.Server) {}
+func (fs *FS) Init(s *fuse.Server) {
+	fs.SetInvalidator(func(nodeid uint64) { s.InodeNotify(nodeid, -1, 0) })
+}
+
+// SetInvalidator tells the union how to make the kernel forget the attributes
+// of a node. The transport calls it before the first request.
+func (fs *FS) SetInvalidator(fn func(nodeid uint64)) { fs.invalidate = fn }
 
 // OnUnmount is called after the last request.
 func (fs *FS) OnUnmount() {}

@@ -33,10 +33,11 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 		// nothing to change looks the same; without a writer it can only be
 		// that, and then it is for the owner alone (kernel: notify_change
 		// turns it into a change of mode).
-		// From root it comes when only capabilities are at stake, which the
+		// Before a write of root's only capabilities are at stake, which the
 		// kernel removes by itself.
 		kill = in.InHeader.Uid != 0
 		if n.writers.Load() == 0 {
+			kill = true
 			if err := fs.mayStrip(n, &in.InHeader); err != nil {
 				return err
 			}

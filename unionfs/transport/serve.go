@@ -69,6 +69,9 @@ func Serve(dev *os.File, fs fuse.RawFileSystem, o ServeOptions) error {
 	// poller, and keeps it from being closed under our feet.
 	cerr := raw.Control(func(fd uintptr) {
 		l.fd = int(fd)
+		if inv, ok := fs.(invalidator); ok {
+			inv.SetInvalidator(l.invalidate)
+		}
 		l.start()
 		l.workers.Wait()
 	})
@@ -77,6 +80,12 @@ func Serve(dev *os.File, fs fuse.RawFileSystem, o ServeOptions) error {
 	}
 	fs.OnUnmount()
 	return l.err
+}
+
+// invalidator is a file system that changes attributes without the kernel's
+// knowledge.
+type invalidator interface {
+	SetInvalidator(fn func(nodeid uint64))
 }
 
 // loop is one connection being served.
@@ -210,5 +219,28 @@ func (l *loop) write(reply []byte) bool {
 			}
 			return true
 		}
+	}
+}
+
+// invalidate tells the kernel to forget the attributes of a node
+// (FUSE_NOTIFY_INVAL_INODE without a range). A node it does not know is no
+// error.
+func (l *loop) invalidate(nodeid uint64) {
+	const notifyInvalInode = 2
+	var msg [outHeaderSize + 24]byte
+	binary.NativeEndian.PutUint32(msg[0:], uint32(len(msg)))
+	binary.NativeEndian.PutUint32(msg[4:], notifyInvalInode)
+	binary.NativeEndian.PutUint64(msg[16:], nodeid)
+	binary.NativeEndian.PutUint64(msg[24:], ^uint64(0)) // offset -1: attributes only
+	for {
+		_, err := unix.Write(l.fd, msg[:])
+		switch err {
+		case unix.EINTR, unix.EAGAIN:
+			continue
+		case nil, unix.ENOENT, unix.ENODEV:
+		default:
+			l.log.Warn("invalidation refused", zap.Uint64("node", nodeid), zap.Error(err))
+		}
+		return
 	}
 }
