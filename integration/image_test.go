@@ -154,10 +154,8 @@ func kernelTree(t testing.TB, r oracle.Recipe) oracle.Result {
 // the same layers under kernel overlayfs, and the same layers from save.
 func TestImageTree(t *testing.T) {
 	needOracle(t)
-	formats := []archive.Options{
-		{}, {LayersLast: true}, {Compress: "gzip"}, {Format: "oci"}, {Format: "oci", Compress: "zstd", LayersLast: true}, {Format: "oci", Compress: "gzip"},
-	}
-	for i, o := range formats {
+	for i := range 6 {
+		o := archiveOptions(i)
 		seed := int64(i + 1)
 		t.Run(fmt.Sprintf("seed=%d,%s%s", seed, o.Format, o.Compress), func(t *testing.T) {
 			s := newStore(t)
@@ -204,4 +202,11 @@ func diffIDs(t testing.TB, s *store, ref string) []string {
 		ids = append(ids, fmt.Sprint(r["diffID"]))
 	}
 	return ids
+}
+
+// archiveOptions go through all forms of archives.
+func archiveOptions(i int) archive.Options {
+	return []archive.Options{
+		{}, {LayersLast: true}, {Compress: "gzip"}, {Format: "oci"}, {Format: "oci", Compress: "zstd", LayersLast: true}, {Format: "oci", Compress: "gzip"},
+	}[i%6]
 }

@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -109,6 +110,19 @@ func OpenFiles(pid int) (int, error) {
 	return len(ents), nil
 }
 
+// ServerFiles counts the descriptors of all processes that serve a mount.
+func ServerFiles(m Mount) (int, error) {
+	total := 0
+	for _, pid := range family(m.Pid()) {
+		n, err := OpenFiles(pid)
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	return total, nil
+}
+
 // Goroutines stops a Go server with SIGQUIT and counts the goroutines in the
 // trace it prints. The mount is gone afterwards.
 func Goroutines(m Mount) (n int, trace string, err error) {
@@ -130,4 +144,58 @@ func Goroutines(m Mount) (n int, trace string, err error) {
 	_ = unix.Unmount(fm.target, unix.MNT_DETACH) // checked by Leaks
 	trace = fm.log.String()
 	return strings.Count(trace, "\ngoroutine "), trace, nil
+}
+
+// KillServers kills with SIGKILL every plyfs process that names dir on its
+// command line or in its environment, and waits until they are gone.
+func KillServers(dir string) (int, error) {
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, fmt.Errorf("list processes: %w", err)
+	}
+	var pids []int
+	for _, p := range procs {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		exe, err := os.Readlink(filepath.Join("/proc", p.Name(), "exe"))
+		if err != nil || filepath.Base(exe) != "plyfs" {
+			continue
+		}
+		for _, f := range []string{"cmdline", "environ"} {
+			if b, err := os.ReadFile(filepath.Join("/proc", p.Name(), f)); err == nil && strings.Contains(string(b), dir+"/") {
+				pids = append(pids, pid)
+				break
+			}
+		}
+	}
+	// All are stopped before the first is killed, so that none starts another.
+	for _, sig := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL} {
+		for _, pid := range pids {
+			if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
+				return 0, fmt.Errorf("kill process %d: %w", pid, err)
+			}
+		}
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for _, pid := range pids {
+		for alive(pid) {
+			if time.Now().After(deadline) {
+				return 0, fmt.Errorf("process %d survives SIGKILL", pid)
+			}
+			<-time.After(5 * time.Millisecond) // polling: it is not our child
+		}
+	}
+	return len(pids), nil
+}
+
+// alive says whether a process exists and is not a zombie.
+func alive(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, rest, _ := strings.Cut(string(b), ") ")
+	return !strings.HasPrefix(rest, "Z") && !strings.HasPrefix(rest, "X")
 }
