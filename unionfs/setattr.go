@@ -81,10 +81,21 @@ func (fs *FS) mayStrip(n *inode, h *fuse.InHeader) error {
 	if err := fs.withReal(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) }); err != nil {
 		return err
 	}
-	if h.Uid != 0 && h.Uid != st.Uid && st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+	if h.Uid != 0 && h.Uid != st.Uid && privilegeBits(&st, h) != 0 {
 		return unix.EPERM
 	}
 	return nil
+}
+
+// privilegeBits are the mode bits that a change by a caller without CAP_FSETID
+// takes away (kernel: setattr_should_drop_suidgid): setgid without group
+// execute stays for members of the group.
+func privilegeBits(st *unix.Stat_t, h *fuse.InHeader) uint32 {
+	bits := st.Mode & unix.S_ISUID
+	if st.Mode&unix.S_ISGID != 0 && (st.Mode&unix.S_IXGRP != 0 || !callerInGroup(h, st.Gid)) {
+		bits |= unix.S_ISGID
+	}
+	return bits
 }
 
 // truncate sets the size of a file; of a lower one only what remains is copied.
@@ -144,9 +155,7 @@ func timesOf(in *fuse.SetAttrInCommon) (ts [2]unix.Timespec, ok bool) {
 }
 
 // killPrivileges removes setuid, setgid and capabilities on behalf of a caller
-// without CAP_FSETID who has changed the file (kernel:
-// setattr_should_drop_suidgid; setgid without group execute stays for members
-// of the group).
+// who has changed the file.
 func killPrivileges(dirfd int, name string, h *fuse.InHeader) error {
 	var st unix.Stat_t
 	if err := fsat.Stat(dirfd, name, &st); err != nil {
@@ -155,11 +164,7 @@ func killPrivileges(dirfd int, name string, h *fuse.InHeader) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil
 	}
-	bits := uint32(unix.S_ISUID)
-	if st.Mode&unix.S_ISGID != 0 && (st.Mode&unix.S_IXGRP != 0 || !callerInGroup(h, st.Gid)) {
-		bits |= unix.S_ISGID
-	}
-	if st.Mode&bits != 0 {
+	if bits := privilegeBits(&st, h); bits != 0 {
 		if err := fsat.Chmod(dirfd, name, st.Mode&^bits&0o7777); err != nil {
 			return err
 		}

@@ -70,6 +70,16 @@ func (g *gen) follow() string {
 
 func (g *gen) id() int { return pick(g, []int{-1, 0, 1000, 1001, 2000, 1000}) }
 
+// chown completes a change of owner. A change of nothing is left to the named
+// cases: a FUSE server cannot tell it from the first half of a write.
+func (g *gen) chown(o Op) Op {
+	o.UID, o.GID = g.id(), g.id()
+	if o.UID == -1 && o.GID == -1 {
+		o.GID = 2000
+	}
+	return o
+}
+
 func (g *gen) time() string {
 	switch g.IntN(5) {
 	case 0:
@@ -159,7 +169,7 @@ func (g *gen) fileOp() Op {
 	case 23:
 		return Op{Op: "fchmod", FD: fd, Mode: g.perms()}
 	case 24:
-		return pick(g, []Op{{Op: "fchown", FD: fd, UID: g.id(), GID: g.id()}, {Op: "futimens", FD: fd, Atime: g.time(), Mtime: g.time()}})
+		return pick(g, []Op{g.chown(Op{Op: "fchown", FD: fd}), {Op: "futimens", FD: fd, Atime: g.time(), Mtime: g.time()}})
 	case 25:
 		return pick(g, []Op{
 			{Op: "flock", FD: fd, Flags: pick(g, []string{"SH", "EX", "UN"})},
@@ -235,9 +245,9 @@ func (g *gen) metaOp() Op {
 	case 6, 7:
 		return Op{Op: "chmod", Path: p, Mode: g.perms()}
 	case 8:
-		return Op{Op: "chown", Path: p, UID: g.id(), GID: g.id()}
+		return g.chown(Op{Op: "chown", Path: p})
 	case 9:
-		return Op{Op: "lchown", Path: p, UID: g.id(), GID: g.id()}
+		return g.chown(Op{Op: "lchown", Path: p})
 	case 10, 11:
 		return Op{Op: "utimens", Path: p, Atime: g.time(), Mtime: g.time(), Flags: g.follow()}
 	case 12:
