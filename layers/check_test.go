@@ -44,7 +44,9 @@ func TestCheckFinds(t *testing.T) {
 			must(t, os.MkdirAll(filepath.Join(s.root, rwName, newID(), upperName), 0o700))
 		}},
 		{"dead lease", "K16", true, func(t *testing.T, s *Store, _ LayerInfo, _ *Container) {
-			must(t, s.update(t.Context(), func(tx *metadata.Tx) error { return tx.AddLease(metadata.Lease{ID: "x", Owner: metadata.Owner{Pid: 1}}) }))
+			must(t, s.update(t.Context(), func(tx *metadata.Tx) error {
+				return tx.AddLease(metadata.Lease{ID: "x", Owner: metadata.Owner{Pid: 1}})
+			}))
 		}},
 		{"trash outside", "K18", false, func(t *testing.T, s *Store, _ LayerInfo, _ *Container) {
 			must(t, s.update(t.Context(), func(tx *metadata.Tx) error {
