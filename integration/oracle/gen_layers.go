@@ -84,7 +84,8 @@ func (g *gen) acl() string {
 	perm := func() string {
 		return pick(g, []string{"rwx", "rw-", "r-x", "r--", "---"})
 	}
-	if g.chance(30) {
+	// Without other users, ids of an ACL would not be mapped.
+	if g.chance(30) || g.o.Unprivileged {
 		return fmt.Sprintf("acl:u::%s,g::%s,o::%s", perm(), perm(), perm())
 	}
 	return fmt.Sprintf("acl:u::rwx,u:1000:%s,u:1001:%s,g::%s,g:2000:%s,m::%s,o::%s", perm(), perm(), perm(), perm(), perm(), perm())
