@@ -49,7 +49,8 @@
 //	                directories the ancestor's first, else the lower node id's
 //	inode.mu        where the object is; shared while a call by name on it runs,
 //	                exclusive while its name changes. Of two, the lower node id's first
-//	dirState.mu     the names in memory
+//	dirState.mu     the names in memory; of the directory that an object lies in,
+//	                after the object's inode.mu, but before the directory's own
 //	FS.renameMu     shared while a directory is opened by path; exclusive while
 //	                one moves
 //	table shards, fdCache.mu   leaves

@@ -304,8 +304,11 @@ func (m *move) clearTarget() error {
 		return err
 	}
 	defer t.Discard()
-	fs.fds.drop(&dst.dir.fd)
-	return t.Publish(m.to.h.fd, m.g.name, unix.RENAME_EXCHANGE)
+	if err := t.Publish(m.to.h.fd, m.g.name, unix.RENAME_EXCHANGE); err != nil {
+		return err
+	}
+	fs.fds.drop(&dst.dir.fd) // it is of the directory that is gone
+	return nil
 }
 
 // renameReal is the one system call that makes the change visible.

@@ -91,6 +91,9 @@ func (fs *FS) mayStrip(n *inode, h *fuse.InHeader) error {
 // takes away (kernel: setattr_should_drop_suidgid): setgid without group
 // execute stays for members of the group.
 func privilegeBits(st *unix.Stat_t, h *fuse.InHeader) uint32 {
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return 0
+	}
 	bits := st.Mode & unix.S_ISUID
 	if st.Mode&unix.S_ISGID != 0 && (st.Mode&unix.S_IXGRP != 0 || !callerInGroup(h, st.Gid)) {
 		bits |= unix.S_ISGID
@@ -160,9 +163,6 @@ func killPrivileges(dirfd int, name string, h *fuse.InHeader) error {
 	var st unix.Stat_t
 	if err := fsat.Stat(dirfd, name, &st); err != nil {
 		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil
 	}
 	if bits := privilegeBits(&st, h); bits != 0 {
 		if err := fsat.Chmod(dirfd, name, st.Mode&^bits&0o7777); err != nil {
