@@ -340,6 +340,31 @@ func TestLive(t *testing.T) {
 	clean(t, s)
 }
 
+// TestDeadMountsAreNotInTheWay: a mount row keeps an image only as long as its
+// process lives, and no longer than the boot.
+func TestDeadMountsAreNotInTheWay(t *testing.T) {
+	s := openStore(t)
+	baseImage(t, s)
+	base, err := s.ResolveImage(t.Context(), "base")
+	must(t, err)
+	me := os.Getpid()
+	start := mustStart(t, me)
+	must(t, s.AddLive(t.Context(), Live{Target: "/m", ImageID: base.ID, Pid: me, StartTime: start}))
+	if _, err := s.RemoveImage(t.Context(), "base", RemoveOptions{}); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "/m") {
+		t.Error(err)
+	}
+	must(t, s.AddLive(t.Context(), Live{Target: "/m", ImageID: base.ID, Pid: me, StartTime: start}), s.RemoveLive(t.Context(), "/m"))
+	must(t, s.AddLive(t.Context(), Live{Target: "/m", ImageID: base.ID, Pid: me, StartTime: start + 1}))
+	must(t, s.AddLive(t.Context(), Live{Target: "/old", ImageID: base.ID, Pid: me, StartTime: start, BootID: "another"}))
+	must(t, s.sweep(t.Context()))
+	if live, err := s.LiveMounts(t.Context()); err != nil || len(live) != 1 {
+		t.Error(live, err)
+	}
+	_, err = s.RemoveImage(t.Context(), "base", RemoveOptions{})
+	must(t, err)
+	clean(t, s)
+}
+
 func mustStart(t testing.TB, pid int) uint64 {
 	t.Helper()
 	n, err := StartTime(pid)

@@ -17,9 +17,13 @@ import (
 // layer nothing else needs. Everything is decided in one transaction; the
 // files are deleted after it.
 func (s *Store) RemoveImage(ctx context.Context, nameOrID string, o RemoveOptions) ([]RemoveAction, error) {
+	dead, err := s.deadMounts(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var r remover
-	err := s.update(ctx, func(tx *metadata.Tx) error {
-		r = remover{tx: tx, opts: o}
+	err = s.update(ctx, func(tx *metadata.Tx) error {
+		r = remover{tx: tx, opts: o, dead: dead}
 		return r.remove(nameOrID)
 	})
 	if err != nil {
@@ -32,6 +36,7 @@ func (s *Store) RemoveImage(ctx context.Context, nameOrID string, o RemoveOption
 type remover struct {
 	tx      *metadata.Tx
 	opts    RemoveOptions
+	dead    map[string]bool // mounts whose process is gone
 	actions []RemoveAction
 	junk    []metadata.Trash
 }
@@ -118,10 +123,14 @@ func (r *remover) conflicts(id digest.Digest, name string) error {
 		return err
 	}
 	for _, l := range live {
-		if l.ImageID == id || (l.ChainID != "" && l.ChainID == row.TopChain) {
-			if alive(metadata.Owner{BootID: l.BootID, Pid: l.Pid, StartTime: l.StartTime}, l.Created) {
-				return fmt.Errorf("image %s: %w: it is mounted on %s; unmount it first", name, ErrInUse, l.Target)
-			}
+		if l.ImageID != id && (l.ChainID == "" || l.ChainID != row.TopChain) {
+			continue
+		}
+		if !r.dead[liveKey(l)] {
+			return fmt.Errorf("image %s: %w: it is mounted on %s; unmount it first", name, ErrInUse, l.Target)
+		}
+		if err := r.tx.DeleteLive(l.BootID, l.Target); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -88,7 +89,14 @@ func probe(stageFd int) (powers, error) {
 	if os.Geteuid() != 0 {
 		return p, nil
 	}
-	if err := fsat.Mkdir(stageFd, name, 0o700); err != nil {
+	switch err := fsat.Mkdir(stageFd, name, 0o700); {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EROFS):
+		// Looking and removing must still be possible.
+		if initialUserNS() {
+			p = powers{privileged: true, dialect: whiteout.Overlay}
+		}
+		return p, nil
+	case err != nil:
 		return p, fmt.Errorf("write to the store: %w", err)
 	}
 	defer func() { _ = fsat.Rmdir(stageFd, name) }() // swept otherwise
@@ -107,6 +115,13 @@ func probe(stageFd int) (powers, error) {
 	default:
 		return p, fmt.Errorf("set an extended attribute in the store: %w", err)
 	}
+}
+
+// initialUserNS reports whether all IDs are mapped to themselves.
+func initialUserNS() bool {
+	raw, err := os.ReadFile("/proc/self/uid_map")
+	f := strings.Fields(string(raw))
+	return err == nil && len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == "4294967295"
 }
 
 // Close releases what the store holds. It does not touch the disk.
@@ -184,6 +199,7 @@ func (s *Store) sweep(ctx context.Context) error {
 		ingests    []metadata.Ingest
 		leases     []metadata.Lease
 		containers []metadata.Container
+		live       []metadata.Live
 		trash      []metadata.Trash
 	)
 	err = s.view(ctx, func(tx *metadata.Tx) (err error) {
@@ -196,11 +212,24 @@ func (s *Store) sweep(ctx context.Context) error {
 		if containers, err = tx.Containers(); err != nil {
 			return err
 		}
+		if live, err = tx.LiveMounts(); err != nil {
+			return err
+		}
 		trash, err = tx.TrashRows()
 		return err
 	})
 	if err != nil {
 		return err
+	}
+	boot, err := BootID()
+	if err != nil {
+		return err
+	}
+	var void []metadata.Live // mounts do not survive a reboot
+	for _, l := range live {
+		if l.BootID != boot {
+			void = append(void, l)
+		}
 	}
 	known := map[string]bool{}
 	var deadIngests, deadLeases, deadContainers []string
@@ -223,9 +252,14 @@ func (s *Store) sweep(ctx context.Context) error {
 			}
 		}
 	}
-	if len(deadIngests)+len(deadLeases)+len(deadContainers) > 0 {
+	if len(deadIngests)+len(deadLeases)+len(deadContainers)+len(void) > 0 {
 		var more []metadata.Trash
 		err = s.update(ctx, func(tx *metadata.Tx) (err error) {
+			for _, l := range void {
+				if err := tx.DeleteLive(l.BootID, l.Target); err != nil {
+					return err
+				}
+			}
 			more, err = s.sweepTx(tx, deadIngests, deadLeases, deadContainers)
 			return err
 		})
