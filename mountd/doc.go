@@ -29,6 +29,9 @@
 //	7 remove live row                       a run directory                 reconcile
 //	8 remove RunDir                         nothing                         -
 //
+// Two starts of one container are kept apart by a lock on its name in the run
+// directory, changes of live rows by another; both end with their process.
+//
 // # Invariants
 //
 //   - A live row is written before the mount exists and removed after it is gone.

@@ -20,8 +20,8 @@ const (
 	// syncTimeout is how long an unmount waits for the server to sync the
 	// upper and end. A slow disk with much dirty data needs minutes.
 	syncTimeout = 10 * time.Minute
-	// lazyWait is how long a lazy unmount waits to see whether anybody still
-	// uses the mount.
+	// lazyWait is how long an unmount waits before it looks for what keeps the
+	// mount alive.
 	lazyWait = 2 * time.Second
 )
 
@@ -59,12 +59,12 @@ func (l *Local) unmount(ctx context.Context, a assessment, lazy bool) (UnmountRe
 		}
 	}
 	ps := []holder.Process{{Pid: a.row.Pid, StartTime: a.row.StartTime}, a.holder.Server}
-	gone, err := waitGone(ctx, ps, waitLimit(lazy), lazy)
+	by, err := waitEnd(ctx, ps, a.mount, lazy)
 	if err != nil {
 		return res, err
 	}
-	if !gone {
-		res.StillInUse = true
+	if by != "" {
+		res.StillInUse, res.By = true, by
 		return res, nil
 	}
 	bad := holder.ReadExit(a.row.RunDir)
@@ -159,14 +159,21 @@ func UnmountRaw(ctx context.Context, r UnmountRequest) (UnmountResult, error) {
 	if err := unmountAt(m, r.Lazy); err != nil {
 		return res, err
 	}
-	gone, err := waitGone(ctx, ps, waitLimit(r.Lazy), r.Lazy)
-	res.StillInUse = err == nil && !gone
+	res.By, err = waitEnd(ctx, ps, m, r.Lazy)
+	res.StillInUse = res.By != ""
 	return res, err
 }
 
 // unmountAt detaches a mount, or says who keeps it busy.
 func unmountAt(m *mountinfo.Info, lazy bool) error {
-	err := transport.Unmount(m.Mountpoint, lazy)
+	table, err := holder.MountTable(0)
+	if err != nil {
+		return err
+	}
+	if top := holder.TopMount(table, m.Mountpoint); top != nil && top.ID != m.ID {
+		return markedf(layers.ErrInUse, "%q is covered by a mount of type %s: unmount that one first (umount %s)", m.Mountpoint, top.FSType, m.Mountpoint)
+	}
+	err = transport.Unmount(m.Mountpoint, lazy)
 	switch {
 	case err == nil:
 		return nil
@@ -199,17 +206,45 @@ func busyReason(m *mountinfo.Info) string {
 	return strings.Join(why, "; ") + "; end these first, or detach it with `plyfs umount -l`"
 }
 
-func waitLimit(lazy bool) time.Duration {
-	if lazy {
-		return lazyWait
+// waitEnd waits until the processes of a mount that was just unmounted have
+// ended, which they do when the upper is synced. A mount that lives on, for its
+// open files (lazy) or elsewhere in the tree or in another mount namespace, is
+// no error: by says who keeps it.
+func waitEnd(ctx context.Context, ps []holder.Process, m *mountinfo.Info, lazy bool) (by string, err error) {
+	for waited := time.Duration(0); waited < syncTimeout; waited += lazyWait {
+		gone, err := waitGone(ctx, ps, lazyWait)
+		if gone || err != nil {
+			return "", err
+		}
+		if by := keptBy(m); by != "" {
+			return by, nil
+		}
+		if lazy {
+			return "a process that we cannot see", nil
+		}
 	}
-	return syncTimeout
+	return "", fmt.Errorf("unmounted, but its processes have not ended within %s, so its writable layer may not be synced: %w",
+		syncTimeout, context.DeadlineExceeded)
 }
 
-// waitGone waits until the processes of a mount have ended, which they do when
-// the upper is synced.
-// With lazy, that they still run after limit is no error.
-func waitGone(ctx context.Context, ps []holder.Process, limit time.Duration, lazy bool) (bool, error) {
+// keptBy names what keeps an unmounted file system alive.
+func keptBy(m *mountinfo.Info) string {
+	if m == nil {
+		return ""
+	}
+	if table, err := holder.MountTable(0); err == nil {
+		if ms := holder.DeviceMounts(table, m.Major, m.Minor); len(ms) > 0 {
+			return fmt.Sprintf("its bind mount on %q", ms[0].Mountpoint)
+		}
+	}
+	for _, u := range append(holder.UsersElsewhere(m.Major, m.Minor), holder.Users(m)...) {
+		return fmt.Sprintf("process %d (%s): %s", u.Pid, u.Command, u.How)
+	}
+	return ""
+}
+
+// waitGone reports whether all processes have ended within limit.
+func waitGone(ctx context.Context, ps []holder.Process, limit time.Duration) (bool, error) {
 	wctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for _, p := range ps {
@@ -218,10 +253,8 @@ func waitGone(ctx context.Context, ps []holder.Process, limit time.Duration, laz
 		case err == nil:
 		case ctx.Err() != nil:
 			return false, ctx.Err()
-		case lazy && errors.Is(err, context.DeadlineExceeded):
-			return false, nil
 		case errors.Is(err, context.DeadlineExceeded):
-			return false, fmt.Errorf("unmounted, but process %d of the mount has not ended within %s: its writable layer may not be synced yet: %w", p.Pid, limit, err)
+			return false, nil
 		default:
 			return false, err
 		}

@@ -15,7 +15,6 @@ import (
 
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd/holder"
-	"github.com/plyfs/plyfs/unionfs/transport"
 )
 
 // mountRecord is RunDir/mount.json: what the live row has no place for.
@@ -108,7 +107,7 @@ func assess(row layers.Live, own []*mountinfo.Info) assessment {
 	f.serverAlive = a.holder.Server.Alive()
 	find := func(table []*mountinfo.Info) *mountinfo.Info {
 		if f.wasLive && st.Minor != 0 {
-			return holder.FindDevice(table, st.Major, st.Minor)
+			return holder.FindDevice(table, st.Major, st.Minor, row.Target)
 		}
 		if m := holder.TopMount(table, row.Target); m != nil && holder.IsOurs(m) {
 			return m
@@ -152,7 +151,7 @@ func (l *Local) liveMounts(ctx context.Context) ([]assessment, error) {
 	known := map[string]bool{}
 	for _, row := range rows {
 		a := assess(row, table)
-		if a.state == StateDead && l.detachDead(a) {
+		if a.state == StateDead && l.detachDead(a, table) {
 			a.state = stateGone
 		}
 		switch a.state {
@@ -194,7 +193,7 @@ func (l *Local) settledMounts(ctx context.Context, concerns func(layers.Live) bo
 	if len(ending) == 0 {
 		return alive, nil
 	}
-	if _, err := waitGone(ctx, ending, settleTimeout, true); err != nil {
+	if _, err := waitGone(ctx, ending, settleTimeout); err != nil {
 		return nil, err
 	}
 	return l.liveMounts(ctx)
@@ -233,17 +232,21 @@ func (l *Local) sameRow(ctx context.Context, row layers.Live) (bool, error) {
 }
 
 // detachDead takes a mount without processes out of the tree.
-func (l *Local) detachDead(a assessment) bool {
+func (l *Local) detachDead(a assessment, table []*mountinfo.Info) bool {
 	if a.mount == nil {
 		return false
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(a.mount.Mountpoint, &st); !errors.Is(err, unix.ENOTCONN) && a.holder.Minor == 0 {
-		return false // known by name only, and somebody answers: not ours to touch
+	if a.holder.Minor == 0 {
+		// Known by name only: not ours to touch if somebody answers.
+		var st unix.Statfs_t
+		if err := unix.Statfs(a.mount.Mountpoint, &st); !errors.Is(err, unix.ENOTCONN) {
+			return false
+		}
 	}
-	err := transport.Unmount(a.mount.Mountpoint, true)
-	l.log.Warn("detached a dead mount", zap.String("op", "reconcile"), zap.String("target", a.mount.Mountpoint), zap.Error(err))
-	return err == nil
+	covered, err := holder.Detach(table, a.mount.Major, a.mount.Minor)
+	l.log.Warn("detached a dead mount", zap.String("op", "reconcile"), zap.String("target", a.mount.Mountpoint),
+		zap.Strings("covered", covered), zap.Error(err))
+	return err == nil && len(covered) == 0
 }
 
 // forget removes a row that is still the one that was looked at, and its run

@@ -162,8 +162,10 @@ type UnmountResult struct {
 	Target    Path   `json:"target"`
 	Container string `json:"container,omitempty"` // its name
 	Removed   bool   `json:"removed,omitempty"`   // the container was one-shot
-	// StillInUse: detached lazily, somebody still has files open.
-	StillInUse bool `json:"stillInUse,omitempty"`
+	// StillInUse: out of the tree, but By keeps the mount alive: open files
+	// after a lazy unmount, a bind mount, another mount namespace.
+	StillInUse bool   `json:"stillInUse,omitempty"`
+	By         string `json:"by,omitempty"`
 }
 
 // States of a container or mount in a [Status]; never stored, always derived.

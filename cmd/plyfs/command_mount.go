@@ -90,7 +90,7 @@ its last user has ended.`,
 				}
 				results = append(results, res)
 				if res.StillInUse && !a.json {
-					fmt.Fprintf(os.Stderr, "plyfs: %s is detached, but still in use\n", quoted(string(res.Target)))
+					fmt.Fprintf(os.Stderr, "plyfs: %s is unmounted, but still in use by %s\n", quoted(string(res.Target)), printable(res.By))
 				}
 				return nil
 			})

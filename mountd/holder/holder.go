@@ -276,16 +276,9 @@ func (h *holder) detach() {
 		h.log.Warn("cannot look for the dead mount", zap.Error(err))
 		return
 	}
-	m := FindDevice(table, h.state.Major, h.state.Minor)
-	if m == nil {
-		return
-	}
-	if TopMount(table, m.Mountpoint) != m {
-		h.log.Warn("dead mount is covered by another one and stays", zap.String("target", m.Mountpoint))
-		return
-	}
-	if err := transport.Unmount(m.Mountpoint, true); err != nil {
-		h.log.Warn("dead mount not detached", zap.String("target", m.Mountpoint), zap.Error(err))
+	covered, err := Detach(table, h.state.Major, h.state.Minor)
+	if err != nil || len(covered) > 0 {
+		h.log.Warn("dead mount not detached", zap.String("target", h.spec.Target), zap.Strings("covered", covered), zap.Error(err))
 	}
 }
 

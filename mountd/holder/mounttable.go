@@ -8,6 +8,9 @@ import (
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/transport"
 )
 
 // MountTable returns the mounts that process pid sees (0: the caller).
@@ -38,17 +41,50 @@ func TopMount(table []*mountinfo.Info, target string) *mountinfo.Info {
 	return nil
 }
 
-// FindDevice returns the mount of the file system with this device number.
-func FindDevice(table []*mountinfo.Info, major, minor int) *mountinfo.Info {
-	if major == 0 && minor == 0 {
-		return nil
+// DeviceMounts returns every mount of the file system with this device number,
+// bind mounts of it included, oldest first.
+func DeviceMounts(table []*mountinfo.Info, major, minor int) []*mountinfo.Info {
+	var ms []*mountinfo.Info
+	for _, m := range table {
+		if minor != 0 && m.Major == major && m.Minor == minor && IsOurs(m) {
+			ms = append(ms, m)
+		}
 	}
-	for i := len(table) - 1; i >= 0; i-- {
-		if m := table[i]; m.Major == major && m.Minor == minor && IsOurs(m) {
+	return ms
+}
+
+// FindDevice returns the mount on target of the file system with this device
+// number, or its oldest one elsewhere: a directory above the target may have
+// been renamed.
+func FindDevice(table []*mountinfo.Info, major, minor int, target string) *mountinfo.Info {
+	ms := DeviceMounts(table, major, minor)
+	for _, m := range ms {
+		if m.Mountpoint == target {
 			return m
 		}
 	}
+	if len(ms) > 0 {
+		return ms[0]
+	}
 	return nil
+}
+
+// Detach takes all mounts of a dead file system out of the tree. Those below
+// another mount stay; their mount points are returned.
+func Detach(table []*mountinfo.Info, major, minor int) (covered []string, err error) {
+	ms := DeviceMounts(table, major, minor)
+	for i := len(ms) - 1; i >= 0; i-- {
+		m := ms[i]
+		if TopMount(table, m.Mountpoint) != m {
+			covered = append(covered, m.Mountpoint)
+			continue
+		}
+		uerr := transport.Unmount(m.Mountpoint, true)
+		if uerr != nil && !errors.Is(uerr, unix.EINVAL) { // gone together with one above it
+			err = errors.Join(err, uerr)
+		}
+	}
+	return covered, err
 }
 
 // IsOurs reports whether a mount is a FUSE mount that this program could have made.

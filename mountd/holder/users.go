@@ -115,6 +115,39 @@ func MountsBelow(table []*mountinfo.Info, m *mountinfo.Info) []string {
 	return below
 }
 
+// UsersElsewhere lists one process for each other mount namespace that has the
+// file system with this device number mounted: it stays alive there.
+func UsersElsewhere(major, minor int) []User {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	own, _ := os.Readlink("/proc/self/ns/mnt") // readable for ourselves
+	seen := map[string]bool{own: true}
+	var users []User
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		ns, err := os.Readlink("/proc/" + e.Name() + "/ns/mnt")
+		if err != nil || seen[ns] {
+			continue
+		}
+		seen[ns] = true
+		table, err := MountTable(pid)
+		if err != nil {
+			continue
+		}
+		for _, m := range DeviceMounts(table, major, minor) {
+			comm, _ := os.ReadFile("/proc/" + e.Name() + "/comm") // it may have ended meanwhile
+			users = append(users, User{Pid: pid, Command: strings.TrimSuffix(string(comm), "\n"), How: "mount namespace with " + m.Mountpoint})
+			break
+		}
+	}
+	return users
+}
+
 // ProcessesOf finds holder and server of a mount without a run directory by
 // the title they were started with.
 func ProcessesOf(target string) []Process {
