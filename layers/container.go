@@ -261,7 +261,7 @@ func (s *Store) RemoveContainer(ctx context.Context, nameOrID string) error {
 		return err
 	}
 	var junk []metadata.Trash
-	err = s.update(ctx, func(tx *metadata.Tx) error {
+	err = s.updateFreeing(ctx, func(tx *metadata.Tx) error {
 		junk = nil
 		c, err := findContainer(tx, nameOrID)
 		if err != nil {

@@ -12,6 +12,7 @@
 //	rw/<mountID>/{upper,work}      a container's writable layer
 //	stage/<id>/                    unfinished work
 //	trash/<name>.<n>               being deleted
+//	reserve                        space given up when a full disk must be freed
 //
 // As root, layers are in the overlay dialect (character device 0:0,
 // trusted.overlay.opaque=y) with the owners of the tar. Without privileges they

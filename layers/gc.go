@@ -29,7 +29,7 @@ func (s *Store) GC(ctx context.Context, dryRun bool) (GCReport, error) {
 		}
 	}
 	var junk []metadata.Trash
-	err := s.update(ctx, func(tx *metadata.Tx) error {
+	err := s.updateFreeing(ctx, func(tx *metadata.Tx) error {
 		rep.Images, rep.Layers, junk = nil, nil, nil
 		sizes := map[digest.Digest]int64{}
 		rows, err := tx.Layers()

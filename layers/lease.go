@@ -31,7 +31,7 @@ func (s *Store) dropLease(id string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var junk []metadata.Trash
-	err := s.update(ctx, func(tx *metadata.Tx) (err error) {
+	err := s.updateFreeing(ctx, func(tx *metadata.Tx) (err error) {
 		junk, err = endLease(tx, id)
 		return err
 	})

@@ -235,6 +235,46 @@ func TestDiskFull(t *testing.T) {
 	clean(t, s)
 }
 
+// TestRemoveOnFullDisk: with not a byte left, images can be listed and removed.
+func TestRemoveOnFullDisk(t *testing.T) {
+	needRoot(t)
+	mnt := t.TempDir()
+	if err := unix.Mount("none", mnt, "tmpfs", 0, "size=8m"); err != nil {
+		t.Skip("needs a tmpfs of its own:", err)
+	}
+	defer func() { _ = unix.Unmount(mnt, unix.MNT_DETACH) }()
+	root := filepath.Join(mnt, "store")
+	s, err := Open(t.Context(), root, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	load(t, s, outerTar(t, oldDocker(t, img{refs: []string{"big"}, layers: [][]byte{layerTar(t, file("f", strings.Repeat("x", 2<<20)))}})))
+	_ = s.Close()
+	f, err := os.OpenFile(filepath.Join(mnt, "fill"), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for size := 1 << 20; size > 0; {
+		if _, err := f.Write(make([]byte, size)); err != nil {
+			size /= 2
+		}
+	}
+	_ = f.Close()
+	if s, err = Open(t.Context(), root, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if list, err := s.Images(t.Context(), ""); err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	if _, err := s.RemoveImage(t.Context(), "big", RemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	clean(t, s)
+	load(t, s, outerTar(t, oldDocker(t, img{refs: []string{"small"}, layers: [][]byte{layerTar(t, file("f", "1"))}})))
+	clean(t, s)
+}
+
 func TestLoadIsCancelled(t *testing.T) {
 	s := openStore(t)
 	ctx, cancel := context.WithCancel(t.Context())

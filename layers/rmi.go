@@ -22,7 +22,7 @@ func (s *Store) RemoveImage(ctx context.Context, nameOrID string, o RemoveOption
 		return nil, err
 	}
 	var r remover
-	err = s.update(ctx, func(tx *metadata.Tx) error {
+	err = s.updateFreeing(ctx, func(tx *metadata.Tx) error {
 		r = remover{tx: tx, opts: o, dead: dead}
 		return r.remove(nameOrID)
 	})

@@ -178,7 +178,7 @@ func (st *stage) discard() {
 			return
 		}
 	}
-	err = st.s.update(ctx, func(tx *metadata.Tx) error { return tx.DeleteIngest(st.id) })
+	err = st.s.updateFreeing(ctx, func(tx *metadata.Tx) error { return tx.DeleteIngest(st.id) })
 	if err != nil && !errors.Is(err, metadata.ErrNotFound) {
 		st.s.log.Warn("forget stage", zap.String("stage", st.id), zap.Error(err))
 	}
@@ -419,7 +419,7 @@ func (s *Store) purge(ctx context.Context, junk []metadata.Trash) {
 		}
 		done = append(done, t.Seq)
 	}
-	err := s.update(ctx, func(tx *metadata.Tx) error {
+	err := s.updateFreeing(ctx, func(tx *metadata.Tx) error {
 		for _, seq := range done {
 			if err := tx.DeleteTrash(seq); err != nil {
 				return err

@@ -78,6 +78,7 @@ func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
 	if s.powers, err = probe(s.stageFd); err != nil {
 		return nil, err
 	}
+	s.refill()
 	return s, nil
 }
 
@@ -254,7 +255,7 @@ func (s *Store) sweep(ctx context.Context) error {
 	}
 	if len(deadIngests)+len(deadLeases)+len(deadContainers)+len(void) > 0 {
 		var more []metadata.Trash
-		err = s.update(ctx, func(tx *metadata.Tx) (err error) {
+		err = s.updateFreeing(ctx, func(tx *metadata.Tx) (err error) {
 			for _, l := range void {
 				if err := tx.DeleteLive(l.BootID, l.Target); err != nil {
 					return err
