@@ -3,6 +3,8 @@ package unionfs
 import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
 )
 
 // openFlags go with every open file: its pages stay valid, because all changes
@@ -94,7 +96,7 @@ func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, f
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
-	done, err := fs.write(n, data, int64(in.Offset))
+	done, err := fs.write(n, data, int64(in.Offset), in.WriteFlags&fuse.WRITE_CACHE != 0)
 	if err == nil && in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
 		err = fs.killPrivileges(n, &in.InHeader)
 	}
@@ -108,8 +110,10 @@ func (fs *FS) killPrivileges(n *inode, h *fuse.InHeader) error {
 	return fs.withReal(n, func(dirfd int, name string) error { return killPrivileges(dirfd, name, h) })
 }
 
-// write stores data and returns how much of it has arrived.
-func (fs *FS) write(n *inode, data []byte, off int64) (done int, err error) {
+// write stores data and returns how much of it has arrived. mapped says that
+// it comes from a memory mapping: that is no write(2), and takes no privileges
+// from the file.
+func (fs *FS) write(n *inode, data []byte, off int64, mapped bool) (done int, err error) {
 	// OPEN has copied the file up; a shared mapping made before a server
 	// took over from another one may still get here first.
 	if err := fs.ensureUpper(n); err != nil {
@@ -120,6 +124,16 @@ func (fs *FS) write(n *inode, data []byte, off int64) (done int, err error) {
 		return 0, err
 	}
 	defer h.release()
+	if mapped {
+		const attr = "security.capability" // our own write(2) would remove it
+		if caps, err := fsat.GetxattrValue(h.fd, "", attr); err == nil {
+			defer func() {
+				if e := fsat.Setxattr(h.fd, "", attr, caps, 0); e != nil && err == nil {
+					err = e
+				}
+			}()
+		}
+	}
 	for done < len(data) {
 		m, err := unix.Pwrite(h.fd, data[done:], off+int64(done))
 		if err == unix.EINTR {

@@ -21,7 +21,7 @@ var Accepted = []Difference{
 	{"changes through a descriptor to a lower object that was unlinked", "the kernel would have to copy it up, fails with EEXIST, ENOTDIR or ENOENT, and says that the object still has links; plyfs does what was asked"},
 	{"st_ino of a link made of a copied-up file", "the kernel gives the two names different numbers until the next mount; plyfs gives them one"},
 	{"chown(-1, -1) of a file that somebody has open for writing", "FUSE sends what it sends before a write, so setuid may go although the caller does not own the file"},
-	{"rmdir of an opaque upper directory with leftover whiteouts", "overlayfs says ENOTEMPTY; plyfs removes it"},
+	{"rmdir of an upper directory with whiteouts that hide nothing", "overlayfs says ENOTEMPTY; plyfs removes it"},
 	{"mmap of a descriptor opened read-only before the copy-up", "kernel overlayfs shows old data through it for ever; plyfs shows the new"},
 	{"COLLAPSE_RANGE, INSERT_RANGE and others of fallocate", "the FUSE protocol has KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE only"},
 	{"f_bfree, f_bavail, f_ffree, f_files of statfs", "they change between two calls"},
