@@ -244,9 +244,13 @@ func (l *Local) detachDead(a assessment, table []*mountinfo.Info) bool {
 		}
 	}
 	covered, err := holder.Detach(table, a.mount.Major, a.mount.Minor)
-	l.log.Warn("detached a dead mount", zap.String("op", "reconcile"), zap.String("target", a.mount.Mountpoint),
-		zap.Strings("covered", covered), zap.Error(err))
-	return err == nil && len(covered) == 0
+	if err != nil || len(covered) > 0 {
+		l.log.Warn("a dead mount could not be detached", zap.String("op", "reconcile"), zap.String("target", a.mount.Mountpoint),
+			zap.Strings("covered", covered), zap.Error(err))
+		return false
+	}
+	l.log.Warn("detached a dead mount", zap.String("op", "reconcile"), zap.String("target", a.mount.Mountpoint))
+	return true
 }
 
 // forget removes a row that is still the one that was looked at, and its run
