@@ -35,10 +35,10 @@ type xattr struct {
 // droppedXattrs carry meaning only for the machine the tar was made on.
 var droppedXattrs = map[string]bool{"security.selinux": true, "system.nfs4_acl": true}
 
-// headerAttrs takes the attributes out of a tar header. Names that overlay
-// file systems keep for themselves are escaped: an image cannot forge
+// headerAttrs takes the attributes out of a tar header for a layer in dialect
+// d. Names that the dialect keeps for itself are escaped: an image cannot forge
 // whiteouts, opaque directories or redirects.
-func headerAttrs(h *tar.Header, limit int64) (*attrs, error) {
+func headerAttrs(h *tar.Header, limit int64, d whiteout.Dialect) (*attrs, error) {
 	a := &attrs{mode: uint32(h.Mode) & permBits, uid: h.Uid, gid: h.Gid, mtime: h.ModTime, atime: h.AccessTime}
 	if a.uid < 0 || a.gid < 0 || int64(a.uid) >= 1<<32-1 || int64(a.gid) >= 1<<32-1 {
 		return nil, fmt.Errorf("%w: owner %d:%d is out of range", ErrCorrupt, a.uid, a.gid)
@@ -53,7 +53,7 @@ func headerAttrs(h *tar.Header, limit int64) (*attrs, error) {
 			return nil, fmt.Errorf("%w: extended attribute %q has no usable name", ErrCorrupt, name)
 		}
 		size += int64(len(name) + len(v))
-		a.xattrs = append(a.xattrs, xattr{whiteout.EscapeForeign(name), v})
+		a.xattrs = append(a.xattrs, xattr{d.ToDisk(name), v})
 	}
 	if size > limit {
 		return nil, fmt.Errorf("%w: %d bytes of extended attributes, the limit is %d", ErrUnsupported, size, limit)
@@ -173,12 +173,9 @@ func (p powers) apply(fd int, k kind, a *attrs) (complete bool, err error) {
 	return complete, nil
 }
 
-// tarXattr is the name that an attribute stored as name has in a layer tar: the
-// inverse of what import does. Names that are private to another dialect than
-// the layer's were given by a user and are passed on.
-func tarXattr(name string) string {
-	if user, ok := whiteout.UnescapeForeign(name); ok {
-		return user
-	}
-	return name
+// tarXattr is the name that an attribute stored as name in a layer of dialect d
+// has in a layer tar: the inverse of what import does.
+func tarXattr(d whiteout.Dialect, name string) string {
+	user, _ := d.FromDisk(name) // readAttrs has left out what is not visible
+	return user
 }

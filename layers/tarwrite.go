@@ -49,7 +49,7 @@ func (t *treeWriter) object(path string, layer int, fd int, d whiteout.Dialect) 
 		PAXRecords: map[string]string{},
 	}
 	for _, x := range a.xattrs {
-		h.PAXRecords[paxXattr+tarXattr(x.name)] = x.value
+		h.PAXRecords[paxXattr+tarXattr(d, x.name)] = x.value
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:

@@ -150,7 +150,7 @@ func (u *unpacker) entry(h *tar.Header, tr *tar.Reader) error {
 	if err != nil {
 		return err
 	}
-	a, err := headerAttrs(h, u.limits.XattrBytes)
+	a, err := headerAttrs(h, u.limits.XattrBytes, u.powers.dialect)
 	if err != nil {
 		return err
 	}

@@ -125,7 +125,7 @@ func TestUnpack(t *testing.T) {
 			{name: "forged/", typ: tar.TypeDir, mode: 0o755, x: map[string]string{"trusted.overlay.opaque": "y", "user.overlay.opaque": "y", "trusted.overlay.redirect": "/d"}},
 		}, `
 "." 755 dir
-"forged" 755 dir trusted.overlay.overlay.opaque="y" trusted.overlay.overlay.redirect="/d" user.overlay.overlay.opaque="y"
+"forged" 755 dir trusted.overlay.overlay.opaque="y" trusted.overlay.overlay.redirect="/d" user.overlay.opaque="y"
 "l" 777 symlink "x" trusted.l="1"
 "x" 644 file "" links 1 trusted.b="t" user.a="\x00\xff"`},
 		{"names", []ent{dir("."), file("latin\xe9", "1"), file("new\nline", "2"), file(strings.Repeat("n", 255), "3"), file("ü", "4")}, `

@@ -61,17 +61,9 @@ func TestXattrLaws(t *testing.T) {
 		if back, visible := d.FromDisk(disk); !visible || back != name {
 			t.Fatalf("%v: %q is stored as %q and read back as %q, %v", d, name, disk, back, visible)
 		}
-		if user, ok := UnescapeForeign(EscapeForeign(name)); !ok || user != name {
-			t.Fatalf("foreign %q read back as %q, %v", name, user, ok)
-		}
 		for _, private := range []string{"opaque", "whiteout", "redirect", "metacopy"} {
 			if disk == d.Attr(private) {
 				t.Fatalf("%v: user name %q reaches %q", d, name, disk)
-			}
-			for _, p := range []string{TrustedPrefix, UserPrefix, FusePrefix} {
-				if EscapeForeign(name) == p+private {
-					t.Fatalf("image name %q reaches %q", name, p+private)
-				}
 			}
 		}
 	})

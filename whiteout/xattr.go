@@ -73,12 +73,3 @@ func (d Dialect) FromDisk(name string) (user string, visible bool) {
 	}
 	return "", false
 }
-
-// EscapeForeign returns the name under which an attribute found in an image's
-// layer tar is stored. Unlike ToDisk it escapes the names of every dialect,
-// because the layer may later be read in any of them.
-func EscapeForeign(name string) string { return Auto.ToDisk(name) }
-
-// UnescapeForeign is the inverse of EscapeForeign; ok is false for names that
-// must not leave the layer.
-func UnescapeForeign(name string) (user string, ok bool) { return Auto.FromDisk(name) }
