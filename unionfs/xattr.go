@@ -118,8 +118,26 @@ func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse
 		return fs.status("removexattr", n, err)
 	}
 	return fs.changeXAttr(h.NodeId, "removexattr", attr, func(dirfd int, name, disk string) error {
-		return fsat.Removexattr(dirfd, name, disk)
+		err := fsat.Removexattr(dirfd, name, disk)
+		if err == nil && attr == aclAccess {
+			err = dropForeignSgid(dirfd, name, h)
+		}
+		return err
 	})
+}
+
+// dropForeignSgid clears setgid after a change of the access ACL by somebody
+// who is not in the group: the file system below sees only us (kernel:
+// ovl_set_or_remove_acl). For a new ACL the kernel says so in the request.
+func dropForeignSgid(dirfd int, name string, h *fuse.InHeader) error {
+	var st unix.Stat_t
+	if err := fsat.Stat(dirfd, name, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_ISGID == 0 || callerInGroup(h, st.Gid) {
+		return nil
+	}
+	return clearBits(dirfd, name, unix.S_ISGID)
 }
 
 // setxattrACLKillSgid is FUSE_SETXATTR_ACL_KILL_SGID.
