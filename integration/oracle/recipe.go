@@ -92,6 +92,7 @@ func (l Layer) Build(dir string) error {
 	for _, e := range l.Entries {
 		if e.Kind == XWhiteout && l.Dialect != "aufs" {
 			marked[filepath.Dir(filepath.Join(dir, string(e.Path)))] = true
+			marked[dir] = true // the layer has any
 		}
 		if err := l.buildEntry(dir, e); err != nil {
 			return fmt.Errorf("build %s %q: %w", e.Kind, e.Path, err)
