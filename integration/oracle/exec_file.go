@@ -40,6 +40,9 @@ func opRead(a *agent, op Op) (string, error) {
 	}
 	buf := make([]byte, min(op.Len, maxIO))
 	n, err := unix.Read(fd, buf)
+	if err == unix.EINVAL && isDir(fd) {
+		err = unix.EISDIR // the position is a cookie, and may be too large for a check before
+	}
 	return showBytes(buf[:max(n, 0)]), err
 }
 
