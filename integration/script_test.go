@@ -76,20 +76,26 @@ func unmountAll(t *testing.T, dir string) {
 func sampleLayers() []oracle.Layer {
 	return []oracle.Layer{
 		{Entries: []oracle.Entry{
-			{Path: "etc", Kind: oracle.Dir}, {Path: "etc/hostname", Kind: oracle.File, Text: "sample\n"},
-			{Path: "bin", Kind: oracle.Dir}, {Path: "bin/tool", Kind: oracle.File, Mode: 0o4755, Text: "#!/bin/sh\n"},
-			{Path: "data", Kind: oracle.Dir, Mode: 0o1777}, {Path: "data/old", Kind: oracle.File, Text: "old\n"},
+			{Path: "etc", Kind: oracle.Dir},
+			{Path: "etc/hostname", Kind: oracle.File, Text: "sample\n"},
+			{Path: "bin", Kind: oracle.Dir},
+			{Path: "bin/tool", Kind: oracle.File, Mode: 0o4755, Text: "#!/bin/sh\n"},
+			{Path: "data", Kind: oracle.Dir, Mode: 0o1777},
+			{Path: "data/old", Kind: oracle.File, Text: "old\n"},
 			{Path: "gone", Kind: oracle.File, Text: "gone\n"},
 			{Path: "link", Kind: oracle.Symlink, Target: "etc/hostname"},
 			{Path: "bin/hard", Kind: oracle.Hardlink, Target: "bin/tool"},
 		}},
 		{Entries: []oracle.Entry{
-			{Path: "etc", Kind: oracle.Dir}, {Path: "etc/added", Kind: oracle.File, Text: "added\n"},
+			{Path: "etc", Kind: oracle.Dir},
+			{Path: "etc/added", Kind: oracle.File, Text: "added\n"},
 			{Path: "gone", Kind: oracle.Whiteout},
 		}},
 		{Entries: []oracle.Entry{
-			{Path: "data", Kind: oracle.Opaque}, {Path: "data/new", Kind: oracle.File, Text: "new\n"},
-			{Path: "etc", Kind: oracle.Dir}, {Path: "etc/hostname", Kind: oracle.File, Text: "changed\n"},
+			{Path: "data", Kind: oracle.Opaque},
+			{Path: "data/new", Kind: oracle.File, Text: "new\n"},
+			{Path: "etc", Kind: oracle.Dir},
+			{Path: "etc/hostname", Kind: oracle.File, Text: "changed\n"},
 		}},
 	}
 }

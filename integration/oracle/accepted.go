@@ -22,7 +22,6 @@ var Accepted = []Difference{
 	{"st_ino of a link made of a copied-up file", "the kernel gives the two names different numbers until the next mount; plyfs gives them one"},
 	{"chown(-1, -1) of a file that somebody has open for writing", "FUSE sends what it sends before a write, so setuid may go although the caller does not own the file"},
 	{"rmdir of an upper directory with whiteouts that hide nothing", "overlayfs says ENOTEMPTY; plyfs removes it"},
-	{"rmdir of a directory that only one layer has and that holds nothing but whiteouts", "the kernel lists it as empty and says ENOTEMPTY; plyfs removes it"},
 	{"mmap of a descriptor opened read-only before the copy-up", "kernel overlayfs shows old data through it for ever; plyfs shows the new"},
 	{"COLLAPSE_RANGE, INSERT_RANGE and others of fallocate", "the FUSE protocol has KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE only"},
 	{"f_bfree, f_bavail, f_ffree, f_files of statfs", "they change between two calls"},

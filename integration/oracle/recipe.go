@@ -195,7 +195,7 @@ func (l Layer) buildEntry(dir string, e Entry) error {
 		if l.Dialect == "aufs" {
 			return os.WriteFile(whiteoutPath(p), nil, 0o644)
 		}
-		return unix.Mknod(p, unix.S_IFCHR|0o000, 0)
+		return unix.Mknod(p, unix.S_IFCHR, 0)
 	case XWhiteout:
 		if l.Dialect == "aufs" {
 			return os.WriteFile(whiteoutPath(p), nil, 0o644)
