@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -32,20 +33,35 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if os.Getenv(harness.JanitorEnv) != "" {
+		if err := harness.RunJanitor(os.Stdin); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	flag.Parse()
 	os.Exit(run(m))
 }
 
 func run(m *testing.M) int {
-	var err error
-	base, err = os.MkdirTemp(os.Getenv("PLYFS_TEST_DIR"), "plyfs-test-")
-	if err != nil {
+	fail := func(err error) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	if err := os.Chmod(base, 0o755); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+	var err error
+	if janitor, err = harness.StartJanitor(); err != nil {
+		return fail(err)
+	}
+	base, err = os.MkdirTemp(os.Getenv("PLYFS_TEST_DIR"), "plyfs-test-")
+	if err != nil {
+		return fail(err)
+	}
+	if base, err = filepath.Abs(base); err != nil {
+		return fail(err)
+	}
+	if err := errors.Join(janitor.Watch(base), os.Chmod(base, 0o755), os.Setenv("TMPDIR", base)); err != nil {
+		return fail(err)
 	}
 	code := m.Run()
 	dirs := []string{base}
@@ -56,17 +72,18 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "integration: left behind:", l)
 		code = 1
 	}
-	for _, d := range dirs {
-		if err := os.RemoveAll(d); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-		}
-	}
 	harness.RemoveBinary()
+	if err := janitor.Close(); err != nil {
+		code = fail(err)
+	}
 	if s := harness.SkipSummary(); s != "" {
 		fmt.Println(s)
 	}
 	return code
 }
+
+// janitor removes base and fastBase at the end, whatever the end is.
+var janitor *harness.Janitor
 
 // fastBase is a directory in memory, or empty; see fastDir.
 var fastBase string
@@ -84,7 +101,7 @@ func fastDir(t testing.TB) string {
 			return base
 		}
 		fastBase = d
-		if err := os.Chmod(d, 0o755); err != nil {
+		if err := errors.Join(janitor.Watch(d), os.Chmod(d, 0o755)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -160,7 +160,7 @@ func KillServers(dir string) (int, error) {
 			continue
 		}
 		exe, err := os.Readlink(filepath.Join("/proc", p.Name(), "exe"))
-		if err != nil || filepath.Base(exe) != "plyfs" {
+		if name := filepath.Base(exe); err != nil || name != "plyfs" && name != "fuse-overlayfs" {
 			continue
 		}
 		for _, f := range []string{"cmdline", "environ"} {
