@@ -127,7 +127,15 @@ func (c *Client) transfer(ctx context.Context, name string, req any, in io.Reade
 	var body io.Reader
 	src := &stoppable{r: in}
 	if in != nil {
-		body = src
+		// net/http waits for a read of the body to return, also when ctx has
+		// ended: a read from a pipe in which nothing comes must not be its own.
+		pr, pw := io.Pipe()
+		go func() {
+			_, err := io.CopyBuffer(struct{ io.Writer }{pw}, src, make([]byte, dataChunk))
+			pw.CloseWithError(err)
+		}()
+		context.AfterFunc(ctx, func() { _ = pr.CloseWithError(context.Canceled) })
+		body = pr
 	}
 	hresp, err := c.post(ctx, "/"+name+"?r="+url.QueryEscape(string(r)), body)
 	if err != nil {
