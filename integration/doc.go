@@ -7,6 +7,7 @@
 //	                    fuse-overlayfs), unmounts, watches for hangs and leaks
 //	oracle/             layer stacks, operations, the agent that executes them,
 //	                    comparison, generator, reduction of a failing run
+//	archive/            image archives, right and wrong ones
 //	testdata/cases/     named oracle cases, one small script per rule
 //	testdata/script/    command-line tests (testscript)
 //	oracle_*_test.go    random runs, named cases, the rename matrix
@@ -16,6 +17,7 @@
 //	script_test.go      the verbs of the command line
 //	image_test.go       archives: load, mount, compare, save
 //	parallel_test.go    many processes at once, leaks
+//	userns_test.go      the random runs inside a user namespace
 //	posix_test.go       go-fuse's posixtest on a mount
 //
 // # Kernel overlayfs is the oracle
@@ -39,6 +41,8 @@
 //	-oracle.seed N          first seed of the random runs
 //	-oracle.duration D      length of the random runs (default 30s)
 //	-oracle.replay FILE     execute a saved run
+//	-oracle.limit D         how long one operation may take (1m)
+//	-oracle.trace           log every operation with the kernel's result
 //	-oracle.reduce          reduce a failing run before it is saved
 //
 // Every test that mounts puts a time limit on each operation, executes it in
