@@ -1,7 +1,6 @@
 package cow
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
 	"sync"
@@ -13,7 +12,7 @@ import (
 )
 
 // ErrInUse says that another mount works in the directory.
-var ErrInUse = errors.New("in use by another mount")
+var ErrInUse = fmt.Errorf("in use by another mount: %w", unix.EBUSY)
 
 // Work is the scratch directory of one upper.
 type Work struct {

@@ -41,7 +41,8 @@ func (fs *FS) attr(n *inode, out *fuse.Attr) error {
 
 // nlinkLocked is the link count to show. A merged directory shows 1, as on
 // kernel overlayfs (ovl_getattr): nobody counts the subdirectories of all
-// layers. A removed lower object has lost one link, whatever its layer says.
+// layers. A removed lower object has lost its last link, whatever its layer
+// says; one of several links is reported as the layer has it, as there.
 func (fs *FS) nlinkLocked(n *inode, links uint32) uint32 {
 	removed := n.where.parent == nil && n != fs.root
 	switch {
@@ -49,8 +50,8 @@ func (fs *FS) nlinkLocked(n *inode, links uint32) uint32 {
 		return 0
 	case n.isDir() && n.low != nil && (n.upper || fs.lowers.merged(n.low)):
 		return 1
-	case !n.upper && removed && links > 0:
-		return links - 1
+	case !n.upper && removed && links == 1:
+		return 0
 	}
 	return links
 }

@@ -28,7 +28,7 @@ func TestStatus(t *testing.T) {
 		{unix.ENOSYS, unix.EOPNOTSUPP}, // the kernel would never ask again
 		{errStale, unix.ESTALE},
 		{errors.New("anything else"), unix.EIO},
-		{cow.ErrInUse, unix.EIO},
+		{cow.ErrInUse, unix.EBUSY},
 	} {
 		if got := fs.status("test", nil, tc.err); got != fuse.Status(tc.want) {
 			t.Errorf("status(%v) = %v, want %v", tc.err, got, tc.want)
