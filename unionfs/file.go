@@ -125,10 +125,10 @@ func (fs *FS) write(n *inode, data []byte, off int64, mapped bool) (done int, er
 	}
 	defer h.release()
 	if mapped {
-		const attr = "security.capability" // our own write(2) would remove it
-		if caps, err := fsat.GetxattrValue(h.fd, "", attr); err == nil {
+		// Our own write(2) would remove it.
+		if caps, err := fsat.GetxattrValue(h.fd, "", capsAttr); err == nil {
 			defer func() {
-				if e := fsat.Setxattr(h.fd, "", attr, caps, 0); e != nil && err == nil {
+				if e := fsat.Setxattr(h.fd, "", capsAttr, caps, 0); e != nil && err == nil {
 					err = e
 				}
 			}()

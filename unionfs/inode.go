@@ -34,6 +34,9 @@ type inode struct {
 
 	rd, rw  fdSlot       // open for reading; for reading and writing (upper only)
 	writers atomic.Int32 // handles that the kernel has open for writing
+	// capsGone: the last request removed the capabilities, as the kernel does
+	// before root writes.
+	capsGone atomic.Bool
 
 	dir *dirState // of a directory; immutable
 }

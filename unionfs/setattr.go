@@ -32,12 +32,12 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 		// away before a write (FUSE_HANDLE_KILLPRIV_V2). chown(2) with
 		// nothing to change looks the same; without a writer it can only be
 		// that, and then it is for the owner alone (kernel: notify_change
-		// turns it into a change of mode).
-		// Before a write of root's only capabilities are at stake, which the
-		// kernel removes by itself.
-		kill = in.InHeader.Uid != 0
+		// turns it into a change of mode). Before a write of root's it comes
+		// only when there were capabilities, which have just been removed;
+		// setuid stays.
+		beforeRootWrite := n.capsGone.Swap(false) && in.InHeader.Uid == 0
+		kill = n.writers.Load() == 0 || !beforeRootWrite
 		if n.writers.Load() == 0 {
-			kill = true
 			if err := fs.mayStrip(n, &in.InHeader); err != nil {
 				return err
 			}
@@ -52,6 +52,15 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 		return err
 	}
 	return fs.withReal(n, func(dirfd int, name string) error {
+		// What goes with a change of owner depends on the old group.
+		var drop uint32
+		if kill {
+			var st unix.Stat_t
+			if err := fsat.Stat(dirfd, name, &st); err != nil {
+				return err
+			}
+			drop = privilegeBits(&st, &in.InHeader)
+		}
 		if uid, gid, ok := ownerOf(in); ok {
 			if err := fsat.Chown(dirfd, name, uid, gid); err != nil {
 				return err
@@ -63,7 +72,7 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 			}
 		}
 		if kill {
-			if err := killPrivileges(dirfd, name, &in.InHeader); err != nil {
+			if err := dropPrivileges(dirfd, name, drop); err != nil {
 				return err
 			}
 		}
@@ -164,12 +173,17 @@ func killPrivileges(dirfd int, name string, h *fuse.InHeader) error {
 	if err := fsat.Stat(dirfd, name, &st); err != nil {
 		return err
 	}
-	if bits := privilegeBits(&st, h); bits != 0 {
-		if err := fsat.Chmod(dirfd, name, st.Mode&^bits&0o7777); err != nil {
+	return dropPrivileges(dirfd, name, privilegeBits(&st, h))
+}
+
+// dropPrivileges removes the given mode bits and capabilities.
+func dropPrivileges(dirfd int, name string, bits uint32) error {
+	if bits != 0 {
+		if err := clearBits(dirfd, name, bits); err != nil {
 			return err
 		}
 	}
-	err := fsat.Removexattr(dirfd, name, "security.capability")
+	err := fsat.Removexattr(dirfd, name, capsAttr)
 	if err == unix.ENODATA || err == unix.EOPNOTSUPP {
 		return nil
 	}

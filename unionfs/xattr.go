@@ -102,10 +102,15 @@ func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	var err error
+	if attr == aclAccess {
+		if err = fs.dropForeignSgid(n, h); err != nil {
+			return fs.status("removexattr", n, err)
+		}
+	}
 	// A lower object that has no such attribute is not copied up to find
 	// that out (kernel: ovl_xattr_set, ovl_set_or_remove_acl).
 	n.mu.RLock()
-	var err error
 	if !n.upper {
 		disk := fs.dialectLocked(n).ToDisk(attr)
 		err = fs.withRealLocked(n, func(dirfd int, name string) error {
@@ -117,28 +122,31 @@ func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse
 	if err != nil {
 		return fs.status("removexattr", n, err)
 	}
+	n.capsGone.Store(attr == capsAttr)
 	return fs.changeXAttr(h.NodeId, "removexattr", attr, func(dirfd int, name, disk string) error {
-		err := fsat.Removexattr(dirfd, name, disk)
-		if err == nil && attr == aclAccess {
-			err = dropForeignSgid(dirfd, name, h)
-		}
-		return err
+		return fsat.Removexattr(dirfd, name, disk)
 	})
 }
 
-// dropForeignSgid clears setgid after a change of the access ACL by somebody
+// dropForeignSgid clears setgid before a change of the access ACL by somebody
 // who is not in the group: the file system below sees only us (kernel:
-// ovl_set_or_remove_acl). For a new ACL the kernel says so in the request.
-func dropForeignSgid(dirfd int, name string, h *fuse.InHeader) error {
+// ovl_set_acl). For a new ACL the kernel says so in the request.
+func (fs *FS) dropForeignSgid(n *inode, h *fuse.InHeader) error {
 	var st unix.Stat_t
-	if err := fsat.Stat(dirfd, name, &st); err != nil {
+	if err := fs.withReal(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) }); err != nil {
 		return err
 	}
 	if st.Mode&unix.S_ISGID == 0 || callerInGroup(h, st.Gid) {
 		return nil
 	}
-	return clearBits(dirfd, name, unix.S_ISGID)
+	if err := fs.ensureUpper(n); err != nil {
+		return err
+	}
+	return fs.withReal(n, func(dirfd int, name string) error { return clearBits(dirfd, name, unix.S_ISGID) })
 }
+
+// capsAttr holds a file's capabilities.
+const capsAttr = "security.capability"
 
 // setxattrACLKillSgid is FUSE_SETXATTR_ACL_KILL_SGID.
 const setxattrACLKillSgid = 1
