@@ -73,6 +73,12 @@ func (t *Temp) create(src Source) (err error) {
 	case unix.S_IFLNK:
 		err = fsat.Symlink(src.Target, dir, t.name)
 	default:
+		if src.Mode&unix.S_IFMT == unix.S_IFCHR && src.Rdev == 0 {
+			// In a lower of the aufs dialect this is a device; in an upper it
+			// would be a whiteout.
+			err = unix.EPERM
+			break
+		}
 		err = fsat.Mknod(dir, t.name, src.Mode&unix.S_IFMT|0o600, src.Rdev)
 	}
 	if err != nil {
@@ -148,6 +154,12 @@ func (t *Temp) Publish(dirfd int, name string, flags uint) error {
 	}
 	t.name = ""
 	return nil
+}
+
+// Stat describes the finished object, which Publish does not change.
+func (t *Temp) Stat(st *unix.Stat_t) error {
+	at, name := t.at()
+	return fsat.Stat(at, name, st)
 }
 
 // TakeFd hands over the descriptor of a regular file, open for reading and

@@ -1,6 +1,7 @@
 package cow
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"sync"
@@ -27,7 +28,18 @@ type Work struct {
 const (
 	workName     = "work"
 	whiteoutName = "whiteout"
+
+	// Below work: features without which the upper must not be used, and the
+	// one that is said so (kernel: ovl_create_volatile_dirty).
+	incompatName = "incompat"
+	volatileName = "volatile"
+	dirtyName    = "dirty"
 )
+
+// ErrVolatile says that an earlier mount of the upper promised no durability
+// and did not end in order.
+var ErrVolatile = errors.New("an earlier volatile mount was not unmounted in order, so what it wrote may be incomplete: " +
+	"discard the upper, or remove \"incompat\" from the \"work\" directory to use it all the same")
 
 // OpenWork locks and empties the scratch directory below the directory
 // workdir. With volatile nothing is ever synced.
@@ -53,9 +65,9 @@ func OpenWork(workdir int, volatile bool) (*Work, error) {
 	for _, acl := range []string{"system.posix_acl_default", "system.posix_acl_access"} {
 		_ = fsat.Removexattr(fd, "", acl) // usually absent
 	}
-	if err := w.sweep(); err != nil {
+	if err := w.prepare(); err != nil {
 		w.Close()
-		return nil, fmt.Errorf("empty the workdir: %w", err)
+		return nil, err
 	}
 	return w, nil
 }
@@ -71,6 +83,36 @@ func LockDir(fd int) error {
 		return nil
 	}
 	return err
+}
+
+// prepare empties the scratch directory and marks it if the mount is volatile.
+func (w *Work) prepare() error {
+	var st unix.Stat_t
+	switch err := fsat.Stat(w.fd, incompatName, &st); {
+	case err == nil:
+		return ErrVolatile
+	case err != unix.ENOENT:
+		return fmt.Errorf("look at the workdir: %w", err)
+	}
+	if err := w.sweep(); err != nil {
+		return fmt.Errorf("empty the workdir: %w", err)
+	}
+	if !w.volatile {
+		return nil
+	}
+	for _, dir := range []string{incompatName, incompatName + "/" + volatileName, incompatName + "/" + volatileName + "/" + dirtyName} {
+		if err := fsat.Mkdir(w.fd, dir, 0o700); err != nil {
+			return fmt.Errorf("mark the workdir volatile: %w", err)
+		}
+	}
+	return nil
+}
+
+// Clean takes the mark of a volatile mount away: everything has been synced.
+func (w *Work) Clean() {
+	if w.volatile {
+		w.Remove(incompatName)
+	}
 }
 
 // sweep removes what an earlier mount left behind. Nothing in the scratch

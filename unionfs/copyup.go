@@ -33,8 +33,12 @@ func (fs *FS) ensureUpperData(n *inode, size int64) error {
 		}
 		err := fs.copyUp(n, parent, size)
 		if err == nil {
-			// The copy has times, blocks and perhaps a link count of its own.
+			// The copy has times, blocks and perhaps a link count of its own;
+			// the directory had another time for a moment.
 			fs.invalidate(n.id)
+			if parent != nil {
+				fs.invalidate(parent.id)
+			}
 		}
 		if err != errStale {
 			return err
@@ -133,14 +137,14 @@ func (fs *FS) publish(n, parent *inode, t *cow.Temp, links uint64) error {
 	if err := fsat.Fstat(h.fd, &before); err != nil {
 		return err
 	}
+	if err := t.Stat(&st); err != nil {
+		return fmt.Errorf("copy up: stat the copy: %w", err)
+	}
 	if err := t.Publish(h.fd, name, unix.RENAME_NOREPLACE); err != nil {
 		return fmt.Errorf("copy up: publish: %w", err)
 	}
 	// The directory has not changed for its users.
 	_ = fsat.Utimes(h.fd, "", [2]unix.Timespec{before.Atim, before.Mtim})
-	if err := fsat.Stat(h.fd, name, &st); err != nil {
-		return fmt.Errorf("copy up: stat the copy: %w", err)
-	}
 	fs.nowUpper(n, t, &st)
 	if !n.isDir() && links > 1 {
 		// The other links still show the original: this is another file now.
@@ -179,8 +183,8 @@ func (fs *FS) publishOrphan(n *inode, t *cow.Temp) error {
 func (fs *FS) nowUpper(n *inode, t *cow.Temp, st *unix.Stat_t) {
 	n.upper = true
 	if !n.isDir() {
-		n.upIno = st.Ino
-		fs.nodes.addUpper(n, st.Ino)
+		n.upID = realID{st.Dev, st.Ino}
+		fs.nodes.addUpper(n, n.upID)
 	}
 	fs.fds.drop(&n.rd)
 	if fd := t.TakeFd(); fd >= 0 {

@@ -50,6 +50,11 @@ func (c *change) end() {
 	c.p.dir.opMu.Unlock()
 }
 
+// changed makes the kernel forget the attributes of a directory whose names
+// have changed. The kernel does that by itself, but not in a way that a GETATTR
+// under way at the same time would notice: its old answer would be kept.
+func (fs *FS) changed(p *inode) { fs.invalidate(p.id) }
+
 // newObject is what a request asks to create.
 type newObject struct {
 	mode     uint32 // type and permissions
@@ -82,7 +87,7 @@ func (fs *FS) create(p *inode, name string, o newObject) (*inode, error) {
 		return nil, err
 	}
 	fd := -1
-	if !f.dev && int(o.uid) == unix.Geteuid() && int(o.gid) == unix.Getegid() {
+	if !f.entry && int(o.uid) == unix.Geteuid() && int(o.gid) == unix.Getegid() {
 		// The file system gives it the right owner, group and ACL by
 		// itself, in one step.
 		if !inherits {
@@ -151,7 +156,7 @@ func (fs *FS) createInWork(c *change, f *found, src *cow.Source) (fd int, err er
 	}
 	defer t.Discard()
 	var flags uint = unix.RENAME_NOREPLACE
-	if f.dev {
+	if f.entry {
 		flags = 0
 		if isDir {
 			flags = unix.RENAME_EXCHANGE
@@ -171,7 +176,13 @@ func (fs *FS) opaqueXattr() cow.Xattr {
 // descriptor of its data or -1; it is taken over.
 func (fs *FS) born(c *change, name string, fd int) (*inode, error) {
 	var st unix.Stat_t
-	if err := fsat.Stat(c.h.fd, name, &st); err != nil {
+	var err error
+	if fd >= 0 {
+		err = fsat.Fstat(fd, &st)
+	} else {
+		err = fsat.Stat(c.h.fd, name, &st)
+	}
+	if err != nil {
 		fsat.Close(fd)
 		return nil, err
 	}
@@ -191,7 +202,7 @@ func (fs *FS) newUpper(st *unix.Stat_t) *inode {
 	n := newInode(fs.nodes.newID(), fs.inos.shown(st.Dev, st.Ino), st.Mode&unix.S_IFMT, nil)
 	n.upper = true
 	if !n.isDir() {
-		n.upIno = st.Ino
+		n.upID = realID{st.Dev, st.Ino}
 	} else {
 		n.dir.loaded, n.dir.names = true, make(map[string]*dirent) // it is empty
 	}
@@ -208,6 +219,7 @@ func (fs *FS) makeNode(op string, h *fuse.InHeader, name string, o newObject, ou
 	if err != nil {
 		return fs.status(op, p, err)
 	}
+	fs.changed(p)
 	return fs.status(op, n, fs.reply(n, out))
 }
 

@@ -52,7 +52,8 @@ type dirent struct {
 	typ    uint8  // DT_* of an upper object
 	upper  bool   // the upper has an object of this name
 	white  bool   // the upper hides the lower name
-	device bool   // by a whiteout device (which an object would replace)
+	entry  bool   // by an entry of this name (which an object would replace)
+	xform  bool   // which is an empty file with an attribute
 	gone   bool   // removed, but still in born
 }
 
@@ -90,7 +91,7 @@ func (fs *FS) load(n *inode) error {
 		}
 		sort.Slice(entries, func(i, j int) bool { return entries[i].name < entries[j].name })
 		for _, e := range entries {
-			de := &dirent{name: e.name, typ: e.typ, upper: e.object, white: e.whiteout, device: e.device}
+			de := &dirent{name: e.name, typ: e.typ, upper: e.object, white: e.whiteout, entry: e.entry, xform: e.xform}
 			if e.object {
 				de.ino = fs.inos.shown(fs.upper.dev, e.ino)
 			}
@@ -133,9 +134,11 @@ type found struct {
 	name  string
 	upper bool     // the upper has an object of this name
 	white bool     // the upper hides the lower name
-	dev   bool     // by a device
+	entry bool     // by an entry of this name
+	xform bool     // which is an empty file with an attribute
 	low   lowerObj // the lower object of this name, even where hidden
 	typ   uint8    // DT_* of the object that shows
+	ino   uint64   // of an upper object: its d_ino
 	child *inode   // referenced, if the kernel knows the object
 }
 
@@ -144,7 +147,14 @@ func (f *found) visible() bool { return f.upper || f.low != nil && !f.white }
 
 // needsWhiteout reports whether the name would show again if the upper's object
 // were simply removed.
-func (f *found) needsWhiteout() bool { return f.low != nil && (!f.white || f.dev) }
+func (f *found) needsWhiteout() bool { return f.low != nil && (!f.white || f.entry) }
+
+// reset says that the directory is empty and opaque now.
+func (d *dirState) reset() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.list, d.names, d.born, d.removed = nil, make(map[string]*dirent), nil, 0
+}
 
 // find looks a name up; with ref, a known child comes with a reference.
 // Preconditions: the directory is loaded.
@@ -162,9 +172,9 @@ func (d *dirState) find(name string, ref bool) found {
 	if e == nil {
 		return f
 	}
-	f.upper, f.white, f.dev = e.upper, e.white, e.device
+	f.upper, f.white, f.entry, f.xform = e.upper, e.white, e.entry, e.xform
 	if e.upper {
-		f.typ = e.typ
+		f.typ, f.ino = e.typ, e.ino
 	}
 	if ref && e.child != nil && e.child.tryRef() {
 		f.child = e.child
@@ -243,8 +253,8 @@ func (d *dirState) setUpper(name string, n *inode, keepCookie bool) {
 		d.nextCookie++
 		d.born = append(d.born, e)
 	}
-	if e.device {
-		e.white, e.device = false, false
+	if e.entry {
+		e.white, e.entry, e.xform = false, false, false
 	}
 	e.upper, e.typ, e.ino, e.child = true, uint8(n.typ>>12), n.ino, n
 }
@@ -265,12 +275,12 @@ func (d *dirState) setGone(name string, white bool) {
 		e.gone = true
 		d.removed++
 		d.compact()
-		e = &dirent{name: name, white: e.white, device: e.device}
+		e = &dirent{name: name, white: e.white, entry: e.entry, xform: e.xform}
 		d.names[name] = e
 	}
 	e.upper, e.child, e.cookie, e.ino, e.typ = false, nil, 0, 0, 0
 	if white {
-		e.white, e.device = true, true
+		e.white, e.entry, e.xform = true, true, false
 	}
 	if !e.white {
 		delete(d.names, name)

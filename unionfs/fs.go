@@ -3,6 +3,7 @@ package unionfs
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -26,6 +27,7 @@ type FS struct {
 
 	volatile bool
 	lockFd   int // the upper directory, open for its lock
+	mountFd  int // the private copy of the mount that the upper lies in, or -1
 
 	inos  *inoMap
 	fds   *fdCache
@@ -45,6 +47,9 @@ const forever = 365 * 24 * time.Hour
 // ErrInvalid says that the options do not describe a union.
 var ErrInvalid = errors.New("invalid union")
 
+// maxLowers is what a scanObj can count.
+const maxLowers = 1 << 16
+
 // New opens the directories of a union, checks that they fit together, locks
 // and sweeps the workdir. It clears the process's umask: the modes of new
 // objects come with the requests.
@@ -52,13 +57,16 @@ func New(o Options) (*FS, error) {
 	if len(o.Lowers) == 0 {
 		return nil, fmt.Errorf("%w: no lower directory given", ErrInvalid)
 	}
+	if len(o.Lowers) > maxLowers {
+		return nil, fmt.Errorf("%w: %d lower directories given, the limit is %d", ErrInvalid, len(o.Lowers), maxLowers)
+	}
 	if (o.Upper == "") != (o.Work == "") {
 		return nil, fmt.Errorf("%w: upperdir and workdir go together; give both or neither", ErrInvalid)
 	}
 	if err := checkNesting(o); err != nil {
 		return nil, err
 	}
-	fs := &FS{log: o.Logger, inos: newInoMap(), nodes: newTable(), volatile: o.Volatile, lockFd: -1}
+	fs := &FS{log: o.Logger, inos: newInoMap(), nodes: newTable(), volatile: o.Volatile, lockFd: -1, mountFd: -1}
 	fs.invalidate = func(uint64) {}
 	if fs.log == nil {
 		fs.log = zap.NewNop()
@@ -85,7 +93,7 @@ func (fs *FS) open(o Options) error {
 	}
 	layers := make([]*layer, 0, len(o.Lowers))
 	for _, l := range o.Lowers {
-		opened, err := openLayer(l.Path, l.Dialect)
+		opened, err := openLower(l.Path, l.Dialect)
 		if err != nil {
 			for _, l := range layers {
 				l.close()
@@ -102,16 +110,16 @@ func (fs *FS) open(o Options) error {
 	return fs.openRoot()
 }
 
-func (fs *FS) openUpper(o Options) (err error) {
-	if fs.upper, err = openLayer(o.Upper, o.UpperDialect); err != nil {
+func (fs *FS) openUpper(o Options) error {
+	upper, workdir, err := fs.openPair(o.Upper, o.Work)
+	if err != nil {
+		return err
+	}
+	defer fsat.Close(workdir)
+	if fs.upper, err = newLayer(upper, o.Upper, o.UpperDialect); err != nil {
 		return err
 	}
 	fs.inos.shown(fs.upper.dev, 1)
-	workdir, err := fsat.OpenTrusted(o.Work)
-	if err != nil {
-		return fmt.Errorf("open workdir %q: %w", o.Work, err)
-	}
-	defer fsat.Close(workdir)
 	var st unix.Stat_t
 	if err := fsat.Fstat(workdir, &st); err != nil {
 		return fmt.Errorf("stat workdir %q: %w", o.Work, err)
@@ -119,7 +127,13 @@ func (fs *FS) openUpper(o Options) (err error) {
 	if st.Dev != fs.upper.dev {
 		return fmt.Errorf("%w: workdir %q is not on the file system of upperdir %q", ErrInvalid, o.Work, o.Upper)
 	}
-	if fs.lockFd, err = fsat.OpenName(fs.upper.root, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+	um, uerr := fsat.MountID(upper)
+	wm, werr := fsat.MountID(workdir)
+	if uerr == nil && werr == nil && um != wm {
+		return fmt.Errorf("%w: workdir %q and upperdir %q are reached through different mounts, so nothing can be renamed between them",
+			ErrInvalid, o.Work, o.Upper)
+	}
+	if fs.lockFd, err = fsat.OpenName(upper, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
 		return fmt.Errorf("open upperdir %q: %w", o.Upper, err)
 	}
 	if err := cow.LockDir(fs.lockFd); err != nil {
@@ -129,6 +143,49 @@ func (fs *FS) openUpper(o Options) (err error) {
 		return fmt.Errorf("workdir %q: %w", o.Work, err)
 	}
 	return nil
+}
+
+// openPair opens the upper and the workdir through one private copy of the
+// mount that both lie in (renames do not work from one mount to another), so
+// that what is mounted below them later does not show; without the privilege
+// for that, or in different mounts, as they are.
+func (fs *FS) openPair(upper, work string) (upperFd, workFd int, err error) {
+	u, err := resolve(upper)
+	if err != nil {
+		return -1, -1, fmt.Errorf("upperdir %q: %w", upper, err)
+	}
+	w, err := resolve(work)
+	if err != nil {
+		return -1, -1, fmt.Errorf("workdir %q: %w", work, err)
+	}
+	common := u
+	for !within(w, common) {
+		common = filepath.Dir(common)
+	}
+	beneath := func(base int, path string) (int, error) {
+		rel, err := filepath.Rel(common, path)
+		if err != nil {
+			return -1, err
+		}
+		return fsat.OpenBeneath(base, rel, unix.O_PATH|unix.O_DIRECTORY)
+	}
+	if base, err := fsat.CloneTree(common, false); err == nil {
+		fs.mountFd = base
+		if upperFd, err = beneath(base, u); err == nil {
+			if workFd, err = beneath(base, w); err == nil {
+				return upperFd, workFd, nil
+			}
+			fsat.Close(upperFd)
+		}
+	}
+	if upperFd, err = fsat.OpenTrusted(u); err != nil {
+		return -1, -1, fmt.Errorf("open upperdir %q: %w", upper, err)
+	}
+	if workFd, err = fsat.OpenTrusted(w); err != nil {
+		fsat.Close(upperFd)
+		return -1, -1, fmt.Errorf("open workdir %q: %w", work, err)
+	}
+	return upperFd, workFd, nil
 }
 
 func (fs *FS) openRoot() error {
@@ -152,18 +209,43 @@ func (fs *FS) openRoot() error {
 	return nil
 }
 
+// resolve returns the real path of a directory that the operator named.
+func resolve(p string) (string, error) {
+	abs, err := filepath.Abs(p)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(abs)
+}
+
+// within reports whether path a is b or lies below it.
+func within(a, b string) bool {
+	return a == b || strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/")
+}
+
+// inside reports whether directory a is b or lies below it, by whatever names
+// they are called.
+func inside(a, b string) bool {
+	target, err := os.Stat(b)
+	if err != nil {
+		return within(a, b)
+	}
+	for {
+		if st, err := os.Stat(a); err == nil && os.SameFile(st, target) {
+			return true
+		}
+		if a == "/" || a == "." {
+			return false
+		}
+		a = filepath.Dir(a)
+	}
+}
+
 // checkNesting refuses directories that lie in each other: what is written to
 // one would change the other behind our back.
 func checkNesting(o Options) error {
 	if o.Upper == "" {
 		return nil
-	}
-	resolve := func(p string) (string, error) {
-		abs, err := filepath.Abs(p)
-		if err != nil {
-			return "", err
-		}
-		return filepath.EvalSymlinks(abs)
 	}
 	upper, err := resolve(o.Upper)
 	if err != nil {
@@ -173,8 +255,7 @@ func checkNesting(o Options) error {
 	if err != nil {
 		return fmt.Errorf("workdir %q: %w", o.Work, err)
 	}
-	within := func(a, b string) bool { return a == b || strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/") }
-	if within(upper, work) || within(work, upper) {
+	if inside(upper, work) || inside(work, upper) {
 		return fmt.Errorf("%w: upperdir %q and workdir %q lie in one another", ErrInvalid, o.Upper, o.Work)
 	}
 	for _, l := range o.Lowers {
@@ -182,27 +263,32 @@ func checkNesting(o Options) error {
 		if err != nil {
 			return fmt.Errorf("lower %q: %w", l.Path, err)
 		}
-		if within(upper, lower) || within(work, lower) || within(lower, upper) || within(lower, work) {
+		if inside(upper, lower) || inside(work, lower) || inside(lower, upper) || inside(lower, work) {
 			return fmt.Errorf("%w: upperdir or workdir and lower %q lie in one another", ErrInvalid, l.Path)
 		}
 	}
 	return nil
 }
 
-// Close writes the upper's file system out, unless the union is volatile, and
-// closes every descriptor. Call it when no request can come any more.
+// Close writes the upper's file system out and closes every descriptor. Call it when no request can come any more.
 func (fs *FS) Close() error {
 	var err error
 	if fs.upper != nil {
-		if !fs.volatile && fs.lockFd >= 0 {
+		// A volatile union is synced here too, and only here: then its upper
+		// is as good as any.
+		if fs.lockFd >= 0 {
 			if e := fsat.Syncfs(fs.lockFd); e != nil {
 				err = fmt.Errorf("sync upperdir %q: %w", fs.upper.path, e)
 			}
 		}
 		fs.upper.close()
 	}
+	if err == nil && fs.work != nil {
+		fs.work.Clean()
+	}
 	fsat.Close(fs.lockFd)
-	fs.lockFd = -1
+	fsat.Close(fs.mountFd)
+	fs.lockFd, fs.mountFd = -1, -1
 	if fs.work != nil {
 		fs.work.Close()
 	}

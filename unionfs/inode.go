@@ -25,7 +25,7 @@ type inode struct {
 
 	mu     sync.RWMutex
 	upper  bool   // lives in the upper; guarded by mu
-	upIno  uint64 // st_ino in the upper's file system; guarded by mu
+	upID   realID // of an upper object that can have several names; guarded by mu
 	orphan int    // O_PATH or data descriptor of an object without a name, else -1; guarded by mu
 	// where and more are the object's names. Those of a directory also need
 	// FS.renameMu to change, and either to read. Guarded by mu.
@@ -40,6 +40,9 @@ type inode struct {
 
 	dir *dirState // of a directory; immutable
 }
+
+// realID names an object of the upper's file system.
+type realID struct{ dev, ino uint64 }
 
 // alias is one name of an object. The parent is pinned by it.
 type alias struct {
@@ -121,8 +124,8 @@ func (n *inode) hasAlias(a alias) bool {
 	return false
 }
 
-// table maps node ids, and the inode numbers of upper objects that can have
-// several names, to inodes.
+// table maps node ids, and the identity of upper objects that can have several
+// names, to inodes.
 type table struct {
 	shards [64]tableShard
 	nextID atomic.Uint64
@@ -131,7 +134,7 @@ type table struct {
 type tableShard struct {
 	mu    sync.RWMutex
 	nodes map[uint64]*inode // by node id; guarded by mu
-	upper map[uint64]*inode // by upIno; guarded by mu
+	upper map[realID]*inode // guarded by mu
 }
 
 func newTable() *table {
@@ -139,7 +142,7 @@ func newTable() *table {
 	t.nextID.Store(upperIDs)
 	for i := range t.shards {
 		t.shards[i].nodes = make(map[uint64]*inode)
-		t.shards[i].upper = make(map[uint64]*inode)
+		t.shards[i].upper = make(map[realID]*inode)
 	}
 	return t
 }
@@ -156,11 +159,11 @@ func (t *table) get(id uint64) *inode {
 	return s.nodes[id]
 }
 
-// add registers n under its node id and, if it has one, its number in the
-// upper. It fails if another live object has that number: n is then a second
-// look at the same file, and the caller looks again.
+// add registers n under its node id and, if it has one, its identity in the
+// upper. It fails if another live object has that: n is then a second look at
+// the same file, and the caller looks again.
 func (t *table) add(n *inode) bool {
-	if n.upIno != 0 && !t.addUpper(n, n.upIno) {
+	if n.upID != (realID{}) && !t.addUpper(n, n.upID) {
 		return false
 	}
 	s := t.shard(n.id)
@@ -171,24 +174,24 @@ func (t *table) add(n *inode) bool {
 }
 
 // byUpper returns a referenced inode for an object of the upper, or nil.
-func (t *table) byUpper(upIno uint64) *inode {
-	s := t.shard(upIno)
+func (t *table) byUpper(id realID) *inode {
+	s := t.shard(id.ino)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if n := s.upper[upIno]; n != nil && n.tryRef() {
+	if n := s.upper[id]; n != nil && n.tryRef() {
 		return n
 	}
 	return nil
 }
 
-func (t *table) addUpper(n *inode, upIno uint64) bool {
-	s := t.shard(upIno)
+func (t *table) addUpper(n *inode, id realID) bool {
+	s := t.shard(id.ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if have := s.upper[upIno]; have != nil && have != n && have.refs.Load() > 0 {
+	if have := s.upper[id]; have != nil && have != n && have.refs.Load() > 0 {
 		return false
 	}
-	s.upper[upIno] = n
+	s.upper[id] = n
 	return true
 }
 
@@ -199,13 +202,13 @@ func (t *table) remove(n *inode) {
 		delete(s.nodes, n.id)
 	}
 	s.mu.Unlock()
-	if n.upIno == 0 {
+	if n.upID == (realID{}) {
 		return
 	}
-	s = t.shard(n.upIno)
+	s = t.shard(n.upID.ino)
 	s.mu.Lock()
-	if s.upper[n.upIno] == n {
-		delete(s.upper, n.upIno)
+	if s.upper[n.upID] == n {
+		delete(s.upper, n.upID)
 	}
 	s.mu.Unlock()
 }

@@ -17,15 +17,30 @@ type layer struct {
 	dev     uint64 // of the root
 }
 
-func openLayer(path string, d whiteout.Dialect) (*layer, error) {
-	fd, err := fsat.OpenTrusted(path)
+// openLower opens a lower as a private, read-only copy of its mount, so that
+// what is mounted below it later does not show and nobody, not even we, can
+// change it; without the privilege for that, as it is.
+func openLower(path string, d whiteout.Dialect) (*layer, error) {
+	fd, err := fsat.CloneTree(path, true)
+	if err != nil {
+		fd, err = fsat.OpenTrusted(path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open layer %q: %w", path, err)
 	}
+	return newLayer(fd, path, d)
+}
+
+// newLayer takes over fd, the root of a layer.
+func newLayer(fd int, path string, d whiteout.Dialect) (*layer, error) {
 	var st unix.Stat_t
-	if err := fsat.Fstat(fd, &st); err != nil {
+	err := fsat.Fstat(fd, &st)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		err = unix.ENOTDIR
+	}
+	if err != nil {
 		fsat.Close(fd)
-		return nil, fmt.Errorf("stat layer %q: %w", path, err)
+		return nil, fmt.Errorf("open layer %q: %w", path, err)
 	}
 	return &layer{path: path, dialect: d, root: fd, dev: st.Dev}, nil
 }
@@ -41,8 +56,9 @@ type layerEntry struct {
 	ino  uint64
 	typ  uint8 // DT_*
 	// object: the layer has an object of this name. whiteout: it hides the
-	// name below; device tells which form.
-	object, whiteout, device bool
+	// name below. entry: the whiteout is an entry of this very name, a device
+	// or, with xform, an empty file with an attribute; else it is a marker.
+	object, whiteout, entry, xform bool
 }
 
 // readDir lists the directory dirfd (O_PATH) of the layer. Markers and
@@ -53,7 +69,9 @@ func (l *layer) readDir(dirfd int) (entries []layerEntry, opaque bool, err error
 	if err != nil {
 		return nil, false, fmt.Errorf("read opaque attribute: %w", err)
 	}
-	opaque = mark == whiteout.Opaque
+	// The attribute on the root of a layer says nothing (kernel: the roots are
+	// merged unseen); a marker in it does.
+	opaque = mark == whiteout.Opaque && dirfd != l.root
 	var markers map[string]bool
 	err = fsat.ReadDirBeneath(dirfd, func(e fsat.Dirent) error {
 		if l.dialect.ReadsMarkers() {
@@ -110,7 +128,7 @@ func (l *layer) classify(dirfd int, mark whiteout.DirMark, e *layerEntry) error 
 	}
 	e.typ = uint8(st.Mode & unix.S_IFMT >> 12)
 	if l.dialect.ReadsDevices() && whiteout.IsDevice(st.Mode, st.Rdev) {
-		e.object, e.whiteout, e.device = false, true, true
+		e.object, e.whiteout, e.entry = false, true, true
 		return nil
 	}
 	if xcheck && e.typ == unix.DT_REG && st.Size == 0 {
@@ -124,7 +142,7 @@ func (l *layer) classify(dirfd int, mark whiteout.DirMark, e *layerEntry) error 
 			return err
 		}
 		if wh {
-			e.object, e.whiteout, e.device = false, true, true
+			e.object, e.whiteout, e.entry, e.xform = false, true, true, true
 		}
 	}
 	return nil

@@ -16,6 +16,7 @@ func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.En
 	if err := fs.link(n, p, name); err != nil {
 		return fs.status("link", n, err)
 	}
+	fs.changed(p)
 	n.refs.Add(1) // for the reply; the kernel holds n while it asks
 	return fs.status("link", n, fs.reply(n, out))
 }
@@ -61,7 +62,7 @@ func (fs *FS) linkReal(n *inode, c *change, f *found) error {
 			}
 			return fsat.Link(dirfd, old, newdir, newname)
 		}
-		if !f.dev {
+		if !f.entry {
 			return link(c.h.fd, f.name)
 		}
 		temp := fs.work.TempName()

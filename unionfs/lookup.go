@@ -1,6 +1,8 @@
 package unionfs
 
 import (
+	"errors"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -67,7 +69,11 @@ func (fs *FS) child(p *inode, name string) (*inode, error) {
 		if f.upper {
 			return fs.upperChild(p, &f)
 		}
-		return fs.adoptChild(p, &f, newInode(f.low.slot(), f.low.ino(), uint32(f.low.typ())<<12, f.low))
+		ino, err := fs.lowers.admit(f.low)
+		if err != nil {
+			return nil, err
+		}
+		return fs.adoptChild(p, &f, newInode(f.low.slot(), ino, uint32(f.low.typ())<<12, f.low))
 	})
 }
 
@@ -106,14 +112,24 @@ func (fs *FS) upperChild(p *inode, f *found) (*inode, error) {
 	if uint8(typ>>12) != f.typ {
 		return nil, errStale
 	}
+	if err := refuseIndirect(fs.upper.dialect, h.fd, f.name, f.typ); err != nil {
+		if errors.Is(err, unix.ENOENT) {
+			return nil, errStale
+		}
+		return nil, err
+	}
 	if typ == unix.S_IFDIR {
 		return fs.upperDirChild(p, f, h.fd, &st)
 	}
-	if n := fs.nodes.byUpper(st.Ino); n != nil {
+	if n := fs.nodes.byUpper(realID{st.Dev, st.Ino}); n != nil {
 		return fs.nameKnown(p, f, n)
 	}
-	n := newInode(fs.nodes.newID(), fs.inos.shown(st.Dev, st.Ino), typ, nil)
-	n.upper, n.upIno = true, st.Ino
+	ino := f.ino // kept over a copy-up
+	if ino == 0 {
+		ino = fs.inos.shown(st.Dev, st.Ino)
+	}
+	n := newInode(fs.nodes.newID(), ino, typ, nil)
+	n.upper, n.upID = true, realID{st.Dev, st.Ino}
 	return fs.adoptChild(p, f, n)
 }
 
@@ -136,9 +152,13 @@ func (fs *FS) upperDirChild(p *inode, f *found, dirfd int, st *unix.Stat_t) (*in
 			low = nil
 		}
 	}
+	var err error
 	id, ino := fs.nodes.newID(), fs.inos.shown(st.Dev, st.Ino)
 	if low != nil {
-		id, ino = low.slot(), low.ino()
+		id = low.slot()
+		if ino, err = fs.lowers.admit(low); err != nil {
+			return nil, err
+		}
 	}
 	n := newInode(id, ino, unix.S_IFDIR, low)
 	n.upper = true

@@ -10,6 +10,9 @@ import (
 // an index file that knows the merged tree already.
 type lowerTree interface {
 	root() lowerObj
+	// admit returns the inode number of an object that is looked at for the
+	// first time, and refuses objects that cannot be shown rightly.
+	admit(o lowerObj) (ino uint64, err error)
 	// list returns the merged listing of a directory.
 	list(dir lowerObj) (lowerList, error)
 	// with calls fn with a directory descriptor and a name (or the object's
@@ -28,7 +31,7 @@ type lowerTree interface {
 // lowerObj is one object of a lowerTree.
 type lowerObj interface {
 	slot() uint64 // its node id, the same for the whole life of the mount
-	ino() uint64  // the inode number to show
+	ino() uint64  // the inode number, as far as the listing tells
 	typ() uint8   // DT_*
 }
 

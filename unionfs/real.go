@@ -2,6 +2,7 @@ package unionfs
 
 import (
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -14,30 +15,34 @@ func (fs *FS) dirFd(n *inode) (*fdHandle, error) {
 	if n == fs.root {
 		return borrowed(fs.upper.root), nil
 	}
-	return fs.fds.get(&n.dir.fd, func() (int, error) {
-		fs.renameMu.RLock()
-		defer fs.renameMu.RUnlock()
-		// Walk up to the nearest ancestor that is open.
-		var names []string
-		base := borrowed(fs.upper.root)
-		for at := n; at != fs.root; at = at.where.parent {
-			if at.where.parent == nil {
-				return -1, unix.ENOENT // removed
-			}
-			if at != n {
-				if h := fs.fds.peek(&at.dir.fd); h != nil {
-					base = h
-					break
-				}
-			}
-			names = append(names, at.where.name)
+	if h := fs.fds.peek(&n.dir.fd); h != nil {
+		return h, nil
+	}
+	fs.renameMu.RLock()
+	defer fs.renameMu.RUnlock()
+	return fs.fds.get(&n.dir.fd, func() (int, error) { return fs.openUpperDir(n) })
+}
+
+// openUpperDir opens a directory of the upper from its nearest ancestor that is
+// open. Preconditions: renameMu is held.
+func (fs *FS) openUpperDir(n *inode) (int, error) {
+	var names []string
+	base := borrowed(fs.upper.root)
+	for at := n; at != fs.root; at = at.where.parent {
+		if at.where.parent == nil {
+			return -1, unix.ENOENT // removed
 		}
-		defer base.release()
-		for i, j := 0, len(names)-1; i < j; i, j = i+1, j-1 {
-			names[i], names[j] = names[j], names[i]
+		if at != n {
+			if h := fs.fds.peek(&at.dir.fd); h != nil {
+				base = h
+				break
+			}
 		}
-		return fsat.OpenBeneath(base.fd, strings.Join(names, "/"), unix.O_PATH|unix.O_DIRECTORY)
-	})
+		names = append(names, at.where.name)
+	}
+	defer base.release()
+	slices.Reverse(names)
+	return fsat.OpenBeneath(base.fd, strings.Join(names, "/"), unix.O_PATH|unix.O_DIRECTORY)
 }
 
 // withReal calls fn with the place of the real object behind n: a directory

@@ -26,6 +26,9 @@ func (fs *FS) remove(op string, id uint64, name string, dir bool) fuse.Status {
 		return fuse.EROFS
 	}
 	_, err := again(func() (struct{}, error) { return struct{}{}, fs.removeName(p, name, dir) })
+	if err == nil {
+		fs.changed(p)
+	}
 	return fs.status(op, p, err)
 }
 

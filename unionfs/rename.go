@@ -1,6 +1,8 @@
 package unionfs
 
 import (
+	"errors"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -27,6 +29,12 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 	_, err := again(func() (struct{}, error) {
 		return struct{}{}, fs.renameOnce(from, to, oldName, newName, uint(in.Flags))
 	})
+	if err == nil {
+		fs.changed(from)
+		if to != from {
+			fs.changed(to)
+		}
+	}
 	return fs.status("rename", from, err)
 }
 
@@ -37,6 +45,7 @@ type move struct {
 	f, g     found   // the old and the new name
 	src, dst *inode  // dst nil: the new name is free
 	flags    uint
+	left     bool // a whiteout has been left at the old name
 
 	unpin []*inode // references to give back when no lock is held
 }
@@ -201,6 +210,14 @@ func (m *move) run() error {
 			return err
 		}
 	}
+	if m.g.xform && !m.exchange() {
+		// Swapped to the old name, a whiteout in the attribute form might be
+		// a file there.
+		if err := fs.whiteoutOver(m.to, m.g.name, 0); err != nil {
+			return err
+		}
+		m.to.p.dir.setGone(m.g.name, true)
+	}
 	// A directory that comes to lie over a lower one must not merge with it.
 	if m.src.isDir() && m.g.low != nil {
 		if err := m.setOpaque(m.from, m.f.name); err != nil {
@@ -304,11 +321,23 @@ func (m *move) clearTarget() error {
 		return err
 	}
 	defer t.Discard()
-	if err := t.Publish(m.to.h.fd, m.g.name, unix.RENAME_EXCHANGE); err != nil {
+	if err := m.swapTarget(t); err != nil {
 		return err
 	}
-	fs.fds.drop(&dst.dir.fd) // it is of the directory that is gone
+	dst.dir.reset()
 	return nil
+}
+
+// swapTarget puts the empty directory in the place of dst. dst's descriptor is
+// of the directory that is gone; nobody may open that while it goes.
+func (m *move) swapTarget(t *cow.Temp) error {
+	m.fs.renameMu.Lock()
+	defer m.fs.renameMu.Unlock()
+	err := t.Publish(m.to.h.fd, m.g.name, unix.RENAME_EXCHANGE)
+	if err == nil {
+		m.fs.fds.drop(&m.dst.dir.fd)
+	}
+	return err
 }
 
 // renameReal is the one system call that makes the change visible.
@@ -319,18 +348,19 @@ func (m *move) renameReal() error {
 		return fsat.Rename(old, m.f.name, name, m.g.name, unix.RENAME_EXCHANGE)
 	}
 	white := m.f.needsWhiteout()
-	if m.g.dev {
+	if m.g.entry {
 		// A whiteout lies at the new name: swapping brings it where it may
 		// be needed, and replaces it by a directory too.
 		if err := fsat.Rename(old, m.f.name, name, m.g.name, unix.RENAME_EXCHANGE); err != nil {
 			return err
 		}
+		m.left = true
 		if !white {
-			// It hides nothing; should this fail it is only untidy.
-			_ = fsat.Unlink(old, m.f.name)
+			m.left = fsat.Unlink(old, m.f.name) != nil // then it stays, and hides nothing
 		}
 		return nil
 	}
+	m.left = white
 	if !white {
 		return fsat.Rename(old, m.f.name, name, m.g.name, 0)
 	}
@@ -340,10 +370,19 @@ func (m *move) renameReal() error {
 	}
 	// The file system has no RENAME_WHITEOUT. Between the two steps a crash
 	// leaves the old name showing the lower object.
-	if err := fsat.Rename(old, m.f.name, name, m.g.name, 0); err != nil {
+	wh, err := fs.work.Whiteout()
+	if err != nil {
 		return err
 	}
-	return fs.work.WhiteoutAt(old, m.f.name)
+	if err := fsat.Rename(old, m.f.name, name, m.g.name, 0); err != nil {
+		fs.work.Remove(wh)
+		return err
+	}
+	if err := fsat.Rename(fs.work.Fd(), wh, old, m.f.name, 0); err != nil {
+		fs.work.Remove(wh)
+		return errors.Join(err, fsat.Rename(name, m.g.name, old, m.f.name, unix.RENAME_NOREPLACE))
+	}
+	return nil
 }
 
 // record updates the names in memory; orphan is from openOrphan.
@@ -365,6 +404,6 @@ func (m *move) record(orphan int) {
 			fs.fds.drop(&m.dst.dir.fd)
 		}
 	}
-	from.dir.setGone(m.f.name, m.f.needsWhiteout())
+	from.dir.setGone(m.f.name, m.left)
 	to.dir.setUpper(m.g.name, m.src, m.g.visible())
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout"
 	"github.com/plyfs/plyfs/whiteout/merge"
 )
 
@@ -36,7 +37,7 @@ type scanObj struct {
 	parent *scanList // nil for the root
 	name   string
 	id     uint64
-	inode  uint64
+	dIno   uint64 // as the directory says; ident knows better
 	dtype  uint8
 	top    uint16   // index in parent.dirs of the layer that serves it
 	below  []uint16 // of a directory: further layers merged with it
@@ -51,7 +52,7 @@ type scanList struct {
 }
 
 func (o *scanObj) slot() uint64 { return o.id }
-func (o *scanObj) ino() uint64  { return o.inode }
+func (o *scanObj) ino() uint64  { return o.dIno }
 func (o *scanObj) typ() uint8   { return o.dtype }
 
 func (l *scanList) length() int { return len(l.objs) }
@@ -73,7 +74,7 @@ func newScan(layers []*layer, fds *fdCache, inos *inoMap) (*scan, error) {
 	if err := fsat.Fstat(bottom.root, &st); err != nil {
 		return nil, fmt.Errorf("stat layer %q: %w", bottom.path, err)
 	}
-	s.top = &scanObj{id: rootSlot, inode: inos.shown(st.Dev, st.Ino), dtype: unix.DT_DIR}
+	s.top = &scanObj{id: rootSlot, dIno: inos.shown(st.Dev, st.Ino), dtype: unix.DT_DIR}
 	s.nextSlot.Store(rootSlot + 1)
 	return s, nil
 }
@@ -173,7 +174,7 @@ func (s *scan) read(o *scanObj) (*scanList, error) {
 		obj.dtype, obj.top = e(m.Refs[0]).typ, uint16(m.Refs[0].Listing)
 		// A directory is numbered after its lowest part, which no copy-up
 		// and no added layer changes.
-		obj.inode = s.inos.shown(list.dirs[last.Listing].layer.dev, e(last).ino)
+		obj.dIno = s.inos.shown(list.dirs[last.Listing].layer.dev, e(last).ino)
 		for _, r := range m.Refs[1:] {
 			obj.below = append(obj.below, uint16(r.Listing))
 		}
@@ -273,6 +274,60 @@ func (m *inoMap) shown(dev, ino uint64) uint64 {
 		ino = (ino * 0x9e3779b97f4a7c15) >> (64 - shift)
 	}
 	return ino | idx<<shift
+}
+
+// admit looks at an object for the first time: it returns its inode number and
+// refuses what we cannot show rightly. A directory is numbered after its lowest
+// part, as in its listing.
+func (s *scan) admit(obj lowerObj) (ino uint64, err error) {
+	o := obj.(*scanObj)
+	if o.parent == nil {
+		return o.dIno, nil
+	}
+	err = s.with(o, func(dirfd int, name string) error {
+		return refuseIndirect(s.layer(o).dialect, dirfd, name, o.dtype)
+	})
+	if err != nil {
+		return 0, err
+	}
+	lowest := o.top
+	if n := len(o.below); n > 0 {
+		lowest = o.below[n-1]
+	}
+	h, err := s.dirFd(o.parent.dirs[lowest])
+	if err != nil {
+		return 0, err
+	}
+	defer h.release()
+	var st unix.Stat_t
+	if err := fsat.Stat(h.fd, o.name, &st); err != nil {
+		return 0, err
+	}
+	return s.inos.shown(st.Dev, st.Ino), nil
+}
+
+// refuseIndirect refuses files whose data and directories whose content is
+// elsewhere (kernel: metacopy and redirect_dir): shown as they are they would
+// be zeros and holes.
+func refuseIndirect(d whiteout.Dialect, dirfd int, name string, dtype uint8) error {
+	attr := ""
+	switch dtype {
+	case unix.DT_REG:
+		attr = "metacopy"
+	case unix.DT_DIR:
+		attr = "redirect"
+	}
+	if attr == "" || !d.ReadsDevices() {
+		return nil
+	}
+	_, err := fsat.Getxattr(dirfd, name, d.Attr(attr), nil)
+	if err == nil {
+		return fmt.Errorf("%q has the attribute %s, which is not followed: %w", name, d.Attr(attr), unix.EPERM)
+	}
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
 }
 
 // errStale says that an object is no longer where it was; the caller looks

@@ -162,13 +162,20 @@ func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, d
 	if err := fs.ensureUpper(n); err != nil {
 		return fs.status(op, n, err)
 	}
-	n.mu.RLock()
-	defer n.mu.RUnlock()
 	if n.isDir() && attr == aclDefault {
+		// Not while an object is made that would inherit it.
+		n.dir.opMu.Lock()
+		defer n.dir.opMu.Unlock()
 		defer n.dir.acl.Store(aclUnknown)
 	}
 	disk := fs.upper.dialect.ToDisk(attr)
-	return fs.status(op, n, fs.withRealLocked(n, func(dirfd int, name string) error { return fn(dirfd, name, disk) }))
+	err := fs.withReal(n, func(dirfd int, name string) error { return fn(dirfd, name, disk) })
+	if attr == aclAccess {
+		// The mode has changed with it. The kernel forgets it by itself, but
+		// not in a way that a GETATTR under way would notice.
+		fs.invalidate(n.id)
+	}
+	return fs.status(op, n, err)
 }
 
 // clearBits removes permission bits from an object.

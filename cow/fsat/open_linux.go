@@ -11,7 +11,7 @@ import (
 // PATH_MAX counts the final NUL; longer paths are walked in pieces.
 const pathMax = unix.PathMax - 1
 
-const resolveBeneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+const resolveBeneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV
 
 // retry calls fn until it does not fail with EINTR, or with EAGAIN as openat2
 // does when a rename raced with the walk.
@@ -35,8 +35,30 @@ func OpenTrusted(path string) (fd int, err error) {
 	return fd, err
 }
 
+// CloneTree opens a directory that the operator named as a private copy of its
+// mount: what others mount or unmount below it does not show, and with readOnly
+// nothing below it can be changed, not even an access time. Where the caller may
+// not do that (it takes CAP_SYS_ADMIN), err is EPERM.
+func CloneTree(path string, readOnly bool) (fd int, err error) {
+	fd, err = unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if readOnly {
+		attr.Attr_set = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOATIME
+		attr.Attr_clr = unix.MOUNT_ATTR__ATIME
+	}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
 // OpenBeneath opens the relative path below dirfd ("" or "." is dirfd itself)
-// without following any link or leaving dirfd. It adds O_CLOEXEC.
+// without following any link, leaving dirfd or crossing into another mount. It
+// adds O_CLOEXEC.
 func OpenBeneath(dirfd int, path string, flags int) (fd int, err error) {
 	if path == "" {
 		path = "."

@@ -19,6 +19,13 @@ func Fstat(fd int, st *unix.Stat_t) error {
 	return retry(func() error { return unix.Fstat(fd, st) })
 }
 
+// MountID returns the number of the mount that fd lies in.
+func MountID(fd int) (uint64, error) {
+	var st unix.Statx_t
+	err := retry(func() error { return unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st) })
+	return st.Mnt_id, err
+}
+
 // Readlink reads the target of the symbolic link name in dirfd; with an empty
 // name, of the link that dirfd itself (O_PATH|O_NOFOLLOW) holds.
 func Readlink(dirfd int, name string) (string, error) {

@@ -365,7 +365,7 @@ func (t *Trial) emptyForUs(op Op, want, got Result, model *side) bool {
 	if op.Op != "rmdir" || want.Err != "ENOTEMPTY" || got.Err != "" {
 		return false
 	}
-	op.Op = "readdir"
+	op.Op, op.User = "readdir", 0
 	r, err := model.do(op)
 	return err == nil && r.Err == "" && r.Out == "..:dir .:dir"
 }

@@ -12,7 +12,9 @@
 // Every worker reads a request, answers it and reads the next. A worker whose
 // request leaves nobody waiting starts another before it begins to work, so a
 // request that waits for a disk or a lock never keeps others from being read.
-// Workers that would be the third to wait end instead.
+// Workers that would be the third to wait end instead. At most 256 requests are
+// worked on at a time: none waits for another, so the rest may wait in the
+// kernel.
 //
 // FUSE_INTERRUPT is answered with ENOSYS, so that the kernel stops sending it:
 // no request waits for anything but the file systems below, and a Go program's

@@ -26,6 +26,7 @@ const (
 	headroom      = 8 << 10 // headers around the largest payload
 	maxBackground = 64
 	idleWorkers   = 2
+	maxWorkers    = 256 // further requests wait in the kernel
 
 	opInit      = 26
 	opInterrupt = 36
@@ -97,13 +98,22 @@ type loop struct {
 
 	workers sync.WaitGroup
 	idle    atomic.Int32 // workers waiting for a request
+	total   atomic.Int32 // workers
 	once    sync.Once
 	err     error // why the loop ended; guarded by once
 }
 
+// start adds a worker unless there are enough.
 func (l *loop) start() {
+	if l.total.Add(1) > maxWorkers {
+		l.total.Add(-1)
+		return
+	}
 	l.idle.Add(1)
-	l.workers.Go(l.work)
+	l.workers.Go(func() {
+		defer l.total.Add(-1)
+		l.work()
+	})
 }
 
 func (l *loop) end(err error) { l.once.Do(func() { l.err = err }) }
