@@ -316,6 +316,61 @@ func TestOpenUnlinked(t *testing.T) {
 	}
 }
 
+// TestIndirectObjectsAreRefused: their data or content is elsewhere, and an
+// image could have made them up.
+func TestIndirectObjectsAreRefused(t *testing.T) {
+	u := newUnion(t, true, []string{"file", "dir/x", "plain"})
+	lower := filepath.Join(u.dir, "lower0")
+	for name, attr := range map[string]string{"file": "metacopy", "dir": "redirect"} {
+		if err := unix.Setxattr(filepath.Join(lower, name), "user.overlay."+attr, []byte("/plain"), 0); err != nil {
+			t.Skipf("no user attributes here: %v", err)
+		}
+		h := header(fuse.FUSE_ROOT_ID)
+		if s := u.Lookup(nil, &h, name, &fuse.EntryOut{}); s != fuse.EPERM {
+			t.Errorf("lookup of a %s object: %v, want EPERM", attr, s)
+		}
+	}
+	if got := u.read("plain"); got != "plain" {
+		t.Errorf("its neighbour reads %q", got)
+	}
+}
+
+func TestVolatileMark(t *testing.T) {
+	dir := t.TempDir()
+	for _, d := range []string{"l", "u", "w"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := Options{
+		Lowers: []Layer{{Path: filepath.Join(dir, "l")}}, Upper: filepath.Join(dir, "u"), Work: filepath.Join(dir, "w"),
+		UpperDialect: whiteout.UserXattr, Volatile: true,
+	}
+	fs, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark := filepath.Join(dir, "w/work/incompat/volatile/dirty")
+	if _, err := os.Stat(mark); err != nil {
+		t.Errorf("a volatile union leaves no mark: %v", err)
+	}
+	if err := fs.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(mark); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the mark is still there after a synced end: %v", err)
+	}
+	// After a crash, ours or the kernel's, it is; no mount takes such an upper.
+	if err := os.MkdirAll(mark, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, o.Volatile = range []bool{false, true} {
+		if fs, err := New(o); !errors.Is(err, cow.ErrVolatile) {
+			t.Errorf("volatile=%v: New = %v, %v; want ErrVolatile", o.Volatile, fs, err)
+		}
+	}
+}
+
 func TestNewRefuses(t *testing.T) {
 	dir := t.TempDir()
 	mk := func(names ...string) {
