@@ -9,12 +9,23 @@
 //
 // # The loop
 //
-// Every worker reads a request, answers it and reads the next. A worker whose
-// request leaves nobody waiting starts another before it begins to work, so a
-// request that waits for a disk or a lock never keeps others from being read.
-// Workers that would be the third to wait end instead. At most 256 requests are
-// worked on at a time: none waits for another, so the rest may wait in the
-// kernel.
+// One worker reads at a time, the one that holds the token. It answers what it
+// has read by itself and reads on: as long as one request comes after the other
+// everything stays on one thread, which is what a round trip's time depends on.
+// It passes the token to another worker first when the request is bound to
+// wait for a disk (FSYNC and the like) or when more requests are there already;
+// and if it is stuck in a request for longer than a millisecond, the watch
+// passes the token on in its place. So a request that waits for a disk or a
+// lock never keeps others from being read for long.
+//
+// Workers come as they are needed, at most 256: no request waits for another,
+// so the rest may wait in the kernel. Two may wait for the token; more end.
+//
+// Before the reader sleeps it looks for the next request for a while, because
+// waking a halted processor costs more than everything else in a round trip.
+// How long depends on whether that has paid lately (spinner); it never looks on
+// a machine with one processor, nor while other workers are busy, nor when no
+// request has come since it last looked in vain and slept.
 //
 // FUSE_INTERRUPT is answered with ENOSYS, so that the kernel stops sending it:
 // no request waits for anything but the file systems below, and a Go program's

@@ -1,0 +1,348 @@
+package transport
+
+import (
+	"encoding/binary"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	headroom    = 8 << 10 // headers around the largest payload
+	idleWorkers = 2       // workers that may wait for their turn to read
+	maxWorkers  = 256     // further requests wait in the kernel
+
+	// stallTick is how often the watch looks whether the reader is stuck in
+	// the request it answers.
+	stallTick = time.Millisecond
+
+	opInit      = 26
+	opFsync     = 20
+	opFsyncdir  = 30
+	opInterrupt = 36
+	opDestroy   = 38
+	opFallocate = 43
+	opCopyRange = 47
+
+	// struct fuse_in_header and fuse_out_header (include/uapi/linux/fuse.h).
+	inHeaderSize  = 40
+	outHeaderSize = 16
+)
+
+// loop is one connection being served. See the package comment.
+type loop struct {
+	fd    int
+	proto *fuse.ProtocolServer
+	log   *zap.Logger
+	ready func()
+
+	token   chan struct{} // whoever has taken it reads
+	waiting atomic.Int32  // workers waiting for the token
+	busy    atomic.Int32  // workers answering requests without the token
+	total   atomic.Int32  // workers
+	workers sync.WaitGroup
+
+	// inline is the number of the request that the reader answers while it
+	// keeps the token; 0: none, or the watch has taken the token from it.
+	inline   atomic.Uint64
+	requests uint64 // requests read; guarded by the token
+	queued   int    // of those, how many in a row were there at once; guarded by the token
+	spin     spinner
+	stirred  chan struct{} // wakes the watch
+
+	done chan struct{} // closed when the connection has ended
+	once sync.Once
+	err  error // why; written before done is closed
+}
+
+func newLoop(proto *fuse.ProtocolServer, o ServeOptions, log *zap.Logger) *loop {
+	l := &loop{
+		proto: proto, log: log, ready: o.Ready,
+		token: make(chan struct{}, 1), stirred: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	l.spin.budget = o.Spin
+	if o.Spin == 0 {
+		l.spin.budget = defaultSpin
+	}
+	if runtime.NumCPU() == 1 {
+		l.spin.budget = -1 // it would keep the client from running
+	}
+	l.spin.credit = spinCredit
+	return l
+}
+
+// run serves until the connection ends.
+func (l *loop) run() {
+	if err := unix.SetNonblock(l.fd, true); err != nil {
+		l.end(fmt.Errorf("serve: %w", err))
+		return
+	}
+	l.workers.Go(l.watch)
+	l.token <- struct{}{}
+	l.start()
+	l.workers.Wait()
+}
+
+// start adds a worker unless there are enough.
+func (l *loop) start() {
+	if l.total.Add(1) > maxWorkers {
+		l.total.Add(-1)
+		return
+	}
+	l.workers.Go(func() {
+		defer l.total.Add(-1)
+		l.work()
+	})
+}
+
+func (l *loop) end(err error) {
+	l.once.Do(func() {
+		l.err = err
+		close(l.done)
+	})
+}
+
+// pass lets another worker read. Preconditions: the token is the caller's to
+// give.
+func (l *loop) pass() {
+	if l.waiting.Load() == 0 {
+		l.start()
+	}
+	l.token <- struct{}{} // there is one token, so this never blocks
+}
+
+var buffers = sync.Pool{New: func() any {
+	return &buffer{in: make([]byte, maxWrite+headroom), out: make([]byte, maxWrite+headroom)}
+}}
+
+type buffer struct{ in, out []byte }
+
+// work is one worker.
+func (l *loop) work() {
+	b := buffers.Get().(*buffer)
+	defer buffers.Put(b)
+	for {
+		if l.waiting.Add(1) > idleWorkers {
+			l.waiting.Add(-1)
+			return
+		}
+		select {
+		case <-l.token:
+			l.waiting.Add(-1)
+		case <-l.done:
+			l.waiting.Add(-1)
+			return
+		}
+		if !l.read(b) {
+			return
+		}
+	}
+}
+
+// read reads and answers requests for as long as the worker keeps the token.
+// False: the connection has ended.
+func (l *loop) read(b *buffer) bool {
+	for {
+		n, err := l.next(b.in)
+		if err != nil || n == 0 {
+			l.end(err)
+			return false
+		}
+		l.requests++
+		if l.passFirst(b.in) {
+			l.busy.Add(1)
+			l.pass()
+			ok := l.handle(b, n)
+			l.busy.Add(-1)
+			return ok
+		}
+		l.inline.Store(l.requests)
+		ok := l.handle(b, n)
+		if !ok {
+			l.end(nil)
+			return false
+		}
+		if !l.inline.CompareAndSwap(l.requests, 0) {
+			return true // the watch has passed the token on
+		}
+	}
+}
+
+// passFirst decides whether somebody else should read while this request is
+// answered: when it is bound to wait for a disk, and when more requests are
+// there already.
+func (l *loop) passFirst(in []byte) bool {
+	switch binary.NativeEndian.Uint32(in[4:]) {
+	case opFsync, opFsyncdir, opFallocate, opCopyRange:
+		return true
+	}
+	return l.queued >= 2
+}
+
+// watch takes the token from a reader that has been stuck in one request for
+// longer than a tick. It sleeps while nothing happens.
+func (l *loop) watch() {
+	tick := time.NewTicker(stallTick)
+	defer tick.Stop()
+	const patience = 50 // ticks without a request
+	for {
+		tick.Stop()
+		select {
+		case <-l.done:
+			return
+		case <-l.stirred:
+		}
+		tick.Reset(stallTick)
+		last := uint64(0)
+		for quiet := 0; quiet < patience; quiet++ {
+			select {
+			case <-l.done:
+				return
+			case <-tick.C:
+			}
+			now := l.inline.Load()
+			if now != 0 && now == last && l.inline.CompareAndSwap(now, 0) {
+				l.pass()
+			}
+			if now != last {
+				quiet = 0
+			}
+			last = now
+		}
+	}
+}
+
+// next returns the next request. Zero bytes without an error: unmounted.
+func (l *loop) next(buf []byte) (int, error) {
+	n, err := l.tryRead(buf)
+	if n != 0 || err != unix.EAGAIN {
+		l.queued++
+		return n, err
+	}
+	l.queued = 0
+	if l.busy.Load() == 0 {
+		if n, err := l.spin.wait(func() (int, error) { return l.tryRead(buf) }); err != unix.EAGAIN {
+			return n, err
+		}
+	}
+	for {
+		if err := l.sleep(); err != nil {
+			return 0, err
+		}
+		n, err := l.tryRead(buf)
+		if err != unix.EAGAIN {
+			select {
+			case l.stirred <- struct{}{}:
+			default:
+			}
+			return n, err
+		}
+	}
+}
+
+// tryRead reads a request if there is one; EAGAIN if not.
+func (l *loop) tryRead(buf []byte) (int, error) {
+	for {
+		n, err := unix.Read(l.fd, buf)
+		switch err {
+		case nil:
+			if n < inHeaderSize {
+				return 0, fmt.Errorf("serve: the kernel sent %d bytes, less than a header", n)
+			}
+			return n, nil
+		case unix.ENODEV:
+			return 0, nil
+		case unix.EINTR, unix.ENOENT: // ENOENT: interrupted before it was read
+		case unix.EAGAIN:
+			return 0, err
+		default:
+			return 0, fmt.Errorf("serve: read request: %w", err)
+		}
+	}
+}
+
+// sleep waits until there is something to read.
+func (l *loop) sleep() error {
+	p := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}}
+	if _, err := unix.Poll(p, -1); err != nil && err != unix.EINTR {
+		return fmt.Errorf("serve: wait for request: %w", err)
+	}
+	return nil
+}
+
+// handle answers the request in b.in[:n]; false: the connection has ended.
+func (l *loop) handle(b *buffer, n int) bool {
+	op := binary.NativeEndian.Uint32(b.in[4:])
+	if op == opInterrupt {
+		return l.write(errorReply(b.out, b.in, unix.ENOSYS))
+	}
+	size, status := l.proto.HandleRequest([][]byte{b.in[:n]}, [][]byte{b.out})
+	if status != fuse.OK {
+		return l.write(errorReply(b.out, b.in, unix.Errno(status)))
+	}
+	if size > 0 && !l.write(b.out[:size]) {
+		return false
+	}
+	if op == opInit && l.ready != nil {
+		l.ready()
+	}
+	return op != opDestroy
+}
+
+func errorReply(out, in []byte, errno unix.Errno) []byte {
+	out = out[:outHeaderSize]
+	binary.NativeEndian.PutUint32(out, outHeaderSize)
+	binary.NativeEndian.PutUint32(out[4:], uint32(-int32(errno)))
+	copy(out[8:], in[8:16]) // unique
+	return out
+}
+
+func (l *loop) write(reply []byte) bool {
+	for {
+		_, err := unix.Write(l.fd, reply)
+		switch err {
+		case nil, unix.ENOENT: // ENOENT: nobody waits for this answer any more
+			return true
+		case unix.EINTR, unix.EAGAIN:
+		case unix.ENODEV:
+			return false
+		default:
+			// The kernel refused the reply; the caller gets an error instead
+			// of waiting for ever.
+			l.log.Error("reply refused", zap.Error(err), zap.Int("size", len(reply)))
+			if len(reply) <= outHeaderSize {
+				return true
+			}
+			reply = errorReply(reply, reply, unix.EIO)
+		}
+	}
+}
+
+// invalidate tells the kernel to forget the attributes of a node
+// (FUSE_NOTIFY_INVAL_INODE without a range). A node it does not know is no
+// error.
+func (l *loop) invalidate(nodeid uint64) {
+	const notifyInvalInode = 2
+	var msg [outHeaderSize + 24]byte
+	binary.NativeEndian.PutUint32(msg[0:], uint32(len(msg)))
+	binary.NativeEndian.PutUint32(msg[4:], notifyInvalInode)
+	binary.NativeEndian.PutUint64(msg[16:], nodeid)
+	binary.NativeEndian.PutUint64(msg[24:], ^uint64(0)) // offset -1: attributes only
+	for {
+		_, err := unix.Write(l.fd, msg[:])
+		switch err {
+		case unix.EINTR, unix.EAGAIN:
+			continue
+		case nil, unix.ENOENT, unix.ENODEV:
+		default:
+			l.log.Warn("invalidation refused", zap.Uint64("node", nodeid), zap.Error(err))
+		}
+		return
+	}
+}
