@@ -14,7 +14,7 @@
 // everything stays on one thread, which is what a round trip's time depends on.
 // It passes the token to another worker first when the request is bound to
 // wait for a disk (FSYNC and the like) or when more requests are there already;
-// and if it is stuck in a request for longer than a millisecond, the watch
+// and if it is stuck in a request for longer than a few milliseconds, the watch
 // passes the token on in its place. So a request that waits for a disk or a
 // lock never keeps others from being read for long.
 //

@@ -20,7 +20,7 @@ const (
 
 	// stallTick is how often the watch looks whether the reader is stuck in
 	// the request it answers.
-	stallTick = time.Millisecond
+	stallTick = 2 * time.Millisecond
 
 	opInit      = 26
 	opFsync     = 20
@@ -54,7 +54,8 @@ type loop struct {
 	requests uint64 // requests read; guarded by the token
 	queued   int    // of those, how many in a row were there at once; guarded by the token
 	spin     spinner
-	stirred  chan struct{} // wakes the watch
+	asleep   atomic.Bool   // the watch sleeps
+	stirred  chan struct{} // wakes it
 
 	done chan struct{} // closed when the connection has ended
 	once sync.Once
@@ -162,13 +163,19 @@ func (l *loop) read(b *buffer) bool {
 			l.busy.Add(-1)
 			return ok
 		}
-		l.inline.Store(l.requests)
-		ok := l.handle(b, n)
-		if !ok {
+		this := l.requests
+		l.inline.Store(this)
+		if l.asleep.Load() {
+			select {
+			case l.stirred <- struct{}{}:
+			default:
+			}
+		}
+		if !l.handle(b, n) {
 			l.end(nil)
 			return false
 		}
-		if !l.inline.CompareAndSwap(l.requests, 0) {
+		if !l.inline.CompareAndSwap(this, 0) {
 			return true // the watch has passed the token on
 		}
 	}
@@ -193,11 +200,17 @@ func (l *loop) watch() {
 	const patience = 50 // ticks without a request
 	for {
 		tick.Stop()
-		select {
-		case <-l.done:
-			return
-		case <-l.stirred:
+		l.asleep.Store(true)
+		// A reader stores inline and then looks at asleep, so one of the two
+		// sees the other.
+		if l.inline.Load() == 0 {
+			select {
+			case <-l.done:
+				return
+			case <-l.stirred:
+			}
 		}
+		l.asleep.Store(false)
 		tick.Reset(stallTick)
 		last := uint64(0)
 		for quiet := 0; quiet < patience; quiet++ {
@@ -235,12 +248,7 @@ func (l *loop) next(buf []byte) (int, error) {
 		if err := l.sleep(); err != nil {
 			return 0, err
 		}
-		n, err := l.tryRead(buf)
-		if err != unix.EAGAIN {
-			select {
-			case l.stirred <- struct{}{}:
-			default:
-			}
+		if n, err := l.tryRead(buf); err != unix.EAGAIN {
 			return n, err
 		}
 	}
