@@ -2,6 +2,7 @@ package layers
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -102,4 +103,28 @@ func TestLockedStore(t *testing.T) {
 		t.Error(err, told)
 	}
 	must(t, hold.Close())
+}
+
+// TestDiskUsageAddsUp: what df says is what du(1) would count.
+func TestDiskUsageAddsUp(t *testing.T) {
+	s := openStore(t)
+	u, err := s.DiskUsage(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var blocks int64
+	err = filepath.WalkDir(s.Root(), func(p string, _ fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(p, &st)
+		}
+		blocks += st.Blocks
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u.Total != blocks*512 {
+		t.Errorf("df says %d bytes, du %d", u.Total, blocks*512)
+	}
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -228,8 +226,16 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 			return u, err
 		}
 	}
-	if st, err := os.Stat(filepath.Join(s.root, dbName)); err == nil {
-		u.Database = st.Size()
+	// The rest of what du(1) would count: the database, the reserve for full
+	// disks, and the directories themselves.
+	for _, name := range []string{"", dbName, reserveName, layersName, rwName} {
+		var st unix.Stat_t
+		switch err := fsat.Stat(s.rootFd, name, &st); {
+		case err == nil:
+			u.Database += st.Blocks * 512
+		case !fsat.IsAbsent(err):
+			return u, fmt.Errorf("measure %q: %w", name, err)
+		}
 	}
 	u.Total = u.Layers.Size + u.Init + u.Containers.Size + u.Chains + u.Stage + u.Trash + u.Database
 	return u, nil

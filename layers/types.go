@@ -267,6 +267,6 @@ type DiskUsage struct {
 	Init       int64 `json:"init"`
 	Stage      int64 `json:"stage"`
 	Trash      int64 `json:"trash"`
-	Database   int64 `json:"database"`
+	Database   int64 `json:"database"` // with the reserve for full disks and the store's own directories
 	Total      int64 `json:"total"`
 }
