@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -72,17 +73,28 @@ func OpenWork(workdir int, volatile bool) (*Work, error) {
 	return w, nil
 }
 
+// lockWait is how long LockDir waits for a mount that is just ending: it keeps
+// the lock until it has synced.
+const lockWait = 5 * time.Second
+
 // LockDir takes the advisory lock that keeps a second mount off a directory.
 // File systems without locks are trusted.
 func LockDir(fd int) error {
-	err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
-	switch {
-	case err == unix.EWOULDBLOCK:
-		return ErrInUse
-	case err == unix.ENOLCK, err == unix.EOPNOTSUPP, err == unix.ENOSYS:
-		return nil
+	end := time.Now().Add(lockWait)
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		switch err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err {
+		case unix.EINTR:
+		case unix.EWOULDBLOCK:
+			if time.Now().After(end) {
+				return ErrInUse
+			}
+			time.Sleep(pause) // a blocking flock(2) could not be given up
+		case unix.ENOLCK, unix.EOPNOTSUPP, unix.ENOSYS:
+			return nil
+		default:
+			return err
+		}
 	}
-	return err
 }
 
 // prepare empties the scratch directory and marks it if the mount is volatile.
