@@ -120,17 +120,18 @@ func (w *Work) prepare() error {
 	return nil
 }
 
-// Clean takes the mark of a volatile mount away: everything has been synced.
-func (w *Work) Clean() {
-	if w.volatile {
-		w.Remove(incompatName)
-	}
-}
+// Clean empties the directory at the end of a mount whose upper has been
+// synced; the mark of a volatile mount goes with the rest. What cannot be
+// removed is left to the next OpenWork.
+func (w *Work) Clean() { _ = w.sweep() }
 
 // sweep removes what an earlier mount left behind. Nothing in the scratch
 // directory was ever visible in the union.
 func (w *Work) sweep() error {
 	var names []string
+	if _, err := unix.Seek(w.fd, 0, unix.SEEK_SET); err != nil {
+		return err
+	}
 	if err := fsat.ReadDir(w.fd, func(e fsat.Dirent) error { names = append(names, e.Name); return nil }); err != nil {
 		return err
 	}

@@ -52,6 +52,8 @@ func (fs *FS) nlinkLocked(n *inode, links uint32) uint32 {
 		return 1
 	case !n.upper && removed && links == 1:
 		return 0
+	case n.orphan.name != "" && links > 0:
+		return links - 1 // not counting the name that only we know
 	}
 	return links
 }

@@ -175,7 +175,7 @@ func (fs *FS) publishOrphan(n *inode, t *cow.Temp) error {
 		return err
 	}
 	fs.nowUpper(n, t, &st)
-	n.orphan = fd
+	n.orphan = fs.orphanOf(fd)
 	return nil
 }
 

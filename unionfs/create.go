@@ -309,7 +309,7 @@ func (fs *FS) tmpfile(p *inode, o newObject) (*inode, error) {
 		return nil, err
 	}
 	n := fs.newUpper(&st)
-	n.orphan = fd
+	n.orphan = fs.orphanOf(fd)
 	fs.nodes.add(n)
 	return n, nil
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -33,6 +34,11 @@ type FS struct {
 	fds   *fdCache
 	nodes *table
 	root  *inode
+
+	// orphans counts those that are held by descriptor; from maxOrphans on
+	// others get a name in the workdir.
+	orphans    atomic.Int64
+	maxOrphans int64
 
 	renameMu sync.RWMutex
 
@@ -76,6 +82,7 @@ func New(o Options) (*FS, error) {
 		return nil, fmt.Errorf("read the limit on open files: %w", err)
 	}
 	fs.fds = newFdCache(int(min(limit.Cur/2, 1<<20)))
+	fs.maxOrphans = int64(min(limit.Cur/8, 1<<20))
 	if err := fs.open(o); err != nil {
 		_ = fs.Close() // the first error is the one to report
 		return nil, err

@@ -5,8 +5,6 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/plyfs/plyfs/cow/fsat"
 )
 
 // upperIDs is the first node id of objects born in the upper. Slots of a lower
@@ -26,7 +24,7 @@ type inode struct {
 	mu     sync.RWMutex
 	upper  bool   // lives in the upper; guarded by mu
 	upID   realID // of an upper object that can have several names; guarded by mu
-	orphan int    // O_PATH or data descriptor of an object without a name, else -1; guarded by mu
+	orphan orphan // of an upper object without a name; guarded by mu
 	// where and more are the object's names. Those of a directory also need
 	// FS.renameMu to change, and either to read. Guarded by mu.
 	where alias
@@ -51,7 +49,7 @@ type alias struct {
 }
 
 func newInode(id, ino uint64, typ uint32, low lowerObj) *inode {
-	n := &inode{id: id, ino: ino, typ: typ, low: low, orphan: -1}
+	n := &inode{id: id, ino: ino, typ: typ, low: low, orphan: noOrphan}
 	n.refs.Store(1)
 	if typ == unix.S_IFDIR {
 		n.dir = newDirState()
@@ -229,8 +227,8 @@ func (fs *FS) unref(n *inode, count int64) {
 		if n.isDir() {
 			fs.fds.drop(&n.dir.fd)
 		}
-		fsat.Close(n.orphan)
-		n.orphan = -1
+		fs.dropOrphan(n.orphan)
+		n.orphan = noOrphan
 		for _, a := range n.more {
 			fs.unref(a.parent, 1)
 		}

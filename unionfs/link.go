@@ -42,9 +42,9 @@ func (fs *FS) link(n, p *inode, name string) error {
 	if err := fs.linkReal(n, c, &f); err != nil {
 		return err
 	}
-	if n.where.parent == nil && n.orphan >= 0 {
-		fsat.Close(n.orphan)
-		n.orphan = -1
+	if n.where.parent == nil {
+		fs.dropOrphan(n.orphan)
+		n.orphan = noOrphan
 	}
 	n.addAlias(alias{p, name})
 	p.refs.Add(1)

@@ -57,8 +57,10 @@ func (fs *FS) withReal(n *inode, fn func(dirfd int, name string) error) error {
 // withRealLocked is withReal for callers that hold n.mu.
 func (fs *FS) withRealLocked(n *inode, fn func(dirfd int, name string) error) error {
 	switch {
-	case n.orphan >= 0:
-		return fn(n.orphan, "")
+	case n.orphan.fd >= 0:
+		return fn(n.orphan.fd, "")
+	case n.orphan.name != "":
+		return fn(fs.work.Fd(), n.orphan.name)
 	case !n.upper:
 		return fs.lowers.with(n.low, fn)
 	case n.isDir():
@@ -95,8 +97,8 @@ func (fs *FS) dataFd(n *inode, write bool) (*fdHandle, error) {
 		if write && !n.upper {
 			return -1, unix.EROFS
 		}
-		if n.orphan >= 0 {
-			return fsat.Reopen(n.orphan, flags)
+		if n.orphan.fd >= 0 {
+			return fsat.Reopen(n.orphan.fd, flags)
 		}
 		if !n.upper {
 			return fs.lowers.open(n.low)

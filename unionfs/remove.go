@@ -81,7 +81,7 @@ func (fs *FS) removeName(p *inode, name string, dir bool) error {
 func (fs *FS) removeReal(c *change, n *inode, f *found) (pinned bool, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	orphan, err := fs.openOrphan(n, c.h.fd, f.name)
+	o, err := fs.openOrphan(n, c.h.fd, f.name)
 	if err != nil {
 		return false, err
 	}
@@ -99,42 +99,16 @@ func (fs *FS) removeReal(c *change, n *inode, f *found) (pinned bool, err error)
 		err = fsat.Unlink(c.h.fd, f.name)
 	}
 	if err != nil {
-		fsat.Close(orphan)
+		fs.dropOrphan(o)
 		return false, err
 	}
 	if n.isDir() {
 		n.dir.dead = true
 		defer fs.fds.drop(&n.dir.fd)
 	}
-	pinned = fs.loseName(n, alias{c.p, f.name}, orphan)
+	pinned = fs.loseName(n, alias{c.p, f.name}, o)
 	c.p.dir.setGone(f.name, white)
 	return pinned, nil
-}
-
-// openOrphan opens what keeps an object of the upper reachable when its last
-// known name goes: the kernel still knows it, and somebody may have it open.
-// It returns -1 if that is not the case. Preconditions: n.mu is held.
-func (fs *FS) openOrphan(n *inode, dirfd int, name string) (fd int, err error) {
-	if !n.upper || n.orphan >= 0 || len(n.more) > 0 {
-		return -1, nil
-	}
-	return fsat.OpenName(dirfd, name, unix.O_PATH, 0)
-}
-
-// loseName forgets a name that is gone; orphan is from openOrphan and taken
-// over. It reports whether the name was known, and so pinned its directory.
-// Preconditions: n.mu is held exclusively.
-func (fs *FS) loseName(n *inode, a alias, orphan int) bool {
-	known := false
-	fs.renameMu.Lock()
-	known = n.dropAlias(a)
-	fs.renameMu.Unlock()
-	if n.where.parent == nil && n.orphan < 0 {
-		n.orphan = orphan
-	} else {
-		fsat.Close(orphan)
-	}
-	return known
 }
 
 // whiteoutOver replaces a name of the upper by a whiteout.

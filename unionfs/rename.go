@@ -239,18 +239,18 @@ func (m *move) run() error {
 		second.mu.Lock()
 		defer second.mu.Unlock()
 	}
-	orphan := -1
+	o := noOrphan
 	if m.dst != nil && !m.exchange() {
 		var err error
-		if orphan, err = fs.openOrphan(m.dst, m.to.h.fd, m.g.name); err != nil {
+		if o, err = fs.openOrphan(m.dst, m.to.h.fd, m.g.name); err != nil {
 			return err
 		}
 	}
 	if err := m.moveNames(); err != nil {
-		fsat.Close(orphan)
+		fs.dropOrphan(o)
 		return err
 	}
-	m.record(orphan)
+	m.record(o)
 	return nil
 }
 
@@ -385,9 +385,9 @@ func (m *move) renameReal() error {
 	return nil
 }
 
-// record updates the names in memory; orphan is from openOrphan.
+// record updates the names in memory; o is from openOrphan.
 // Preconditions: both objects' mu are held.
-func (m *move) record(orphan int) {
+func (m *move) record(o orphan) {
 	fs := m.fs
 	from, to := m.from.p, m.to.p
 	if m.exchange() {
@@ -396,7 +396,7 @@ func (m *move) record(orphan int) {
 		return
 	}
 	if m.dst != nil {
-		if fs.loseName(m.dst, alias{to, m.g.name}, orphan) {
+		if fs.loseName(m.dst, alias{to, m.g.name}, o) {
 			m.unpin = append(m.unpin, to)
 		}
 		if m.dst.isDir() {

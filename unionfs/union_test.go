@@ -3,8 +3,10 @@ package unionfs
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -368,6 +370,58 @@ func TestVolatileMark(t *testing.T) {
 		if fs, err := New(o); !errors.Is(err, cow.ErrVolatile) {
 			t.Errorf("volatile=%v: New = %v, %v; want ErrVolatile", o.Volatile, fs, err)
 		}
+	}
+}
+
+// TestManyOpenUnlinked: beyond a limit, files without a name are kept by a name
+// in the workdir instead of a descriptor.
+func TestManyOpenUnlinked(t *testing.T) {
+	u := newUnion(t, true, []string{"low"})
+	u.maxOrphans = 3
+	before := openFds(t)
+	ids := map[string]uint64{}
+	for i := range 40 {
+		name := fmt.Sprint("f", i)
+		u.write(name, "data of "+name)
+		ids[name] = u.walk(name)
+		if i%2 == 0 {
+			u.remove(name)
+			continue
+		}
+		// Replaced by a rename.
+		u.write("other", "o")
+		h := header(fuse.FUSE_ROOT_ID)
+		u.ok(u.Rename(nil, &fuse.RenameIn{InHeader: h, Newdir: fuse.FUSE_ROOT_ID}, "other", name))
+		u.remove(name)
+	}
+	u.fds.shrink(0)
+	if n := openFds(t) - before; n > 3+1 { // and the directory
+		t.Errorf("%d descriptors are open", n)
+	}
+	for name, id := range ids {
+		buf := make([]byte, 100)
+		res, s := u.Read(nil, &fuse.ReadIn{InHeader: header(id)}, buf)
+		u.ok(s)
+		if data, _ := res.Bytes(buf); string(data) != "data of "+name {
+			t.Errorf("%s: read %q after unlink", name, data)
+		}
+		var out fuse.AttrOut
+		u.ok(u.GetAttr(nil, &fuse.GetAttrIn{InHeader: header(id)}, &out))
+		if out.Nlink != 0 {
+			t.Errorf("%s: %d links after unlink", name, out.Nlink)
+		}
+	}
+	if got := u.names(""); !slices.Equal(got, []string{"low"}) {
+		t.Errorf("listed: %q", got)
+	}
+	u.forgetAll()
+	left, err := os.ReadDir(filepath.Join(u.dir, "work", "work"))
+	u.must(err)
+	if len(left) != 0 {
+		t.Errorf("left in the workdir: %v", left)
+	}
+	if n := u.orphans.Load(); n != 0 {
+		t.Errorf("%d orphans are counted", n)
 	}
 }
 
