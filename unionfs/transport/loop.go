@@ -264,7 +264,7 @@ func (l *loop) tryRead(buf []byte) (int, error) {
 				return 0, fmt.Errorf("serve: the kernel sent %d bytes, less than a header", n)
 			}
 			return n, nil
-		case unix.ENODEV:
+		case unix.ENODEV, unix.ECONNABORTED: // the latter when the end came while a request was handed out
 			return 0, nil
 		case unix.EINTR, unix.ENOENT: // ENOENT: interrupted before it was read
 		case unix.EAGAIN:
@@ -318,7 +318,7 @@ func (l *loop) write(reply []byte) bool {
 		case nil, unix.ENOENT: // ENOENT: nobody waits for this answer any more
 			return true
 		case unix.EINTR, unix.EAGAIN:
-		case unix.ENODEV:
+		case unix.ENODEV, unix.ECONNABORTED:
 			return false
 		default:
 			// The kernel refused the reply; the caller gets an error instead
@@ -347,7 +347,7 @@ func (l *loop) invalidate(nodeid uint64) {
 		switch err {
 		case unix.EINTR, unix.EAGAIN:
 			continue
-		case nil, unix.ENOENT, unix.ENODEV:
+		case nil, unix.ENOENT, unix.ENODEV, unix.ECONNABORTED:
 		default:
 			l.log.Warn("invalidation refused", zap.Uint64("node", nodeid), zap.Error(err))
 		}
