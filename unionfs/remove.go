@@ -44,6 +44,10 @@ func (fs *FS) removeName(p *inode, name string, dir bool) error {
 	case !dir && n.isDir():
 		return unix.EISDIR
 	}
+	// What will fail leaves no trace in the upper.
+	if err := fs.mustBeEmpty(n); err != nil {
+		return err
+	}
 	c, err := fs.beginChange(p)
 	if err != nil {
 		return err
@@ -59,11 +63,8 @@ func (fs *FS) removeName(p *inode, name string, dir bool) error {
 	if dir {
 		n.dir.opMu.Lock()
 		defer n.dir.opMu.Unlock()
-		if err := fs.load(n); err != nil {
+		if err := fs.mustBeEmpty(n); err != nil {
 			return err
-		}
-		if !n.dir.empty() {
-			return unix.ENOTEMPTY
 		}
 	}
 	last, err := fs.removeReal(c, n, &f)
@@ -72,6 +73,20 @@ func (fs *FS) removeName(p *inode, name string, dir bool) error {
 	}
 	if last {
 		fs.unref(p, 1) // what the name pinned
+	}
+	return nil
+}
+
+// mustBeEmpty says ENOTEMPTY of a directory that shows a name.
+func (fs *FS) mustBeEmpty(n *inode) error {
+	if !n.isDir() {
+		return nil
+	}
+	if err := fs.load(n); err != nil {
+		return err
+	}
+	if !n.dir.empty() {
+		return unix.ENOTEMPTY
 	}
 	return nil
 }

@@ -121,6 +121,9 @@ func (m *move) check(from, to *inode) (done bool, err error) {
 			return false, unix.EXDEV
 		}
 	}
+	if m.replacesDir() {
+		return false, m.fs.mustBeEmpty(dst)
+	}
 	return false, nil
 }
 
@@ -200,11 +203,8 @@ func (fs *FS) below(n, dir *inode) bool {
 func (m *move) run() error {
 	fs := m.fs
 	if m.replacesDir() {
-		if err := fs.load(m.dst); err != nil {
+		if err := fs.mustBeEmpty(m.dst); err != nil {
 			return err
-		}
-		if !m.dst.dir.empty() {
-			return unix.ENOTEMPTY
 		}
 		if err := m.clearTarget(); err != nil {
 			return err
