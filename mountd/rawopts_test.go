@@ -189,7 +189,7 @@ func FuzzSplitEscaped(f *testing.F) {
 	f.Add(`\`, byte(','))
 	f.Fuzz(func(t *testing.T, s string, sep byte) {
 		if sep == '\\' {
-			t.Skip()
+			t.Skip("the escape itself is no separator")
 		}
 		parts := splitEscaped(s, sep)
 		if got := strings.Join(parts, string([]byte{sep})); got != s {

@@ -7,10 +7,12 @@
 //	options.go          what a caller says
 //	fs.go layer.go      opening and closing the union
 //	lower.go scan.go    the read-only tree below the upper; reading live directories
-//	inode.go table.go   objects known to the kernel
+//	inode.go            objects known to the kernel, and the table of them
+//	real.go orphan.go   where an object really is, with and without a name
 //	dir.go              one directory's names: merged lowers plus what the upper changed
 //	lookup.go readdir.go attr.go xattr.go file.go      requests that read
 //	create.go link.go remove.go rename.go setattr.go   requests that change names or attributes
+//	acl.go caller.go    what new objects inherit; what a request does not tell of its caller
 //	copyup.go           when and in what order package cow is called
 //	fdcache.go          descriptors, a bounded cache
 //	errno.go            the only place that makes a FUSE status
@@ -55,9 +57,13 @@
 //	                one moves
 //	table shards, fdCache.mu   leaves
 //
-// No lock that another object's requests need is held while data is copied or
-// read: a copy-up holds its own copyMu, and the directory's opMu only for the
-// final rename.
+// No lock that another object's requests need is held while file data is copied
+// or read: a copy-up holds its own copyMu, and the directory's opMu only for the
+// final rename. A directory's mu is held while its listing is read for the first
+// time, which everybody who needs the directory has to wait for anyway.
+//
+// That two renames never lock two directories each in opposite order is owed to
+// the kernel, which sends one rename between directories at a time.
 //
 // # Name changes and crashes
 //
@@ -74,6 +80,8 @@
 //	unlink, lower exists       whiteout in workdir, rename over the file        old or new (+ litter)
 //	rmdir, lower exists        whiteout in workdir, rename(EXCHANGE)            old or new (+ litter)
 //	rename                     renameat2, RENAME_WHITEOUT if a lower exists     old or new
+//	the same, where the file   rename, then whiteout over the old name          new, and the lower name
+//	system has no such flag                                                     shows again
 //
 // Litter lies in the workdir only and is swept at the next mount.
 package unionfs

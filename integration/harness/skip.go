@@ -3,7 +3,6 @@ package harness
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"sort"
 	"strings"
 	"sync"
@@ -78,16 +77,6 @@ func NeedKernelOverlay(t testing.TB) {
 		Skip(t, "needs kernel overlayfs: %v", err)
 	}
 	_ = unix.Close(fd) // it was only a probe
-}
-
-// NeedTool skips unless the program is installed, and returns its path.
-func NeedTool(t testing.TB, name string) string {
-	t.Helper()
-	p, err := exec.LookPath(name)
-	if err != nil {
-		Skip(t, "needs the program %s", name)
-	}
-	return p
 }
 
 // InUserNamespace says whether this process lives in another user namespace

@@ -117,12 +117,6 @@ func (x *Index) Layers() int { return int(x.h.layers) }
 // Inodes is the number of objects; the slots are 1..Inodes.
 func (x *Index) Inodes() int { return int(x.h.inodes) }
 
-// Entries is the number of names.
-func (x *Index) Entries() int { return int(x.h.entries) }
-
-// Size is the length of the file in bytes.
-func (x *Index) Size() int64 { return int64(x.h.fileSize) }
-
 // enter makes a fault in the mapping a panic of this goroutine, which leave turns into an error. Every exported method that reads
 // the mapping begins with
 //

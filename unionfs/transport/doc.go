@@ -23,9 +23,9 @@
 //
 // Before the reader sleeps it looks for the next request for a while, because
 // waking a halted processor costs more than everything else in a round trip.
-// How long depends on whether that has paid lately (spinner); it never looks on
-// a machine with one processor, nor while other workers are busy, nor when no
-// request has come since it last looked in vain and slept.
+// Whether it does depends on whether that has paid lately (spinner); it never
+// looks on a machine with one processor, nor while other workers are busy, and
+// once asleep it looks again only after a request has come.
 //
 // FUSE_INTERRUPT is answered with ENOSYS, so that the kernel stops sending it:
 // no request waits for anything but the file systems below, and a Go program's
