@@ -236,12 +236,10 @@ func (l *Local) detachDead(a assessment, table []*mountinfo.Info) bool {
 	if a.mount == nil {
 		return false
 	}
-	if a.holder.Minor == 0 {
-		// Known by name only: not ours to touch if somebody answers.
-		var st unix.Statfs_t
-		if err := unix.Statfs(a.mount.Mountpoint, &st); !errors.Is(err, unix.ENOTCONN) {
-			return false
-		}
+	// Device numbers are used again: what answers is somebody else's mount.
+	var st unix.Statfs_t
+	if err := unix.Statfs(a.mount.Mountpoint, &st); !errors.Is(err, unix.ENOTCONN) {
+		return false
 	}
 	covered, err := holder.Detach(table, a.mount.Major, a.mount.Minor)
 	if err != nil || len(covered) > 0 {
