@@ -276,6 +276,16 @@ func (h *holder) detach() {
 		h.log.Warn("cannot look for the dead mount", zap.Error(err))
 		return
 	}
+	if h.disconnected() {
+		// Unmounted, and the device number may be in use again: what answers
+		// is somebody else's mount. (While connected, asking would hang.)
+		for _, m := range DeviceMounts(table, h.state.Major, h.state.Minor) {
+			var st unix.Statfs_t
+			if err := unix.Statfs(m.Mountpoint, &st); !errors.Is(err, unix.ENOTCONN) {
+				return
+			}
+		}
+	}
 	covered, err := Detach(table, h.state.Major, h.state.Minor)
 	if err != nil || len(covered) > 0 {
 		h.log.Warn("dead mount not detached", zap.String("target", h.spec.Target), zap.Strings("covered", covered), zap.Error(err))
@@ -287,4 +297,11 @@ func (h *holder) closeDev() {
 		_ = h.dev.Close() // nothing is buffered in it
 		h.dev = nil
 	}
+}
+
+// disconnected reports whether the kernel has ended the connection.
+func (h *holder) disconnected() bool {
+	p := []unix.PollFd{{Fd: int32(h.dev.Fd())}}
+	_, err := unix.Poll(p, 0)
+	return err == nil && p[0].Revents&unix.POLLERR != 0
 }
