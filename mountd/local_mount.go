@@ -191,6 +191,8 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) holder.Spec {
 	if sub.stack.Upper != "" {
 		s.Upper = unionfs.Layer{Path: sub.stack.Upper, Dialect: sub.stack.Dialect}
 		s.Work = sub.stack.Work
+		// Nobody but us and root writes these uppers.
+		s.Redirect, s.Metacopy = unionfs.RedirectOn, true
 	}
 	return s
 }

@@ -19,6 +19,9 @@ type RawOptions struct {
 	Lowers      []string // topmost first
 	Upper, Work string
 	Dialect     string // of the lowers; "" = the default of the caller
+	Redirect    string // of redirect_dir=; "" = by the dialect
+	Metacopy    bool
+	NoIndex     bool
 	Volatile    bool
 	ReadOnly    bool
 	AllowOther  bool
@@ -150,9 +153,25 @@ func (o *RawOptions) set(key, val string, hasVal bool) (known bool, err error) {
 		return true, fmt.Errorf("mount option %q is not supported", key)
 	case "default_permissions", "private", "defaults", "auto", "noauto", "user", "nofail", "_netdev", "comment":
 		// Always in force here, or meant for somebody else.
-	case "index", "metacopy", "redirect_dir", "nfs_export", "xino", "uuid":
+	case "index", "metacopy":
+		if val != "on" && val != "off" {
+			return true, fmt.Errorf("mount option %s=%s: expected on or off", key, val)
+		}
+		if key == "index" {
+			o.NoIndex = val == "off"
+		} else {
+			o.Metacopy = val == "on"
+		}
+	case "redirect_dir":
 		switch val {
-		case "off", "nofollow", "null": // what we do anyway
+		case "on", "off", "follow", "nofollow":
+			o.Redirect = val
+		default:
+			return true, fmt.Errorf("mount option %s=%s: expected on, off, follow or nofollow", key, val)
+		}
+	case "nfs_export", "xino", "uuid":
+		switch val {
+		case "off", "null": // what we do anyway
 		default:
 			return false, nil
 		}
@@ -169,6 +188,9 @@ func (o *RawOptions) check() error {
 		return errors.New("no layer given: -o lowerdir=DIR[:DIR…] is needed")
 	case o.Upper != "" && o.Work == "":
 		return errors.New("upperdir= needs workdir=: an empty directory on the same file system as the upper directory")
+	case o.Metacopy && o.Redirect != "" && o.Redirect != "on":
+		return fmt.Errorf("metacopy=on and redirect_dir=%s contradict each other: "+
+			"a file whose data stayed in a lower can be renamed only with redirect_dir=on", o.Redirect)
 	}
 	return nil
 }
@@ -179,12 +201,13 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 	s := holder.Spec{
 		Volatile: o.Volatile, FSName: o.FSName, Subtype: o.Subtype, ReadOnly: o.ReadOnly,
 		AllowOther: o.AllowOther, NoSuid: o.NoSuid, NoDev: o.NoDev, NoExec: o.NoExec,
-		NoAtime: o.NoAtime, Debug: o.Debug,
+		NoAtime: o.NoAtime, Debug: o.Debug, Metacopy: o.Metacopy, NoIndex: o.NoIndex,
 	}
 	own := "overlay" // the dialect of what we write, and of lowers by default
 	if !mayUseTrusted() || o.Dialect == "userxattr" {
 		own = "userxattr"
 	}
+	s.Redirect = o.redirect(own)
 	dialect := o.Dialect
 	if dialect == "" {
 		dialect = own
@@ -230,6 +253,19 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 		return s, err
 	}
 	return s, checkOverlap(s.Target, dirs)
+}
+
+// redirect is what redirect_dir= means, or its absence. As in the kernel,
+// attributes that only root can write are followed unless it is forbidden, and
+// those that anybody can write only if it is asked for.
+func (o *RawOptions) redirect(own string) unionfs.Redirect {
+	switch {
+	case o.Redirect == "on" || o.Metacopy:
+		return unionfs.RedirectOn
+	case o.Redirect == "follow" || o.Redirect != "nofollow" && own == "overlay":
+		return unionfs.RedirectFollow
+	}
+	return unionfs.RedirectRefuse
 }
 
 // layer makes a layer of a path and the name of a dialect.

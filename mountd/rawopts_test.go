@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/plyfs/plyfs/unionfs"
 )
 
 func TestParseRawOptions(t *testing.T) {
@@ -54,10 +56,10 @@ func TestParseRawOptions(t *testing.T) {
 		},
 		{
 			name: "unknown words warn once", style: OverlayStyle,
-			args: []string{"lowerdir=/a,lazytime,lazytime,x-gvfs-hide,metacopy=on"},
+			args: []string{"lowerdir=/a,lazytime,lazytime,x-gvfs-hide,nfs_export=on"},
 			want: want{
 				Lowers: []string{"/a"}, FSName: "plyfs", Subtype: "plyfs",
-				Warned: `unknown mount option "lazytime" ignored|unknown mount option "metacopy=on" ignored`,
+				Warned: `unknown mount option "lazytime" ignored|unknown mount option "nfs_export=on" ignored`,
 			},
 		},
 		{
@@ -65,6 +67,9 @@ func TestParseRawOptions(t *testing.T) {
 			args: []string{"lowerdir=/a,dev,atime,nosuid,userxattr,fsname=x,subtype=y,fsync=0"},
 			want: want{Lowers: []string{"/a"}, NoSuid: true, Dialect: "userxattr", FSName: "x", Subtype: "y", Volatile: true},
 		},
+		{name: "index", style: OverlayStyle, args: []string{"lowerdir=/a,index=yes"}, err: "expected on or off"},
+		{name: "redirect", style: OverlayStyle, args: []string{"lowerdir=/a,redirect_dir=yes"}, err: "expected on, off, follow or nofollow"},
+		{name: "metacopy alone", style: OverlayStyle, args: []string{"lowerdir=/a,metacopy=on,redirect_dir=follow"}, err: "contradict each other"},
 		{name: "no lower", style: OverlayStyle, args: []string{"upperdir=/u,workdir=/w"}, err: "no layer given"},
 		{name: "no workdir", style: OverlayStyle, args: []string{"lowerdir=/a,upperdir=/u"}, err: "upperdir= needs workdir="},
 		{name: "empty lower", style: OverlayStyle, args: []string{"lowerdir=/a::/b"}, err: "empty path in lowerdir"},
@@ -91,6 +96,32 @@ func TestParseRawOptions(t *testing.T) {
 				t.Error(d)
 			}
 		})
+	}
+}
+
+// TestRedirectByDefault checks whose redirects are believed: those that root
+// alone can write, and others only on request.
+func TestRedirectByDefault(t *testing.T) {
+	for _, c := range []struct {
+		args, own string
+		want      unionfs.Redirect
+	}{
+		{"", "overlay", unionfs.RedirectFollow},
+		{"", "userxattr", unionfs.RedirectRefuse},
+		{",redirect_dir=off", "overlay", unionfs.RedirectFollow},
+		{",redirect_dir=off", "userxattr", unionfs.RedirectRefuse},
+		{",redirect_dir=nofollow", "overlay", unionfs.RedirectRefuse},
+		{",redirect_dir=follow", "userxattr", unionfs.RedirectFollow},
+		{",redirect_dir=on", "overlay", unionfs.RedirectOn},
+		{",metacopy=on", "overlay", unionfs.RedirectOn},
+	} {
+		o, err := ParseRawOptions(OverlayStyle, []string{"lowerdir=/a" + c.args})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := o.redirect(c.own); got != c.want {
+			t.Errorf("%q in the %s dialect: %v, want %v", c.args, c.own, got, c.want)
+		}
 	}
 }
 

@@ -1,6 +1,8 @@
 package unionfs
 
 import (
+	"fmt"
+
 	"go.uber.org/zap"
 
 	"github.com/plyfs/plyfs/whiteout"
@@ -15,6 +17,45 @@ type Layer struct {
 	Dialect whiteout.Dialect
 }
 
+// Redirect is what to make of directories that were renamed, and of files whose
+// data lies elsewhere: their attributes are believed only where nobody but
+// root, or the one who mounts, can have written them.
+type Redirect uint8
+
+const (
+	// RedirectRefuse answers EPERM to whoever looks at such an object.
+	RedirectRefuse Redirect = iota
+	// RedirectFollow follows redirects and makes none: a directory that the
+	// lowers have cannot be renamed (EXDEV).
+	RedirectFollow
+	// RedirectOn follows redirects and makes them.
+	RedirectOn
+)
+
+var redirectNames = [...]string{RedirectRefuse: "nofollow", RedirectFollow: "follow", RedirectOn: "on"}
+
+// String returns the word of the mount option redirect_dir.
+func (r Redirect) String() string {
+	if int(r) < len(redirectNames) {
+		return redirectNames[r]
+	}
+	return fmt.Sprintf("redirect(%d)", uint8(r))
+}
+
+// MarshalText gives JSON the same words.
+func (r Redirect) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText parses what MarshalText wrote.
+func (r *Redirect) UnmarshalText(b []byte) error {
+	for v, n := range redirectNames {
+		if n == string(b) {
+			*r = Redirect(v)
+			return nil
+		}
+	}
+	return fmt.Errorf("unknown redirect mode %q: expected on, follow or nofollow", b)
+}
+
 // Options describes one union. Lowers[0] is the topmost lower.
 type Options struct {
 	Lowers []Layer
@@ -25,6 +66,16 @@ type Options struct {
 	// UpperDialect is what the upper is read and written in. The zero value
 	// is whiteout.Overlay.
 	UpperDialect whiteout.Dialect
+
+	// Redirect says whether directories that the lowers have can be renamed,
+	// and whose word about such renames is believed.
+	Redirect Redirect
+	// Metacopy lets a change of a lower file's attributes copy no data up. It
+	// needs RedirectOn, so that such a file can be renamed. Whatever it says,
+	// layers whose redirects are not followed are not believed either.
+	Metacopy bool
+	// NoIndex gives up hard links of lower files when one of them is copied up.
+	NoIndex bool
 
 	// Volatile drops every durability promise: no fsync reaches the disk.
 	Volatile bool

@@ -25,7 +25,10 @@ type Spec struct {
 	Upper unionfs.Layer `json:"upper"`
 	Work  string        `json:"work,omitempty"`
 
-	Volatile bool `json:"volatile,omitempty"`
+	Redirect unionfs.Redirect `json:"redirect,omitempty"`
+	Metacopy bool             `json:"metacopy,omitempty"`
+	NoIndex  bool             `json:"noIndex,omitempty"`
+	Volatile bool             `json:"volatile,omitempty"`
 
 	FSName     string `json:"fsName,omitempty"`
 	Subtype    string `json:"subtype,omitempty"`
@@ -78,6 +81,9 @@ func (s *Spec) unionOptions() unionfs.Options {
 		Upper:        s.Upper.Path,
 		UpperDialect: s.Upper.Dialect,
 		Work:         s.Work,
+		Redirect:     s.Redirect,
+		Metacopy:     s.Metacopy,
+		NoIndex:      s.NoIndex,
 		Volatile:     s.Volatile,
 	}
 }
