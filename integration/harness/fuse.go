@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -38,6 +40,10 @@ func (f FUSE) Args(s Stack, target string) []string {
 		}
 		if s.Dialect != "" {
 			o = append(o, "dialect="+s.Dialect)
+		}
+		opts := s.options()
+		for _, key := range slices.Sorted(maps.Keys(opts)) {
+			o = append(o, key+"="+opts[key])
 		}
 	} else {
 		var ls []string

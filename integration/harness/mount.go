@@ -3,6 +3,7 @@ package harness
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,8 +20,31 @@ type Stack struct {
 	Dialect string
 	// ReadOnly mounts with MS_RDONLY although there is an upper.
 	ReadOnly bool
+	// Options are options of overlayfs that say what may be written to the
+	// upper, as key=value. They replace those of Defaults.
+	Options []string
 	// Extra options, given to the mounter as they are.
 	Extra []string
+}
+
+// Defaults are the options of overlayfs that every stack is mounted with
+// whose Options do not say otherwise: everything off that has no counterpart
+// in a plain stack of directories.
+var Defaults = map[string]string{"index": "off", "metacopy": "off", "redirect_dir": "off"}
+
+// options are Defaults with Options. The userxattr dialect excludes redirects
+// and metacopy, even when off.
+func (s Stack) options() map[string]string {
+	opts := maps.Clone(Defaults)
+	if s.Dialect == "userxattr" {
+		delete(opts, "redirect_dir")
+		delete(opts, "metacopy")
+	}
+	for _, o := range s.Options {
+		key, value, _ := strings.Cut(o, "=")
+		opts[key] = value
+	}
+	return opts
 }
 
 // Mounter mounts stacks in one way.
@@ -65,20 +89,15 @@ func NewMounter(name string) (Mounter, error) {
 	return nil, fmt.Errorf("unknown mounter %q: expected plyfs, kernel or fuse-overlayfs", name)
 }
 
-// Kernel is overlayfs of the running kernel, with everything off that has no
-// counterpart in a plain stack of directories.
-type Kernel struct {
-	// Options replace the defaults index=off, metacopy=off, redirect_dir=off,
-	// xino=off where the key is the same.
-	Options []string
-}
+// Kernel is overlayfs of the running kernel.
+type Kernel struct{}
 
 // Name implements Mounter.
 func (Kernel) Name() string { return "kernel" }
 
 // Mount implements Mounter with the mount API that takes layers one by one, so
 // that 500 of them fit.
-func (k Kernel) Mount(s Stack, target string) (Mount, error) {
+func (Kernel) Mount(s Stack, target string) (Mount, error) {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("fsopen overlay: %w", err)
@@ -90,17 +109,11 @@ func (k Kernel) Mount(s Stack, target string) (Mount, error) {
 		}
 		return nil
 	}
-	opts := map[string]string{"index": "off", "metacopy": "off", "redirect_dir": "off", "xino": "off", "source": "oracle"}
-	for _, o := range k.Options {
-		key, value, _ := strings.Cut(o, "=")
-		opts[key] = value
-	}
+	opts := s.options()
+	opts["xino"], opts["source"] = "off", "oracle"
 	switch s.Dialect {
 	case "", "overlay":
 	case "userxattr":
-		// These two exclude redirect_dir and metacopy, even when off.
-		delete(opts, "redirect_dir")
-		delete(opts, "metacopy")
 		if err := unix.FsconfigSetFlag(fd, "userxattr"); err != nil {
 			return nil, fmt.Errorf("overlay option userxattr: %w: %s", err, fsLog(fd))
 		}

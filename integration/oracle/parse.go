@@ -6,6 +6,8 @@ import (
 	"io"
 	"strconv"
 	"strings"
+
+	"github.com/plyfs/plyfs/integration/harness"
 )
 
 // Parse reads a named case:
@@ -23,6 +25,7 @@ import (
 //	w whiteout    x xwhiteout
 //	[options]
 //	readonly    roflag    agents=2    noremount
+//	index=on    redirect_dir=on    metacopy=on     of the mounts, see harness.Defaults
 //	[ops]
 //	mkdir dir mode=0755
 //	u1 rename from to flags=EXCHANGE     as Users[1]
@@ -86,6 +89,10 @@ func (t *Trial) parseLine(section string, words []string) error {
 				}
 				t.Agents = n
 			default:
+				if _, ok := harness.Defaults[key]; ok {
+					t.Options = append(t.Options, w)
+					continue
+				}
 				return fmt.Errorf("unknown option %q", w)
 			}
 		}

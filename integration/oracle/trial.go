@@ -20,6 +20,8 @@ type Trial struct {
 	// Gen, if not nil, makes operations while the trial runs and appends
 	// them to Ops.
 	Gen *Generator `json:"-"`
+	// Options are mount options of both sides, as in harness.Stack.
+	Options []string `json:"options,omitempty"`
 	// Dialect of the mounts, "" or "userxattr".
 	Dialect string `json:"dialect,omitempty"`
 	// Convert writes the subject's lowers in another dialect than the
@@ -150,7 +152,7 @@ func removeAll(dir string) error {
 
 // prepare builds the layers of one side.
 func (t *Trial) prepare(s *side, dir string) error {
-	s.stack.Dialect = t.Dialect
+	s.stack.Dialect, s.stack.Options = t.Dialect, t.Options
 	convert := ""
 	if s.name == "subject" && t.Convert != "" {
 		convert = t.Convert
