@@ -26,8 +26,8 @@ type Source struct {
 	Atime, Mtime unix.Timespec
 	SetTimes     bool
 
-	// Data is what a regular file's content is copied from, or -1 for an
-	// empty file. Size bytes are copied.
+	// Data is what a regular file's content is copied from, -1 for none.
+	// Size bytes are copied; without Data the file is a hole of that size.
 	Data int
 	Size int64
 
@@ -89,6 +89,11 @@ func (t *Temp) create(src Source) (err error) {
 
 func (t *Temp) fill(src Source) error {
 	at, name := t.at()
+	if t.fd >= 0 && src.Data < 0 && src.Size > 0 {
+		if err := unix.Ftruncate(t.fd, src.Size); err != nil {
+			return fmt.Errorf("set size: %w", err)
+		}
+	}
 	if t.fd >= 0 && src.Data >= 0 && src.Size > 0 {
 		if err := copyData(t.fd, src.Data, src.Size); err != nil {
 			return fmt.Errorf("copy data: %w", err)
@@ -106,7 +111,7 @@ func (t *Temp) fill(src Source) error {
 	}
 	for _, x := range src.Xattrs {
 		if err := fsat.Setxattr(at, name, x.Name, x.Value, 0); err != nil {
-			if err == unix.EOPNOTSUPP && !mustKeep(x.Name) {
+			if err == unix.EOPNOTSUPP && !mustKeep(x.Name, src) {
 				continue
 			}
 			return fmt.Errorf("set attribute %s: %w", x.Name, err)
@@ -134,9 +139,9 @@ func (t *Temp) at() (dirfd int, name string) {
 }
 
 // mustKeep tells the attributes without which a copy would grant more than its
-// original (kernel: ovl_must_copy_xattr).
-func mustKeep(name string) bool {
-	return name == "system.posix_acl_access" || name == "system.posix_acl_default" ||
+// original (kernel: ovl_must_copy_xattr), or would be taken for complete.
+func mustKeep(name string, src Source) bool {
+	return src.Data < 0 && src.Size > 0 || name == "system.posix_acl_access" || name == "system.posix_acl_default" ||
 		len(name) > 9 && name[:9] == "security."
 }
 

@@ -73,6 +73,14 @@ func OpenWork(workdir int, volatile bool) (*Work, error) {
 	return w, nil
 }
 
+// Keeps reports whether the file system can hold the attribute.
+func (w *Work) Keeps(attr string) bool {
+	if fsat.Setxattr(w.fd, "", attr, []byte{'0'}, 0) != nil {
+		return false
+	}
+	return fsat.Removexattr(w.fd, "", attr) == nil
+}
+
 // lockWait is how long LockDir waits for a mount that is just ending: it keeps
 // the lock until it has synced.
 const lockWait = 5 * time.Second

@@ -25,6 +25,11 @@ func (fs *FS) attr(n *inode, out *fuse.Attr) error {
 	var st unix.Stat_t
 	n.mu.RLock()
 	err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) })
+	if err == nil && n.meta {
+		var data unix.Stat_t
+		err = fs.lowers.stat(n.low, &data)
+		st.Blocks = data.Blocks // its space is where its data is
+	}
 	nlink, ino := fs.nlinkLocked(n, uint32(st.Nlink)), n.ino
 	n.mu.RUnlock()
 	if err != nil {
@@ -50,6 +55,8 @@ func (fs *FS) nlinkLocked(n *inode, links uint32) uint32 {
 		return 0
 	case n.isDir() && n.low != nil && (n.upper || fs.lowers.merged(n.low)):
 		return 1
+	case n.group != nil:
+		return n.group.links
 	case !n.upper && removed && links == 1:
 		return 0
 	case n.orphan.name != "" && links > 0:

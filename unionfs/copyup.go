@@ -1,6 +1,7 @@
 package unionfs
 
 import (
+	"encoding/hex"
 	"fmt"
 	"math"
 
@@ -10,18 +11,43 @@ import (
 	"github.com/plyfs/plyfs/cow/fsat"
 )
 
-// ensureUpper makes sure that n lives in the upper, with all its data.
-func (fs *FS) ensureUpper(n *inode) error { return fs.ensureUpperData(n, math.MaxInt64) }
-
-// ensureUpperData is ensureUpper for callers that need only the first size
-// bytes of a regular file: they are about to truncate it.
-func (fs *FS) ensureUpperData(n *inode, size int64) error {
+// ensureUpper makes sure that n lives in the upper: its attributes and names can
+// be changed there. The data of a file may stay in the lowers (metacopy).
+func (fs *FS) ensureUpper(n *inode) error {
 	if fs.readOnly() {
 		return unix.EROFS
 	}
 	if n.inUpper() {
 		return nil
 	}
+	return fs.copyUpNow(n, math.MaxInt64, fs.metacopy)
+}
+
+// ensureData makes sure that n lives in the upper with the first size bytes of
+// its data; callers that need less than all are about to truncate it.
+func (fs *FS) ensureData(n *inode, size int64) error {
+	if fs.readOnly() {
+		return unix.EROFS
+	}
+	n.mu.RLock()
+	upper, meta := n.upper, n.meta
+	n.mu.RUnlock()
+	if !upper {
+		if err := fs.copyUpNow(n, size, false); err != nil {
+			return err
+		}
+		meta = true // somebody may have been faster
+	}
+	if meta {
+		return fs.completeData(n, size)
+	}
+	return nil
+}
+
+// ensureAllData is ensureData for all of it.
+func (fs *FS) ensureAllData(n *inode) error { return fs.ensureData(n, math.MaxInt64) }
+
+func (fs *FS) copyUpNow(n *inode, size int64, meta bool) error {
 	for {
 		n.mu.RLock()
 		parent := n.where.parent
@@ -31,7 +57,7 @@ func (fs *FS) ensureUpperData(n *inode, size int64) error {
 				return err
 			}
 		}
-		err := fs.copyUp(n, parent, size)
+		err := fs.copyUp(n, parent, size, meta)
 		if err == nil {
 			// The copy has times, blocks and perhaps a link count of its own;
 			// the directory had another time for a moment.
@@ -48,19 +74,20 @@ func (fs *FS) ensureUpperData(n *inode, size int64) error {
 
 // copyUp copies one object whose parent is in the upper. errStale says that
 // the object has lost its name meanwhile.
-func (fs *FS) copyUp(n, parent *inode, size int64) error {
+func (fs *FS) copyUp(n, parent *inode, size int64, meta bool) error {
 	n.copyMu.Lock()
 	defer n.copyMu.Unlock()
 	if n.inUpper() {
 		return nil
 	}
-	src, links, done, err := fs.copySource(n, size)
+	meta = meta && n.typ == unix.S_IFREG && parent != nil
+	o, err := fs.original(n, size, meta)
 	if err != nil {
 		return fmt.Errorf("copy up: read the original: %w", err)
 	}
-	defer done()
-	src.Anonymous = parent == nil && n.typ == unix.S_IFREG
-	t, err := fs.work.Build(*src)
+	defer o.done()
+	o.src.Anonymous = parent == nil && n.typ == unix.S_IFREG
+	t, err := fs.work.Build(o.src)
 	if err != nil {
 		return fmt.Errorf("copy up: %w", err)
 	}
@@ -68,16 +95,25 @@ func (fs *FS) copyUp(n, parent *inode, size int64) error {
 	if parent == nil {
 		return fs.publishOrphan(n, t)
 	}
-	return fs.publish(n, parent, t, links)
+	return fs.publish(n, parent, t, o)
 }
 
-// copySource describes the lower object behind n for package cow, and how many
-// links it has.
-func (fs *FS) copySource(n *inode, size int64) (src *cow.Source, links uint64, done func(), err error) {
-	src = &cow.Source{Data: -1, SetTimes: true}
+// original is what a copy-up reads of the lower object.
+type original struct {
+	src   cow.Source
+	meta  bool   // the data is left behind
+	split bool   // it was one of several hard links that are not kept together
+	index string // the name that the copy has in the link index, or ""
+	done  func() // closes the data
+}
+
+// original describes the lower object behind n for package cow.
+func (fs *FS) original(n *inode, size int64, meta bool) (*original, error) {
+	o := &original{src: cow.Source{Data: -1, SetTimes: true}, done: func() {}}
+	src := &o.src
 	var st unix.Stat_t
 	lower := fs.lowers.layer(n.low)
-	err = fs.lowers.with(n.low, func(dirfd int, name string) error {
+	err := fs.lowers.with(n.low, func(dirfd int, name string) error {
 		if err := fs.lowers.stat(n.low, &st); err != nil {
 			return err
 		}
@@ -95,26 +131,64 @@ func (fs *FS) copySource(n *inode, size int64) (src *cow.Source, links uint64, d
 		return err
 	})
 	if err != nil {
-		return nil, 0, nil, err
+		return nil, err
 	}
 	src.Mode, src.Uid, src.Gid, src.Rdev = st.Mode, int(st.Uid), int(st.Gid), st.Rdev
 	src.Atime, src.Mtime = st.Atim, st.Mtim
-	done = func() {}
-	if n.typ == unix.S_IFREG {
-		src.Size = min(size, st.Size)
-		if src.Size > 0 {
-			h, err := fs.dataFd(n, false)
-			if err != nil {
-				return nil, 0, nil, err
-			}
-			src.Data, done = h.fd, h.release
-		}
+	if err := fs.addOrigin(n, o, uint32(st.Nlink)); err != nil {
+		return nil, err
 	}
-	return src, uint64(st.Nlink), done, nil
+	if n.typ != unix.S_IFREG {
+		return o, nil
+	}
+	if meta && st.Size > 0 {
+		src.Size, o.meta = st.Size, true
+		src.Xattrs = append(src.Xattrs, cow.Xattr{Name: fs.upper.dialect.Attr("metacopy")})
+		return o, nil
+	}
+	if src.Size = min(size, st.Size); src.Size > 0 {
+		h, err := fs.dataFd(n, false)
+		if err != nil {
+			return nil, err
+		}
+		src.Data, o.done = h.fd, h.release
+	}
+	return o, nil
+}
+
+// addOrigin adds what connects the copy with its original. One of several hard
+// links that is copied alone has nothing to do with the others any more
+// (kernel: ovl_copy_up_inode).
+func (fs *FS) addOrigin(n *inode, o *original, links uint32) error {
+	if n.isDir() {
+		return nil // its name or redirect says it all
+	}
+	n.mu.RLock()
+	grouped, union := n.group != nil, uint32(0)
+	if grouped {
+		union = n.group.links
+	}
+	n.mu.RUnlock()
+	if links > 1 && !grouped {
+		o.split = true
+		return nil
+	}
+	attrs, err := fs.originXattr(n.low)
+	if err != nil {
+		return err
+	}
+	o.src.Xattrs = append(o.src.Xattrs, attrs...)
+	if grouped && len(attrs) > 0 {
+		o.index = hex.EncodeToString(attrs[0].Value)
+		o.src.Xattrs = append(o.src.Xattrs, cow.Xattr{
+			Name: fs.upper.dialect.Attr("nlink"), Value: nlinkValue('L', int64(union)-int64(links)),
+		})
+	}
+	return nil
 }
 
 // publish gives the copy its name in the upper.
-func (fs *FS) publish(n, parent *inode, t *cow.Temp, links uint64) error {
+func (fs *FS) publish(n, parent *inode, t *cow.Temp, o *original) error {
 	d := parent.dir
 	d.opMu.Lock()
 	defer d.opMu.Unlock()
@@ -133,6 +207,9 @@ func (fs *FS) publish(n, parent *inode, t *cow.Temp, links uint64) error {
 		return errStale
 	}
 	name := n.where.name
+	if o.index != "" {
+		return fs.publishIndexed(&change{parent, h}, n, t, o)
+	}
 	var before, st unix.Stat_t
 	if err := fsat.Fstat(h.fd, &before); err != nil {
 		return err
@@ -140,18 +217,45 @@ func (fs *FS) publish(n, parent *inode, t *cow.Temp, links uint64) error {
 	if err := t.Stat(&st); err != nil {
 		return fmt.Errorf("copy up: stat the copy: %w", err)
 	}
+	if !n.isDir() && !o.split {
+		if err := fs.markImpure(parent, h.fd); err != nil {
+			return err
+		}
+	}
 	if err := t.Publish(h.fd, name, unix.RENAME_NOREPLACE); err != nil {
 		return fmt.Errorf("copy up: publish: %w", err)
 	}
 	// The directory has not changed for its users.
 	_ = fsat.Utimes(h.fd, "", [2]unix.Timespec{before.Atim, before.Mtim})
-	fs.nowUpper(n, t, &st)
-	if !n.isDir() && links > 1 {
+	fs.nowUpper(n, t, &st, o.meta)
+	if o.split {
 		// The other links still show the original: this is another file now.
-		n.ino = fs.inos.shown(st.Dev, st.Ino)
+		n.ino, n.origin = fs.inos.shown(st.Dev, st.Ino), false
 	}
 	d.setUpper(name, n, true)
 	return nil
+}
+
+// publishIndexed publishes a copy in the link index first, where all its names
+// find it, and then under the name by which it was reached. Preconditions: the
+// directory's opMu and n.mu are held.
+func (fs *FS) publishIndexed(c *change, n *inode, t *cow.Temp, o *original) error {
+	dir, err := fs.index.dir()
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := t.Stat(&st); err != nil {
+		return fmt.Errorf("copy up: stat the copy: %w", err)
+	}
+	if err := t.Publish(dir, o.index, unix.RENAME_NOREPLACE); err != nil {
+		return fmt.Errorf("copy up: publish in the link index: %w", err)
+	}
+	fs.index.add(o.index)
+	n.group.index = o.index
+	fs.nowUpper(n, t, &st, o.meta)
+	f := c.p.dir.find(n.where.name, false)
+	return fs.linkUp(c, n, &f)
 }
 
 // publishOrphan is publish for an object without a name: the copy gets none
@@ -174,20 +278,66 @@ func (fs *FS) publishOrphan(n *inode, t *cow.Temp) error {
 		fsat.Close(fd)
 		return err
 	}
-	fs.nowUpper(n, t, &st)
+	fs.nowUpper(n, t, &st, false)
 	n.orphan = fs.orphanOf(fd)
 	return nil
 }
 
 // nowUpper switches n to its copy. Preconditions: n.mu is held exclusively.
-func (fs *FS) nowUpper(n *inode, t *cow.Temp, st *unix.Stat_t) {
-	n.upper = true
+func (fs *FS) nowUpper(n *inode, t *cow.Temp, st *unix.Stat_t, meta bool) {
+	n.upper, n.meta = true, meta
 	if !n.isDir() {
 		n.upID = realID{st.Dev, st.Ino}
-		fs.nodes.addUpper(n, n.upID)
+		fs.nodes.addTo(n, n.upID, upperObjects)
+	}
+	if meta {
+		return // readers go on with the original
 	}
 	fs.fds.drop(&n.rd)
 	if fd := t.TakeFd(); fd >= 0 {
 		fs.fds.put(&n.rw, fd).release()
 	}
+}
+
+// completeData brings the first size bytes of a file's data to its attributes
+// in the upper.
+func (fs *FS) completeData(n *inode, size int64) error {
+	n.copyMu.Lock()
+	defer n.copyMu.Unlock()
+	n.mu.RLock()
+	meta := n.meta
+	n.mu.RUnlock()
+	if !meta {
+		return nil
+	}
+	from, err := fs.lowers.open(n.low)
+	if err != nil {
+		return fmt.Errorf("copy up data: open the original: %w", err)
+	}
+	defer fsat.Close(from)
+	fd := -1
+	n.mu.RLock()
+	err = fs.withRealLocked(n, func(dirfd int, name string) (e error) {
+		if name == "" {
+			fd, e = fsat.Reopen(dirfd, unix.O_RDWR)
+		} else {
+			fd, e = fsat.OpenRegular(dirfd, name, unix.O_RDWR)
+		}
+		return e
+	})
+	n.mu.RUnlock()
+	if err != nil {
+		return fmt.Errorf("copy up data: open the copy: %w", err)
+	}
+	if err := fs.work.Complete(fd, from, size, fs.upper.dialect.Attr("metacopy")); err != nil {
+		fsat.Close(fd)
+		return fmt.Errorf("copy up data: %w", err)
+	}
+	n.mu.Lock()
+	n.meta = false
+	fs.fds.drop(&n.rd)
+	fs.fds.put(&n.rw, fd).release()
+	n.mu.Unlock()
+	fs.invalidate(n.id)
+	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
 )
 
 // dirState is what the union knows about the names in one directory: the merged
@@ -31,6 +33,8 @@ type dirState struct {
 
 	fd  fdSlot       // O_PATH descriptor of the directory in the upper
 	acl atomic.Int32 // aclUnknown, aclNone or aclPresent
+	// impure: the directory in the upper is marked as one that holds copies.
+	impure atomic.Bool
 }
 
 // Directory positions. A name that the lowers have keeps the position it has in
@@ -85,25 +89,17 @@ func (fs *FS) load(n *inode) error {
 	// A directory that is copied up while this runs starts empty there, and
 	// whoever adds a name to it waits for this load.
 	if n.inUpper() {
-		entries, err := fs.readUpper(n)
+		entries, err := fs.readUpper(n, list)
 		if err != nil {
 			return err
 		}
-		sort.Slice(entries, func(i, j int) bool { return entries[i].name < entries[j].name })
 		for _, e := range entries {
 			de := &dirent{name: e.name, typ: e.typ, upper: e.object, white: e.whiteout, entry: e.entry, xform: e.xform}
 			if e.object {
-				de.ino = fs.inos.shown(fs.upper.dev, e.ino)
+				de.ino = e.ino
 			}
-			pos, inLower := -1, false
-			if list != nil {
-				pos, inLower = list.find(e.name)
-			}
-			if inLower {
+			if pos, inLower := findIn(list, e.name); inLower {
 				de.cookie = cookieLower + uint64(pos)
-				if _, o := list.at(pos); e.typ == unix.DT_DIR && o.typ() == unix.DT_DIR && e.object {
-					de.ino = o.ino()
-				}
 			} else if e.object {
 				de.cookie = d.nextCookie
 				d.nextCookie++
@@ -116,7 +112,9 @@ func (fs *FS) load(n *inode) error {
 	return nil
 }
 
-func (fs *FS) readUpper(n *inode) ([]layerEntry, error) {
+// readUpper lists the directory of the upper behind n, sorted by name, with the
+// inode numbers to show. list is what the lowers contribute to it.
+func (fs *FS) readUpper(n *inode, list lowerList) ([]layerEntry, error) {
 	h, err := fs.dirFd(n)
 	if err != nil {
 		return nil, err
@@ -126,7 +124,34 @@ func (fs *FS) readUpper(n *inode) ([]layerEntry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read directory of the upper: %w", err)
 	}
+	_, err = fsat.Getxattr(h.fd, "", fs.upper.dialect.Attr("impure"), nil)
+	n.dir.impure.Store(err == nil)
+	sort.Slice(entries, func(i, j int) bool { return entries[i].name < entries[j].name })
+	for i := range entries {
+		e := &entries[i]
+		if !e.object {
+			continue
+		}
+		e.ino = fs.inos.shown(fs.upper.dev, e.ino)
+		var low lowerObj
+		if pos, ok := findIn(list, e.name); ok && !e.whiteout {
+			_, low = list.at(pos)
+		}
+		bothDirs := low != nil && low.typ() == unix.DT_DIR && e.typ == unix.DT_DIR
+		if n.dir.impure.Load() || bothDirs {
+			if ino, ok := fs.copyIno(n, h.fd, e, low); ok {
+				e.ino = ino
+			}
+		}
+	}
 	return entries, nil
+}
+
+func findIn(list lowerList, name string) (pos int, ok bool) {
+	if list == nil {
+		return 0, false
+	}
+	return list.find(name)
 }
 
 // found is what a directory says about one name.

@@ -39,6 +39,9 @@ func newFdCache(limit int) *fdCache {
 // borrowed wraps a descriptor that somebody else keeps open.
 func borrowed(fd int) *fdHandle { return &fdHandle{fd: fd} }
 
+// once wraps a descriptor that is closed when it is released.
+func (c *fdCache) once(fd int) *fdHandle { return &fdHandle{fd: fd, cache: c, refs: 1} }
+
 func (c *fdCache) unlink(h *fdHandle) {
 	h.prev.next, h.next.prev = h.next, h.prev
 	h.prev, h.next = nil, nil

@@ -39,7 +39,7 @@ func (fs *FS) openFile(n *inode, write, trunc bool) error {
 			return err
 		}
 	case write:
-		if err := fs.ensureUpper(n); err != nil {
+		if err := fs.ensureAllData(n); err != nil {
 			return err
 		}
 	}
@@ -116,7 +116,7 @@ func (fs *FS) killPrivileges(n *inode, h *fuse.InHeader) error {
 func (fs *FS) write(n *inode, data []byte, off int64, mapped bool) (done int, err error) {
 	// OPEN has copied the file up; a shared mapping made before a server
 	// took over from another one may still get here first.
-	if err := fs.ensureUpper(n); err != nil {
+	if err := fs.ensureAllData(n); err != nil {
 		return 0, err
 	}
 	h, err := fs.dataFd(n, true)
@@ -161,7 +161,7 @@ func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if fs.volatile || !n.inUpper() {
 		return fuse.OK
 	}
-	h, err := fs.dataFd(n, false)
+	h, err := fs.syncFd(n)
 	if err != nil {
 		return fs.status("fsync", n, err)
 	}
@@ -170,6 +170,29 @@ func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 		return fs.status("fsync", n, unix.Fdatasync(h.fd))
 	}
 	return fs.status("fsync", n, unix.Fsync(h.fd))
+}
+
+// syncFd returns a descriptor of the file in the upper, whether its data is
+// there or not.
+func (fs *FS) syncFd(n *inode) (*fdHandle, error) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if !n.meta {
+		return fs.dataFdLocked(n, false)
+	}
+	fd := -1
+	err := fs.withRealLocked(n, func(dirfd int, name string) (e error) {
+		if name == "" {
+			fd, e = fsat.Reopen(dirfd, unix.O_RDONLY)
+		} else {
+			fd, e = fsat.OpenRegular(dirfd, name, unix.O_RDONLY)
+		}
+		return e
+	})
+	if err != nil {
+		return nil, err
+	}
+	return fs.fds.once(fd), nil
 }
 
 // FsyncDir implements FSYNCDIR.
@@ -201,7 +224,7 @@ func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if err := fs.ensureUpper(n); err != nil {
+	if err := fs.ensureAllData(n); err != nil {
 		return fs.status("fallocate", n, err)
 	}
 	h, err := fs.dataFd(n, true)
@@ -240,7 +263,7 @@ func (fs *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32
 	if src == nil || dst == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
-	if err := fs.ensureUpper(dst); err != nil {
+	if err := fs.ensureAllData(dst); err != nil {
 		return 0, fs.status("copy_file_range", dst, err)
 	}
 	from, err := fs.dataFd(src, false)

@@ -27,8 +27,14 @@ type FS struct {
 	work   *cow.Work // nil: read-only
 
 	volatile bool
-	lockFd   int // the upper directory, open for its lock
-	mountFd  int // the private copy of the mount that the upper lies in, or -1
+	rules    indirection // of lowers and upper alike
+	redirect bool        // directories of the lowers can be renamed
+	metacopy bool        // a change of attributes copies no data
+	xattrs   bool        // the upper can hold our attributes
+	index    *linkIndex  // nil: hard links of the lowers are not kept
+
+	lockFd  int // the upper directory, open for its lock
+	mountFd int // the private copy of the mount that the upper lies in, or -1
 
 	inos  *inoMap
 	fds   *fdCache
@@ -83,6 +89,8 @@ func New(o Options) (*FS, error) {
 	}
 	fs.fds = newFdCache(int(min(limit.Cur/2, 1<<20)))
 	fs.maxOrphans = int64(min(limit.Cur/8, 1<<20))
+	fs.rules.redirect = o.Redirect >= RedirectFollow
+	fs.rules.metacopy = fs.rules.redirect && o.Metacopy
 	if err := fs.open(o); err != nil {
 		_ = fs.Close() // the first error is the one to report
 		return nil, err
@@ -107,9 +115,10 @@ func (fs *FS) open(o Options) error {
 			}
 			return err
 		}
+		opened.direct, opened.index = l.Direct, len(layers)
 		layers = append(layers, opened)
 	}
-	tree, err := newScan(layers, fs.fds, fs.inos)
+	tree, err := newScan(layers, fs.fds, fs.inos, fs.rules)
 	if err != nil {
 		return err
 	}
@@ -122,7 +131,22 @@ func (fs *FS) openUpper(o Options) error {
 	if err != nil {
 		return err
 	}
-	defer fsat.Close(workdir)
+	if err := fs.openWork(o, upper, workdir); err != nil {
+		fsat.Close(workdir)
+		return err
+	}
+	fs.xattrs = fs.work.Keeps(fs.upper.dialect.Attr("opaque"))
+	fs.redirect = fs.xattrs && o.Redirect == RedirectOn
+	fs.metacopy = fs.redirect && o.Metacopy
+	if !fs.xattrs || o.NoIndex {
+		fsat.Close(workdir)
+		return nil
+	}
+	return fs.openIndex(workdir)
+}
+
+// openWork takes the upper and the workdir into use.
+func (fs *FS) openWork(o Options, upper, workdir int) (err error) {
 	if fs.upper, err = newLayer(upper, o.Upper, o.UpperDialect); err != nil {
 		return err
 	}
@@ -296,6 +320,7 @@ func (fs *FS) Close() error {
 	fsat.Close(fs.lockFd)
 	fsat.Close(fs.mountFd)
 	fs.lockFd, fs.mountFd = -1, -1
+	fs.index.close()
 	if fs.work != nil {
 		fs.work.Close()
 	}

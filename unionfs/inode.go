@@ -16,19 +16,24 @@ type inode struct {
 	id   uint64   // node id; immutable
 	ino  uint64   // st_ino; changes only when one link of a lower file is copied up, under mu
 	typ  uint32   // S_IFMT bits; immutable
-	low  lowerObj // the lower object it shows, or, of a directory, is merged with; immutable, nil if none
+	low  lowerObj // the lower object it shows, is merged with, or has its data from; immutable, nil if none
 	refs atomic.Int64
 
 	copyMu sync.Mutex
 
 	mu     sync.RWMutex
 	upper  bool   // lives in the upper; guarded by mu
+	meta   bool   // but its data is still low's; guarded by mu
+	origin bool   // it is, or was copied up from, a lower object; guarded by mu
 	upID   realID // of an upper object that can have several names; guarded by mu
 	orphan orphan // of an upper object without a name; guarded by mu
 	// where and more are the object's names. Those of a directory also need
 	// FS.renameMu to change, and either to read. Guarded by mu.
 	where alias
 	more  []alias
+	// group, if not nil, says that it is one of several hard links of the
+	// lowers; its content is guarded by mu.
+	group *linkGroup
 
 	rd, rw  fdSlot       // open for reading; for reading and writing (upper only)
 	writers atomic.Int32 // handles that the kernel has open for writing
@@ -42,6 +47,15 @@ type inode struct {
 // realID names an object of the upper's file system.
 type realID struct{ dev, ino uint64 }
 
+// linkGroup is what hard links of one lower object have in common, copied up or
+// not.
+type linkGroup struct {
+	lower realID // the lower object; immutable
+	links uint32 // how many names the union has
+	// index is the name in the link index; "" before the copy-up.
+	index string
+}
+
 // alias is one name of an object. The parent is pinned by it.
 type alias struct {
 	parent *inode // nil: no name
@@ -49,7 +63,7 @@ type alias struct {
 }
 
 func newInode(id, ino uint64, typ uint32, low lowerObj) *inode {
-	n := &inode{id: id, ino: ino, typ: typ, low: low, orphan: noOrphan}
+	n := &inode{id: id, ino: ino, origin: low != nil, typ: typ, low: low, orphan: noOrphan}
 	n.refs.Store(1)
 	if typ == unix.S_IFDIR {
 		n.dir = newDirState()
@@ -58,6 +72,8 @@ func newInode(id, ino uint64, typ uint32, low lowerObj) *inode {
 }
 
 func (n *inode) isDir() bool { return n.dir != nil }
+
+func (n *inode) dtype() uint8 { return uint8(n.typ >> 12) }
 
 // tryRef takes a reference unless the object is being dropped.
 func (n *inode) tryRef() bool {
@@ -133,6 +149,7 @@ type tableShard struct {
 	mu    sync.RWMutex
 	nodes map[uint64]*inode // by node id; guarded by mu
 	upper map[realID]*inode // guarded by mu
+	lower map[realID]*inode // hard links of the lowers; guarded by mu
 }
 
 func newTable() *table {
@@ -141,6 +158,7 @@ func newTable() *table {
 	for i := range t.shards {
 		t.shards[i].nodes = make(map[uint64]*inode)
 		t.shards[i].upper = make(map[realID]*inode)
+		t.shards[i].lower = make(map[realID]*inode)
 	}
 	return t
 }
@@ -157,39 +175,65 @@ func (t *table) get(id uint64) *inode {
 	return s.nodes[id]
 }
 
-// add registers n under its node id and, if it has one, its identity in the
-// upper. It fails if another live object has that: n is then a second look at
-// the same file, and the caller looks again.
-func (t *table) add(n *inode) bool {
-	if n.upID != (realID{}) && !t.addUpper(n, n.upID) {
-		return false
+// idFor returns a node id for an object of a lower tree: its slot, unless a
+// forged redirect shows it at two places.
+func (t *table) idFor(low lowerObj) uint64 {
+	if t.get(low.slot()) != nil {
+		return t.newID()
 	}
+	return low.slot()
+}
+
+// add registers n under its node id and, if it can have several names, its
+// identity. It fails if another live object has one of them: n is then a second
+// look at the same file, and the caller looks again.
+func (t *table) add(n *inode) bool {
+	ok := t.addTo(n, n.upID, upperObjects) &&
+		(n.group == nil || t.addTo(n, n.group.lower, lowerLinks)) && t.addID(n)
+	if !ok {
+		t.remove(n)
+	}
+	return ok
+}
+
+func (t *table) addID(n *inode) bool {
 	s := t.shard(n.id)
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if have := s.nodes[n.id]; have != nil && have != n && have.refs.Load() > 0 {
+		return false
+	}
 	s.nodes[n.id] = n
-	s.mu.Unlock()
 	return true
 }
 
-// byUpper returns a referenced inode for an object of the upper, or nil.
-func (t *table) byUpper(id realID) *inode {
+func upperObjects(s *tableShard) map[realID]*inode { return s.upper }
+func lowerLinks(s *tableShard) map[realID]*inode   { return s.lower }
+
+// byReal returns a referenced inode for an object of the upper, or for one that
+// has several names in the lowers; or nil.
+func (t *table) byReal(id realID, in func(*tableShard) map[realID]*inode) *inode {
 	s := t.shard(id.ino)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if n := s.upper[id]; n != nil && n.tryRef() {
+	if n := in(s)[id]; n != nil && n.tryRef() {
 		return n
 	}
 	return nil
 }
 
-func (t *table) addUpper(n *inode, id realID) bool {
+// addTo registers n, if it has such an identity.
+func (t *table) addTo(n *inode, id realID, in func(*tableShard) map[realID]*inode) bool {
+	if id == (realID{}) {
+		return true
+	}
 	s := t.shard(id.ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if have := s.upper[id]; have != nil && have != n && have.refs.Load() > 0 {
+	if have := in(s)[id]; have != nil && have != n && have.refs.Load() > 0 {
 		return false
 	}
-	s.upper[id] = n
+	in(s)[id] = n
 	return true
 }
 
@@ -200,15 +244,19 @@ func (t *table) remove(n *inode) {
 		delete(s.nodes, n.id)
 	}
 	s.mu.Unlock()
-	if n.upID == (realID{}) {
-		return
+	t.removeFrom(n, n.upID, upperObjects)
+	if n.group != nil {
+		t.removeFrom(n, n.group.lower, lowerLinks)
 	}
-	s = t.shard(n.upID.ino)
+}
+
+func (t *table) removeFrom(n *inode, id realID, in func(*tableShard) map[realID]*inode) {
+	s := t.shard(id.ino)
 	s.mu.Lock()
-	if s.upper[n.upID] == n {
-		delete(s.upper, n.upID)
+	defer s.mu.Unlock()
+	if in(s)[id] == n {
+		delete(in(s), id)
 	}
-	s.mu.Unlock()
 }
 
 // unref gives back count references. The last one drops the object: nobody

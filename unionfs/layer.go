@@ -15,6 +15,11 @@ type layer struct {
 	dialect whiteout.Dialect
 	root    int    // O_PATH
 	dev     uint64 // of the root
+	uuid    fsat.UUID
+	// direct: nothing in the layer refers to another place.
+	direct bool
+	// index is the layer's place in the stack; the topmost lower has 0.
+	index int
 }
 
 // openLower opens a lower as a private, read-only copy of its mount, so that
@@ -42,7 +47,7 @@ func newLayer(fd int, path string, d whiteout.Dialect) (*layer, error) {
 		fsat.Close(fd)
 		return nil, fmt.Errorf("open layer %q: %w", path, err)
 	}
-	return &layer{path: path, dialect: d, root: fd, dev: st.Dev}, nil
+	return &layer{path: path, dialect: d, root: fd, dev: st.Dev, uuid: fsat.FSUUID(fd)}, nil
 }
 
 func (l *layer) close() {

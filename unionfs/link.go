@@ -39,8 +39,26 @@ func (fs *FS) link(n, p *inode, name string) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.meta {
+		// At the new name nobody would find its data.
+		err := fs.withRealLocked(n, func(dirfd int, name string) error { return fs.setRedirect(n.low, dirfd, name) })
+		if err != nil {
+			return err
+		}
+	}
+	if n.origin {
+		if err := fs.markImpure(p, c.h.fd); err != nil {
+			return err
+		}
+	}
+	if err := fs.linksWillChange(n); err != nil {
+		return err
+	}
 	if err := fs.linkReal(n, c, &f); err != nil {
 		return err
+	}
+	if n.group != nil {
+		n.group.links++
 	}
 	if n.where.parent == nil {
 		fs.dropOrphan(n.orphan)

@@ -1,13 +1,12 @@
 package unionfs
 
 import (
-	"errors"
+	"fmt"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
-	"github.com/plyfs/plyfs/whiteout"
 )
 
 // Lookup implements LOOKUP.
@@ -69,12 +68,41 @@ func (fs *FS) child(p *inode, name string) (*inode, error) {
 		if f.upper {
 			return fs.upperChild(p, &f)
 		}
-		ino, err := fs.lowers.admit(f.low)
-		if err != nil {
-			return nil, err
-		}
-		return fs.adoptChild(p, &f, newInode(f.low.slot(), ino, uint32(f.low.typ())<<12, f.low))
+		return fs.lowerChild(p, &f)
 	})
+}
+
+// lowerChild makes the inode for a name that only the lowers have.
+func (fs *FS) lowerChild(p *inode, f *found) (*inode, error) {
+	facts, err := fs.lowers.admit(f.low)
+	if err != nil {
+		return nil, err
+	}
+	n := newInode(fs.nodes.idFor(f.low), facts.ino, uint32(f.low.typ())<<12, f.low)
+	if fs.index == nil || facts.links < 2 {
+		return fs.adoptChild(p, f, n)
+	}
+	have, err := fs.lowerLink(n, &facts)
+	if err != nil {
+		return nil, err
+	}
+	if have != nil {
+		return fs.nameKnown(p, f, have)
+	}
+	got, err := fs.adoptChild(p, f, n)
+	if got != n || n.upper || fs.index.empty() {
+		return got, err
+	}
+	// It may have been copied up, and forgotten again, after we looked.
+	name, err := fs.indexEntry(f.low)
+	if err != nil || fs.index.has(name) && !n.inUpper() {
+		fs.unref(n, 1)
+		if err == nil {
+			err = errStale
+		}
+		return nil, err
+	}
+	return n, nil
 }
 
 // adoptChild makes the new inode n the object behind a name, unless another
@@ -112,72 +140,94 @@ func (fs *FS) upperChild(p *inode, f *found) (*inode, error) {
 	if uint8(typ>>12) != f.typ {
 		return nil, errStale
 	}
-	if err := refuseIndirect(fs.upper.dialect, h.fd, f.name, f.typ); err != nil {
-		if errors.Is(err, unix.ENOENT) {
-			return nil, errStale
-		}
-		return nil, err
-	}
 	if typ == unix.S_IFDIR {
 		return fs.upperDirChild(p, f, h.fd, &st)
 	}
-	if n := fs.nodes.byUpper(realID{st.Dev, st.Ino}); n != nil {
+	if n := fs.nodes.byReal(realID{st.Dev, st.Ino}, upperObjects); n != nil {
 		return fs.nameKnown(p, f, n)
+	}
+	n, err := fs.upperFile(p, f, h.fd, &st)
+	if fsat.IsAbsent(err) {
+		return nil, errStale
+	}
+	if err != nil {
+		return nil, err
+	}
+	return fs.adoptChild(p, f, n)
+}
+
+// upperFile makes the inode of an object of the upper that is no directory.
+func (fs *FS) upperFile(p *inode, f *found, dirfd int, st *unix.Stat_t) (*inode, error) {
+	typ := st.Mode & unix.S_IFMT
+	redirect, meta, err := fs.rules.read(fs.upper.dialect, dirfd, f.name, f.typ)
+	if err != nil {
+		return nil, err
+	}
+	var data lowerObj
+	if meta {
+		if data, err = fs.dataOf(p, f, redirect); err != nil {
+			return nil, err
+		}
 	}
 	ino := f.ino // kept over a copy-up
 	if ino == 0 {
 		ino = fs.inos.shown(st.Dev, st.Ino)
 	}
-	n := newInode(fs.nodes.newID(), ino, typ, nil)
-	n.upper, n.upID = true, realID{st.Dev, st.Ino}
-	return fs.adoptChild(p, f, n)
+	n := newInode(fs.nodes.newID(), ino, typ, data)
+	n.upper, n.meta, n.upID = true, meta, realID{st.Dev, st.Ino}
+	n.origin = ino != fs.inos.shown(st.Dev, st.Ino)
+	if fs.index != nil && st.Nlink > 1 {
+		origin, err := fs.readOrigin(dirfd, f.name)
+		if err != nil {
+			return nil, err
+		}
+		if n.group, err = fs.indexedUpper(f, st, origin); err != nil {
+			return nil, err
+		}
+	}
+	return n, nil
+}
+
+// dataOf finds the lower file that a metacopied file of the upper has its data
+// from.
+func (fs *FS) dataOf(p *inode, f *found, redirect string) (low lowerObj, err error) {
+	if low = f.low; redirect != "" {
+		if low, err = fs.followRedirect(p, redirect); err != nil {
+			return nil, err
+		}
+	}
+	if low == nil || low.typ() != unix.DT_REG {
+		return nil, fmt.Errorf("the data of %q, which has metadata only, is missing in the lowers: %w", f.name, unix.EIO)
+	}
+	_, err = fs.lowers.admit(low)
+	return low, err
 }
 
 func (fs *FS) upperDirChild(p *inode, f *found, dirfd int, st *unix.Stat_t) (*inode, error) {
 	low := f.low
-	if low != nil && (low.typ() != unix.DT_DIR || f.white) {
+	if f.white {
 		low = nil
 	}
-	if low != nil {
-		fd, err := fsat.OpenName(dirfd, f.name, unix.O_PATH|unix.O_DIRECTORY, 0)
-		if err != nil {
-			return nil, err
-		}
-		defer fsat.Close(fd)
-		opaque, err := fs.upperOpaque(fd)
-		if err != nil {
-			return nil, err
-		}
-		if opaque {
-			low = nil
-		}
+	low, err := fs.mergedWith(p, dirfd, f.name, low)
+	if fsat.IsAbsent(err) {
+		return nil, errStale
 	}
-	var err error
-	id, ino := fs.nodes.newID(), fs.inos.shown(st.Dev, st.Ino)
+	if err != nil {
+		return nil, err
+	}
+	id, ino := uint64(0), fs.inos.shown(st.Dev, st.Ino)
 	if low != nil {
-		id = low.slot()
-		if ino, err = fs.lowers.admit(low); err != nil {
+		facts, err := fs.lowers.admit(low)
+		if err != nil {
 			return nil, err
 		}
+		id, ino = fs.nodes.idFor(low), facts.ino
+	} else {
+		id = fs.nodes.newID()
 	}
 	n := newInode(id, ino, unix.S_IFDIR, low)
 	n.upper = true
 	return fs.adoptChild(p, f, n)
-}
-
-// upperOpaque reports whether a directory of the upper hides the lowers, in
-// any form that the upper's dialect has.
-func (fs *FS) upperOpaque(fd int) (bool, error) {
-	mark, err := fs.upper.dialect.Mark(fd)
-	if err != nil || mark == whiteout.Opaque || !fs.upper.dialect.ReadsMarkers() {
-		return mark == whiteout.Opaque, err
-	}
-	var st unix.Stat_t
-	err = fsat.Stat(fd, whiteout.OpaqueMarker, &st)
-	if fsat.IsAbsent(err) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 // nameKnown records that an object known under another name is also behind

@@ -10,9 +10,18 @@ import (
 // an index file that knows the merged tree already.
 type lowerTree interface {
 	root() lowerObj
-	// admit returns the inode number of an object that is looked at for the
-	// first time, and refuses objects that cannot be shown rightly.
-	admit(o lowerObj) (ino uint64, err error)
+	// admit looks at an object for the first time, and refuses those that
+	// cannot be shown rightly.
+	admit(o lowerObj) (lowerFacts, error)
+	// lookup finds the object of an absolute path, "" being the root.
+	lookup(path string) (lowerObj, error)
+	// path is the inverse of lookup.
+	path(o lowerObj) string
+	// origin describes the object for ever, see fsat.Origin.
+	origin(o lowerObj) ([]byte, error)
+	// originIno returns the inode number of the object that origin has
+	// described, if it can be found.
+	originIno(origin []byte) (ino uint64, ok bool)
 	// list returns the merged listing of a directory.
 	list(dir lowerObj) (lowerList, error)
 	// with calls fn with a directory descriptor and a name (or the object's
@@ -23,9 +32,17 @@ type lowerTree interface {
 	open(o lowerObj) (fd int, err error)
 	// layer tells which layer serves o.
 	layer(o lowerObj) *layer
-	// merged reports whether several layers contribute to the directory o.
+	// merged reports whether several layers contribute to the directory o,
+	// which has been admitted.
 	merged(o lowerObj) bool
 	close()
+}
+
+// lowerFacts is what admit learns.
+type lowerFacts struct {
+	ino   uint64 // to show
+	links uint32 // that the layer's file system counts; of a directory 0
+	id    realID
 }
 
 // lowerObj is one object of a lowerTree.

@@ -15,6 +15,9 @@ type Layer struct {
 	Path string
 	// Dialect says how whiteouts and opaque directories are written in it.
 	Dialect whiteout.Dialect
+	// Direct promises that no object of the layer has a redirect or metacopy
+	// attribute, so that none need be looked for.
+	Direct bool
 }
 
 // Redirect is what to make of directories that were renamed, and of files whose

@@ -22,7 +22,7 @@ func (o orphan) exists() bool { return o.fd >= 0 || o.name != "" }
 // upper and is about to lose it; none if it needs none. Preconditions: n.mu is
 // held.
 func (fs *FS) openOrphan(n *inode, dirfd int, name string) (orphan, error) {
-	if !n.upper || n.orphan.exists() || len(n.more) > 0 {
+	if !n.upper || n.orphan.exists() || len(n.more) > 0 || n.group != nil && n.group.links > 1 {
 		return noOrphan, nil
 	}
 	if !n.isDir() && fs.orphans.Load() >= fs.maxOrphans {

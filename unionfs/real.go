@@ -70,6 +70,12 @@ func (fs *FS) withRealLocked(n *inode, fn func(dirfd int, name string) error) er
 		}
 		defer h.release()
 		return fn(h.fd, "")
+	case n.group != nil && n.group.index != "":
+		dir, err := fs.index.dir()
+		if err != nil {
+			return err
+		}
+		return fn(dir, n.group.index)
 	case n.where.parent == nil:
 		return errStale
 	}
@@ -86,6 +92,11 @@ func (fs *FS) withRealLocked(n *inode, fn func(dirfd int, name string) error) er
 func (fs *FS) dataFd(n *inode, write bool) (*fdHandle, error) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
+	return fs.dataFdLocked(n, write)
+}
+
+// dataFdLocked is dataFd for callers that hold n.mu.
+func (fs *FS) dataFdLocked(n *inode, write bool) (*fdHandle, error) {
 	slot, flags := &n.rd, unix.O_RDONLY
 	if write {
 		slot, flags = &n.rw, unix.O_RDWR
@@ -94,14 +105,15 @@ func (fs *FS) dataFd(n *inode, write bool) (*fdHandle, error) {
 		return h, nil
 	}
 	return fs.fds.get(slot, func() (fd int, err error) {
-		if write && !n.upper {
+		inLower := !n.upper || n.meta
+		if write && inLower {
 			return -1, unix.EROFS
+		}
+		if inLower {
+			return fs.lowers.open(n.low)
 		}
 		if n.orphan.fd >= 0 {
 			return fsat.Reopen(n.orphan.fd, flags)
-		}
-		if !n.upper {
-			return fs.lowers.open(n.low)
 		}
 		err = fs.withRealLocked(n, func(dirfd int, name string) (e error) {
 			fd, e = fsat.OpenRegular(dirfd, name, flags)

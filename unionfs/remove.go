@@ -48,6 +48,9 @@ func (fs *FS) removeName(p *inode, name string, dir bool) error {
 	if err := fs.mustBeEmpty(n); err != nil {
 		return err
 	}
+	if err := fs.ensureCounted(n); err != nil {
+		return err
+	}
 	c, err := fs.beginChange(p)
 	if err != nil {
 		return err
@@ -96,6 +99,12 @@ func (fs *FS) mustBeEmpty(n *inode) error {
 func (fs *FS) removeReal(c *change, n *inode, f *found) (pinned bool, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if err := fs.linkUp(c, n, f); err != nil {
+		return false, err
+	}
+	if err := fs.linksWillChange(n); err != nil {
+		return false, err
+	}
 	o, err := fs.openOrphan(n, c.h.fd, f.name)
 	if err != nil {
 		return false, err
@@ -122,6 +131,7 @@ func (fs *FS) removeReal(c *change, n *inode, f *found) (pinned bool, err error)
 		defer fs.fds.drop(&n.dir.fd)
 	}
 	pinned = fs.loseName(n, alias{c.p, f.name}, o)
+	fs.linksLost(n)
 	c.p.dir.setGone(f.name, white)
 	return pinned, nil
 }

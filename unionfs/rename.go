@@ -114,10 +114,10 @@ func (m *move) check(from, to *inode) (done bool, err error) {
 			return false, unix.EISDIR
 		}
 	}
-	// A directory that the lowers have a part of cannot be moved: its other
-	// part would stay behind (kernel: ovl_can_move without redirect_dir).
+	// A directory that the lowers have a part of cannot be moved without a
+	// redirect: its other part would stay behind (kernel: ovl_can_move).
 	for _, n := range []*inode{src, dst} {
-		if n != nil && n.isDir() && n.low != nil && (n == src || m.exchange()) {
+		if !m.fs.redirect && n != nil && n.isDir() && n.low != nil && (n == src || m.exchange()) {
 			return false, unix.EXDEV
 		}
 	}
@@ -135,8 +135,11 @@ func (m *move) copyUp(from, to *inode) error {
 			return err
 		}
 	}
-	if m.exchange() {
+	switch {
+	case m.exchange():
 		return m.fs.ensureUpper(m.dst)
+	case m.dst != nil:
+		return m.fs.ensureCounted(m.dst)
 	}
 	return nil
 }
@@ -218,17 +221,6 @@ func (m *move) run() error {
 		}
 		m.to.p.dir.setGone(m.g.name, true)
 	}
-	// A directory that comes to lie over a lower one must not merge with it.
-	if m.src.isDir() && m.g.low != nil {
-		if err := m.setOpaque(m.from, m.f.name); err != nil {
-			return err
-		}
-	}
-	if m.exchange() && m.dst.isDir() && m.f.low != nil {
-		if err := m.setOpaque(m.to, m.g.name); err != nil {
-			return err
-		}
-	}
 	first, second := m.src, m.dst
 	if second != nil && second.id < first.id {
 		first, second = second, first
@@ -239,8 +231,14 @@ func (m *move) run() error {
 		second.mu.Lock()
 		defer second.mu.Unlock()
 	}
+	if err := m.prepare(); err != nil {
+		return err
+	}
 	o := noOrphan
 	if m.dst != nil && !m.exchange() {
+		if err := fs.linksWillChange(m.dst); err != nil {
+			return err
+		}
 		var err error
 		if o, err = fs.openOrphan(m.dst, m.to.h.fd, m.g.name); err != nil {
 			return err
@@ -275,6 +273,50 @@ func (m *move) moveNames() error {
 		}
 		m.dst.addAlias(was)
 		from.refs.Add(1)
+	}
+	return nil
+}
+
+// prepare gives what will move the attributes that it needs at its new place,
+// and everything the names that the rename is about. Preconditions: the mu of
+// both objects are held.
+func (m *move) prepare() error {
+	if err := m.fs.linkUp(m.from, m.src, &m.f); err != nil {
+		return err
+	}
+	if err := m.prepareFor(m.src, m.from, m.f.name, m.to, &m.g); err != nil {
+		return err
+	}
+	if m.dst == nil {
+		return nil
+	}
+	if err := m.fs.linkUp(m.to, m.dst, &m.g); err != nil {
+		return err
+	}
+	if !m.exchange() {
+		return nil
+	}
+	return m.prepareFor(m.dst, m.to, m.g.name, m.from, &m.f)
+}
+
+// prepareFor prepares n, now name in the directory at, for the place of f in the
+// directory to.
+func (m *move) prepareFor(n *inode, at *change, name string, to *change, f *found) error {
+	switch {
+	case n.isDir() && n.low != nil, n.meta:
+		// Its content stays where the lowers have it.
+		if err := m.fs.setRedirect(n.low, at.h.fd, name); err != nil {
+			return err
+		}
+	case n.isDir() && f.low != nil:
+		// A directory that comes to lie over a lower one must not merge
+		// with it.
+		if err := m.setOpaque(at, name); err != nil {
+			return err
+		}
+	}
+	if n.origin {
+		return m.fs.markImpure(to.p, to.h.fd)
 	}
 	return nil
 }
@@ -399,6 +441,7 @@ func (m *move) record(o orphan) {
 		if fs.loseName(m.dst, alias{to, m.g.name}, o) {
 			m.unpin = append(m.unpin, to)
 		}
+		fs.linksLost(m.dst)
 		if m.dst.isDir() {
 			m.dst.dir.dead = true
 			fs.fds.drop(&m.dst.dir.fd)

@@ -3,14 +3,15 @@ package unionfs
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
+	"strings"
 	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
-	"github.com/plyfs/plyfs/whiteout"
 	"github.com/plyfs/plyfs/whiteout/merge"
 )
 
@@ -21,8 +22,12 @@ type scan struct {
 	layers   []*layer
 	fds      *fdCache
 	inos     *inoMap
+	rules    indirection
 	top      *scanObj
 	nextSlot atomic.Uint64
+
+	indirect sync.Map               // *scanObj -> *elsewhere
+	subs     []atomic.Pointer[scan] // subs[i] is the tree of layers[i:], made on demand
 }
 
 // scanDir is one real directory of one layer.
@@ -32,21 +37,24 @@ type scanDir struct {
 	fd    fdSlot // O_PATH
 }
 
-// scanObj is one object of the merged tree. Immutable but for listing.
+// scanObj is one object of the merged tree. Immutable but for state and
+// listing.
 type scanObj struct {
 	parent *scanList // nil for the root
 	name   string
 	id     uint64
 	dIno   uint64 // as the directory says; ident knows better
 	dtype  uint8
-	top    uint16   // index in parent.dirs of the layer that serves it
-	below  []uint16 // of a directory: further layers merged with it
+	top    uint16        // index in parent.dirs of the layer that serves it
+	state  atomic.Uint32 // unexamined, direct or indirect
+	below  []uint16      // of a directory: further layers merged with it
 
 	listing atomic.Pointer[scanList] // of a directory, once read
 }
 
 // scanList is the merged listing of one directory. Immutable once published.
 type scanList struct {
+	of   *scanObj
 	dirs []*scanDir // the real directories, topmost first
 	objs []scanObj  // sorted by name
 }
@@ -67,8 +75,8 @@ func (l *scanList) find(name string) (int, bool) {
 const rootSlot = 1
 
 // newScan makes a tree of the layers, topmost first. It reads nothing yet.
-func newScan(layers []*layer, fds *fdCache, inos *inoMap) (*scan, error) {
-	s := &scan{layers: layers, fds: fds, inos: inos}
+func newScan(layers []*layer, fds *fdCache, inos *inoMap, rules indirection) (*scan, error) {
+	s := &scan{layers: layers, fds: fds, inos: inos, rules: rules, subs: make([]atomic.Pointer[scan], len(layers))}
 	bottom := layers[len(layers)-1]
 	var st unix.Stat_t
 	if err := fsat.Fstat(bottom.root, &st); err != nil {
@@ -88,28 +96,39 @@ func (s *scan) close() {
 func (s *scan) root() lowerObj { return s.top }
 
 // dirsOf returns the real directories that make up the merged directory o.
-func (s *scan) dirsOf(o *scanObj) []*scanDir {
+func (s *scan) dirsOf(o *scanObj) ([]*scanDir, error) {
 	if o.parent == nil {
 		dirs := make([]*scanDir, len(s.layers))
 		for i, l := range s.layers {
 			dirs[i] = &scanDir{layer: l}
 		}
-		return dirs
+		return dirs, nil
 	}
-	child := func(i uint16) *scanDir {
-		p := o.parent.dirs[i]
-		path := o.name
-		if p.path != "" {
-			path = p.path + "/" + o.name
-		}
-		return &scanDir{layer: p.layer, path: path}
+	e, err := s.examine(o)
+	if err != nil {
+		return nil, err
 	}
+	if e != nil {
+		return e.dirs, nil
+	}
+	return o.sameName(), nil
+}
+
+// sameName returns the directories of o's own name that are merged in it.
+func (o *scanObj) sameName() []*scanDir {
 	dirs := make([]*scanDir, 0, 1+len(o.below))
-	dirs = append(dirs, child(o.top))
+	dirs = append(dirs, o.parent.dirs[o.top].child(o.name))
 	for _, i := range o.below {
-		dirs = append(dirs, child(i))
+		dirs = append(dirs, o.parent.dirs[i].child(o.name))
 	}
 	return dirs
+}
+
+func (d *scanDir) child(name string) *scanDir {
+	if d.path != "" {
+		name = d.path + "/" + name
+	}
+	return &scanDir{layer: d.layer, path: name}
 }
 
 func (s *scan) list(dir lowerObj) (lowerList, error) {
@@ -132,7 +151,11 @@ func (s *scan) list(dir lowerObj) (lowerList, error) {
 }
 
 func (s *scan) read(o *scanObj) (*scanList, error) {
-	list := &scanList{dirs: s.dirsOf(o)}
+	dirs, err := s.dirsOf(o)
+	if err != nil {
+		return nil, err
+	}
+	list := &scanList{of: o, dirs: dirs}
 	entries := make([][]layerEntry, 0, len(list.dirs))
 	listings := make([]merge.Listing, 0, len(list.dirs))
 	origin := make([][]int32, 0, len(list.dirs)) // merge entry -> layer entry
@@ -213,11 +236,30 @@ func (s *scan) with(obj lowerObj, fn func(dirfd int, name string) error) error {
 	return fn(h.fd, o.name)
 }
 
-func (s *scan) stat(o lowerObj, st *unix.Stat_t) error {
-	return s.with(o, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, st) })
+func (s *scan) stat(obj lowerObj, st *unix.Stat_t) error {
+	o := obj.(*scanObj)
+	err := s.with(o, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, st) })
+	if err != nil || o.state.Load() != stateIndirect || o.dtype != unix.DT_REG {
+		return err
+	}
+	// Its space is where its data is.
+	e, err := s.examine(o)
+	if err != nil {
+		return err
+	}
+	var data unix.Stat_t
+	err = e.data.tree.stat(e.data.obj, &data)
+	st.Blocks = data.Blocks
+	return err
 }
 
-func (s *scan) open(o lowerObj) (fd int, err error) {
+func (s *scan) open(obj lowerObj) (fd int, err error) {
+	o := obj.(*scanObj)
+	if e, err := s.examine(o); err != nil {
+		return -1, err
+	} else if e != nil {
+		return e.data.tree.open(e.data.obj)
+	}
 	err = s.with(o, func(dirfd int, name string) (e error) {
 		fd, e = fsat.OpenRegular(dirfd, name, unix.O_RDONLY|unix.O_NOATIME)
 		if e == unix.EPERM { // O_NOATIME is for owners and root
@@ -240,6 +282,9 @@ func (s *scan) merged(obj lowerObj) bool {
 	o := obj.(*scanObj)
 	if o.parent == nil {
 		return len(s.layers) > 1
+	}
+	if e := s.known(o); e != nil {
+		return len(e.dirs) > 1
 	}
 	return len(o.below) > 0
 }
@@ -276,19 +321,27 @@ func (m *inoMap) shown(dev, ino uint64) uint64 {
 	return ino | idx<<shift
 }
 
-// admit looks at an object for the first time: it returns its inode number and
-// refuses what we cannot show rightly. A directory is numbered after its lowest
-// part, as in its listing.
-func (s *scan) admit(obj lowerObj) (ino uint64, err error) {
+// admit implements lowerTree. A directory is numbered after its lowest part, as
+// in its listing.
+func (s *scan) admit(obj lowerObj) (f lowerFacts, err error) {
 	o := obj.(*scanObj)
 	if o.parent == nil {
-		return o.dIno, nil
+		return lowerFacts{ino: o.dIno}, nil
 	}
-	err = s.with(o, func(dirfd int, name string) error {
-		return refuseIndirect(s.layer(o).dialect, dirfd, name, o.dtype)
-	})
+	e, err := s.examine(o)
 	if err != nil {
-		return 0, err
+		return f, err
+	}
+	var st unix.Stat_t
+	if o.dtype == unix.DT_DIR && e != nil {
+		dirs := e.dirs
+		h, err := s.dirFd(dirs[len(dirs)-1])
+		if err != nil {
+			return f, err
+		}
+		defer h.release()
+		err = fsat.Fstat(h.fd, &st)
+		return lowerFacts{ino: s.inos.shown(st.Dev, st.Ino)}, err
 	}
 	lowest := o.top
 	if n := len(o.below); n > 0 {
@@ -296,38 +349,78 @@ func (s *scan) admit(obj lowerObj) (ino uint64, err error) {
 	}
 	h, err := s.dirFd(o.parent.dirs[lowest])
 	if err != nil {
-		return 0, err
+		return f, err
 	}
 	defer h.release()
-	var st unix.Stat_t
 	if err := fsat.Stat(h.fd, o.name, &st); err != nil {
-		return 0, err
+		return f, err
 	}
-	return s.inos.shown(st.Dev, st.Ino), nil
+	f.ino = s.inos.shown(st.Dev, st.Ino)
+	if o.dtype != unix.DT_DIR {
+		f.links, f.id = uint32(st.Nlink), realID{st.Dev, st.Ino}
+	}
+	return f, nil
 }
 
-// refuseIndirect refuses files whose data and directories whose content is
-// elsewhere (kernel: metacopy and redirect_dir): shown as they are they would
-// be zeros and holes.
-func refuseIndirect(d whiteout.Dialect, dirfd int, name string, dtype uint8) error {
-	attr := ""
-	switch dtype {
-	case unix.DT_REG:
-		attr = "metacopy"
-	case unix.DT_DIR:
-		attr = "redirect"
+func (s *scan) lookup(path string) (lowerObj, error) {
+	o := s.root()
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		if name == "" {
+			continue
+		}
+		if o.typ() != unix.DT_DIR {
+			return nil, unix.ENOENT
+		}
+		list, err := s.list(o)
+		if err != nil {
+			return nil, err
+		}
+		pos, ok := list.find(name)
+		if !ok {
+			return nil, unix.ENOENT
+		}
+		_, o = list.at(pos)
 	}
-	if attr == "" || !d.ReadsDevices() {
-		return nil
+	return o, nil
+}
+
+func (s *scan) path(obj lowerObj) string {
+	var names []string
+	for o := obj.(*scanObj); o.parent != nil; o = o.parent.of {
+		names = append(names, o.name)
 	}
-	_, err := fsat.Getxattr(dirfd, name, d.Attr(attr), nil)
-	if err == nil {
-		return fmt.Errorf("%q has the attribute %s, which is not followed: %w", name, d.Attr(attr), unix.EPERM)
+	slices.Reverse(names)
+	return "/" + strings.Join(names, "/")
+}
+
+func (s *scan) origin(o lowerObj) (origin []byte, err error) {
+	l := s.layer(o)
+	err = s.with(o, func(dirfd int, name string) (e error) {
+		origin, e = fsat.Origin(dirfd, name, l.uuid)
+		return e
+	})
+	return origin, err
+}
+
+func (s *scan) originIno(origin []byte) (ino uint64, ok bool) {
+	tried := make(map[uint64]bool, 1)
+	for _, l := range s.layers {
+		if tried[l.dev] {
+			continue
+		}
+		tried[l.dev] = true
+		fd, err := fsat.OpenOrigin(l.root, l.uuid, origin)
+		if err != nil {
+			continue
+		}
+		var st unix.Stat_t
+		err = fsat.Fstat(fd, &st)
+		fsat.Close(fd)
+		if err == nil {
+			return s.inos.shown(st.Dev, st.Ino), true
+		}
 	}
-	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) {
-		return nil
-	}
-	return err
+	return 0, false
 }
 
 // errStale says that an object is no longer where it was; the caller looks

@@ -124,7 +124,7 @@ func (fs *FS) truncate(n *inode, size int64, touch bool) error {
 		}
 		touch = st.Size != size // the copy has the right size from the start
 	}
-	if err := fs.ensureUpperData(n, size); err != nil {
+	if err := fs.ensureData(n, size); err != nil {
 		return err
 	}
 	h, err := fs.dataFd(n, true)

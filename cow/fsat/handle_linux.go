@@ -74,6 +74,9 @@ func OpenOrigin(mount int, fs UUID, origin []byte) (fd int, err error) {
 	}
 	defer unix.Close(d)
 	h := unix.NewFileHandle(int32(origin[4]), origin[originHeader:])
-	err = retry(func() (e error) { fd, e = unix.OpenByHandleAt(d, h, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW); return e })
+	err = retry(func() (e error) {
+		fd, e = unix.OpenByHandleAt(d, h, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW)
+		return e
+	})
 	return fd, err
 }

@@ -1,0 +1,66 @@
+package cow
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+)
+
+// Complete gives data to a copy that so far has attributes only: the first size
+// bytes of data are copied to fd, in place, and made durable; then the attribute
+// mark, which says that the data is elsewhere, is removed. fd is open for reading
+// and writing. A crash before the last step leaves a file whose data is still
+// taken from elsewhere, up to its size.
+func (w *Work) Complete(fd, data int, size int64, mark string) error {
+	var st unix.Stat_t
+	if err := fsat.Fstat(fd, &st); err != nil {
+		return err
+	}
+	caps, err := fsat.GetxattrValue(fd, "", capsAttr)
+	if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	size = min(size, st.Size)
+	if err := copyData(fd, data, size); err != nil {
+		return fmt.Errorf("copy data: %w", err)
+	}
+	// What is behind the end of the data is a hole.
+	if err := unix.Ftruncate(fd, size); err != nil {
+		return fmt.Errorf("set size: %w", err)
+	}
+	if err := restore(fd, &st, caps); err != nil {
+		return err
+	}
+	if !w.volatile {
+		if err := unix.Fsync(fd); err != nil {
+			return fmt.Errorf("sync: %w", err)
+		}
+	}
+	if err := fsat.Removexattr(fd, "", mark); err != nil && !errors.Is(err, unix.ENODATA) {
+		return fmt.Errorf("remove %s: %w", mark, err)
+	}
+	return nil
+}
+
+const capsAttr = "security.capability"
+
+// restore undoes what writing has done to the attributes of the file.
+func restore(fd int, st *unix.Stat_t, caps []byte) error {
+	if st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+		if err := fsat.Chmod(fd, "", st.Mode&0o7777); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	}
+	if len(caps) > 0 {
+		if err := fsat.Setxattr(fd, "", capsAttr, caps, 0); err != nil {
+			return fmt.Errorf("set capabilities: %w", err)
+		}
+	}
+	if err := fsat.Utimes(fd, "", [2]unix.Timespec{st.Atim, st.Mtim}); err != nil {
+		return fmt.Errorf("set times: %w", err)
+	}
+	return nil
+}
