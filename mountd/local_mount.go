@@ -186,7 +186,10 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) holder.Spec {
 		s.ID = sub.container.MountID
 	}
 	for _, d := range sub.stack.Lowers {
-		s.Lowers = append(s.Lowers, unionfs.Layer{Path: d.Path, Dialect: d.Dialect})
+		s.Lowers = append(s.Lowers, unionfs.Layer{
+			Path: d.Path, Dialect: d.Dialect,
+			Direct: true, // unpacking escapes the attributes that would say otherwise
+		})
 	}
 	if sub.stack.Upper != "" {
 		s.Upper = unionfs.Layer{Path: sub.stack.Upper, Dialect: sub.stack.Dialect}
