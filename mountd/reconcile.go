@@ -3,7 +3,6 @@ package mountd
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd/holder"
@@ -151,8 +149,8 @@ func (l *Local) liveMounts(ctx context.Context) ([]assessment, error) {
 	known := map[string]bool{}
 	for _, row := range rows {
 		a := assess(row, table)
-		if a.state == StateDead && l.detachDead(a, table) {
-			a.state = stateGone
+		if a.state == StateDead && (holder.Reused(table, a.mount.Major, a.mount.Minor) || l.detachDead(a, table)) {
+			a.state, a.mount = stateGone, nil
 		}
 		switch a.state {
 		case stateGone, stateElsewhere:
@@ -233,14 +231,6 @@ func (l *Local) sameRow(ctx context.Context, row layers.Live) (bool, error) {
 
 // detachDead takes a mount without processes out of the tree.
 func (l *Local) detachDead(a assessment, table []*mountinfo.Info) bool {
-	if a.mount == nil {
-		return false
-	}
-	// Device numbers are used again: what answers is somebody else's mount.
-	var st unix.Statfs_t
-	if err := unix.Statfs(a.mount.Mountpoint, &st); !errors.Is(err, unix.ENOTCONN) {
-		return false
-	}
 	covered, err := holder.Detach(table, a.mount.Major, a.mount.Minor)
 	if err != nil || len(covered) > 0 {
 		l.log.Warn("a dead mount could not be detached", zap.String("op", "reconcile"), zap.String("target", a.mount.Mountpoint),

@@ -2,6 +2,8 @@ package mountd
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -81,4 +83,74 @@ func TestAssess(t *testing.T) {
 	if got := assess(old, table).state; got != stateElsewhere {
 		t.Errorf("row of another boot: %s", got)
 	}
+}
+
+// TestAnotherMountWithOurNumberStays: device numbers are used again. The record
+// of a mount that has ended leads to whoever got its number.
+func TestAnotherMountWithOurNumberStays(t *testing.T) {
+	f := newFixture(t)
+	st := f.mount("c")
+	other := f.container("other")
+	self := holder.Self()
+	ended := layers.Live{
+		Target: f.mnt + "-ended", ContainerID: other, BootID: holder.BootID(),
+		Pid: self.Pid, StartTime: self.StartTime + 1, RunDir: f.runDir + "/mounts/ended",
+	}
+	for _, c := range []struct {
+		name string
+		do   func() error
+	}{
+		{"reconcile", func() error { return f.reconcile(t.Context()) }},
+		{"umount by name", func() error {
+			_, err := f.Unmount(t.Context(), UnmountRequest{Name: "other", Target: Path(f.mnt + "/none/other")})
+			if errors.Is(err, layers.ErrNotFound) {
+				return nil
+			}
+			return fmt.Errorf("expected that it is not mounted, got %w", err)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if err := os.MkdirAll(ended.RunDir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			dead := holder.State{Target: ended.Target, Holder: holder.Process{Pid: ended.Pid, StartTime: ended.StartTime}, Major: st.Major, Minor: st.Minor}
+			b, err := json.Marshal(dead)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(ended.RunDir, "state.json"), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.store.AddLive(t.Context(), ended); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.do(); err != nil {
+				t.Error(err)
+			}
+			f.wantState(StateMounted) // of the living one
+			if _, err := os.Stat(f.mnt + "/file"); err != nil {
+				t.Errorf("the other mount: %v", err)
+			}
+			rows, err := f.store.LiveMounts(t.Context())
+			if err != nil || len(rows) != 1 || rows[0].Target != f.mnt {
+				t.Errorf("rows that remain: %+v, %v", rows, err)
+			}
+		})
+	}
+	if _, err := f.unmount(false); err != nil {
+		t.Error(err)
+	}
+}
+
+// container makes another container of the image and returns its ID.
+func (f *fixture) container(name string) string {
+	f.t.Helper()
+	if _, err := f.Create(f.t.Context(), CreateRequest{Image: "localhost/img:1", Name: name}); err != nil {
+		f.t.Fatal(err)
+	}
+	c, err := f.store.Container(f.t.Context(), name)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return c.ID
 }

@@ -192,6 +192,51 @@ func TestServerKilled(t *testing.T) {
 	}
 }
 
+// TestAnotherMountWithOurNumberStays: device numbers are used again. A mount
+// that was unmounted must not take its successor out of the tree.
+func TestAnotherMountWithOurNumberStays(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		serve bool // the other mount answers; else its server hangs
+	}{{"answering", true}, {"hanging", false}} {
+		t.Run(c.name, func(t *testing.T) {
+			s := union(t)
+			dev, err := transport.Mount(transport.MountOptions{Target: s.Target})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer dev.Close()
+			if err := transport.Unmount(s.Target, true); err != nil {
+				t.Fatal(err)
+			}
+			h := &holder{spec: s, log: zap.NewNop(), dev: dev}
+			if !h.disconnected() {
+				t.Fatal("unmounted, but still connected")
+			}
+			if c.serve {
+				h.state = mount(t, s)
+				defer waitGone(t, h.state.Holder, h.state.Server)
+			} else {
+				other, err := transport.Mount(transport.MountOptions{Target: s.Target})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer other.Close()
+				m, err := ownMount(s.Target)
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.state.Major, h.state.Minor = m.Major, m.Minor
+			}
+			defer func() { _ = transport.Unmount(s.Target, true) }()
+			h.detach()
+			if !mounted(t, s.Target) {
+				t.Error("detached somebody else's mount")
+			}
+		})
+	}
+}
+
 func TestHolderKilled(t *testing.T) {
 	s := union(t)
 	st := mount(t, s)
