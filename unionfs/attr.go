@@ -35,7 +35,7 @@ func (fs *FS) attr(n *inode, out *fuse.Attr) error {
 	if err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT != n.typ {
+	if st.Mode&unix.S_IFMT != n.typ() {
 		// Somebody changed a layer under the mount.
 		return unix.ESTALE
 	}
@@ -55,11 +55,11 @@ func (fs *FS) nlinkLocked(n *inode, links uint32) uint32 {
 		return 0
 	case n.isDir() && n.low != nil && (n.upper || fs.lowers.merged(n.low)):
 		return 1
-	case n.group != nil:
-		return n.group.links
+	case n.extra().group != nil:
+		return n.extra().group.links
 	case !n.upper && removed && links == 1:
 		return 0
-	case n.orphan.name != "" && links > 0:
+	case n.extra().orphan.name != "" && links > 0:
 		return links - 1 // not counting the name that only we know
 	}
 	return links

@@ -75,18 +75,19 @@ func (fs *FS) copyUpNow(n *inode, size int64, meta bool) error {
 // copyUp copies one object whose parent is in the upper. errStale says that
 // the object has lost its name meanwhile.
 func (fs *FS) copyUp(n, parent *inode, size int64, meta bool) error {
-	n.copyMu.Lock()
-	defer n.copyMu.Unlock()
+	mu := &n.ownExtra().copyMu
+	mu.Lock()
+	defer mu.Unlock()
 	if n.inUpper() {
 		return nil
 	}
-	meta = meta && n.typ == unix.S_IFREG && parent != nil
+	meta = meta && n.typ() == unix.S_IFREG && parent != nil
 	o, err := fs.original(n, size, meta)
 	if err != nil {
 		return fmt.Errorf("copy up: read the original: %w", err)
 	}
 	defer o.done()
-	o.src.Anonymous = parent == nil && n.typ == unix.S_IFREG
+	o.src.Anonymous = parent == nil && n.typ() == unix.S_IFREG
 	t, err := fs.work.Build(o.src)
 	if err != nil {
 		return fmt.Errorf("copy up: %w", err)
@@ -117,10 +118,10 @@ func (fs *FS) original(n *inode, size int64, meta bool) (*original, error) {
 		if err := fs.lowers.stat(n.low, &st); err != nil {
 			return err
 		}
-		if st.Mode&unix.S_IFMT != n.typ {
+		if st.Mode&unix.S_IFMT != n.typ() {
 			return unix.ESTALE
 		}
-		if n.typ == unix.S_IFLNK {
+		if n.typ() == unix.S_IFLNK {
 			var err error
 			if src.Target, err = fsat.Readlink(dirfd, name); err != nil {
 				return err
@@ -138,7 +139,7 @@ func (fs *FS) original(n *inode, size int64, meta bool) (*original, error) {
 	if err := fs.addOrigin(n, o, uint32(st.Nlink)); err != nil {
 		return nil, err
 	}
-	if n.typ != unix.S_IFREG {
+	if n.typ() != unix.S_IFREG {
 		return o, nil
 	}
 	if meta && st.Size > 0 {
@@ -164,12 +165,12 @@ func (fs *FS) addOrigin(n *inode, o *original, links uint32) error {
 		return nil // its name or redirect says it all
 	}
 	n.mu.RLock()
-	grouped, union := n.group != nil, uint32(0)
-	if grouped {
-		union = n.group.links
+	group, union := n.extra().group, uint32(0)
+	if group != nil {
+		union = group.links
 	}
 	n.mu.RUnlock()
-	if links > 1 && !grouped {
+	if links > 1 && group == nil {
 		o.split = true
 		return nil
 	}
@@ -178,7 +179,7 @@ func (fs *FS) addOrigin(n *inode, o *original, links uint32) error {
 		return err
 	}
 	o.src.Xattrs = append(o.src.Xattrs, attrs...)
-	if grouped && len(attrs) > 0 {
+	if group != nil && len(attrs) > 0 {
 		o.index = hex.EncodeToString(attrs[0].Value)
 		o.src.Xattrs = append(o.src.Xattrs, cow.Xattr{
 			Name: fs.upper.dialect.Attr("nlink"), Value: nlinkValue('L', int64(union)-int64(links)),
@@ -252,7 +253,7 @@ func (fs *FS) publishIndexed(c *change, n *inode, t *cow.Temp, o *original) erro
 		return fmt.Errorf("copy up: publish in the link index: %w", err)
 	}
 	fs.index.add(o.index)
-	n.group.index = o.index
+	n.extra().group.index = o.index
 	fs.nowUpper(n, t, &st, o.meta)
 	f := c.p.dir.find(n.where.name, false)
 	return fs.linkUp(c, n, &f)
@@ -279,31 +280,39 @@ func (fs *FS) publishOrphan(n *inode, t *cow.Temp) error {
 		return err
 	}
 	fs.nowUpper(n, t, &st, false)
-	n.orphan = fs.orphanOf(fd)
+	n.ownExtra().orphan = fs.orphanOf(fd)
 	return nil
 }
 
 // nowUpper switches n to its copy. Preconditions: n.mu is held exclusively.
 func (fs *FS) nowUpper(n *inode, t *cow.Temp, st *unix.Stat_t, meta bool) {
 	n.upper, n.meta = true, meta
-	if !n.isDir() {
-		n.upID = realID{st.Dev, st.Ino}
-		fs.nodes.addTo(n, n.upID, upperObjects)
+	if n.extra().group != nil {
+		fs.severalNames(n, st)
 	}
 	if meta {
 		return // readers go on with the original
 	}
-	fs.fds.drop(&n.rd)
+	fs.fds.drop(&n.fd)
 	if fd := t.TakeFd(); fd >= 0 {
-		fs.fds.put(&n.rw, fd).release()
+		fs.fds.put(&n.fd, fd, true).release()
 	}
+}
+
+// severalNames registers an object of the upper that can be met under more than
+// one name. Preconditions: n.mu is held exclusively.
+func (fs *FS) severalNames(n *inode, st *unix.Stat_t) {
+	e := n.ownExtra()
+	e.upID = realID{st.Dev, st.Ino}
+	fs.nodes.addTo(n, e.upID, upperObjects)
 }
 
 // completeData brings the first size bytes of a file's data to its attributes
 // in the upper.
 func (fs *FS) completeData(n *inode, size int64) error {
-	n.copyMu.Lock()
-	defer n.copyMu.Unlock()
+	mu := &n.ownExtra().copyMu
+	mu.Lock()
+	defer mu.Unlock()
 	n.mu.RLock()
 	meta := n.meta
 	n.mu.RUnlock()
@@ -335,8 +344,8 @@ func (fs *FS) completeData(n *inode, size int64) error {
 	}
 	n.mu.Lock()
 	n.meta = false
-	fs.fds.drop(&n.rd)
-	fs.fds.put(&n.rw, fd).release()
+	fs.fds.drop(&n.fd)
+	fs.fds.put(&n.fd, fd, true).release()
 	n.mu.Unlock()
 	fs.invalidate(n.id)
 	return nil

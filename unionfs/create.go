@@ -191,7 +191,7 @@ func (fs *FS) born(c *change, name string, fd int) (*inode, error) {
 	c.p.refs.Add(1)
 	fs.nodes.add(n)
 	if fd >= 0 {
-		fs.fds.put(&n.rw, fd).release()
+		fs.fds.put(&n.fd, fd, true).release()
 	}
 	c.p.dir.setUpper(name, n, false)
 	return n, nil
@@ -201,9 +201,7 @@ func (fs *FS) born(c *change, name string, fd int) (*inode, error) {
 func (fs *FS) newUpper(st *unix.Stat_t) *inode {
 	n := newInode(fs.nodes.newID(), fs.inos.shown(st.Dev, st.Ino), st.Mode&unix.S_IFMT, nil)
 	n.upper = true
-	if !n.isDir() {
-		n.upID = realID{st.Dev, st.Ino}
-	} else {
+	if n.isDir() {
 		n.dir.loaded, n.dir.names = true, make(map[string]*dirent) // it is empty
 	}
 	return n
@@ -309,7 +307,7 @@ func (fs *FS) tmpfile(p *inode, o newObject) (*inode, error) {
 		return nil, err
 	}
 	n := fs.newUpper(&st)
-	n.orphan = fs.orphanOf(fd)
+	n.ownExtra().orphan = fs.orphanOf(fd)
 	fs.nodes.add(n)
 	return n, nil
 }

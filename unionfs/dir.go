@@ -20,9 +20,11 @@ type dirState struct {
 	mu     sync.RWMutex
 	loaded bool      // guarded by mu
 	list   lowerList // nil if no lower contributes; immutable once loaded
-	// names holds the names that the upper has or hides, and those of
-	// objects the kernel knows. Guarded by mu.
+	// names holds the names that the upper has or hides. Guarded by mu.
 	names map[string]*dirent
+	// kids holds the known objects of names that only the lowers have, by
+	// position in list; nil if there are none. Not references. Guarded by mu.
+	kids []*inode
 	// born holds the names that have a cookie of their own, in the order of
 	// their cookies; removed ones stay until compacted. Guarded by mu.
 	born       []*dirent
@@ -31,7 +33,6 @@ type dirState struct {
 
 	dead bool // the directory has been removed; guarded by opMu
 
-	fd  fdSlot       // O_PATH descriptor of the directory in the upper
 	acl atomic.Int32 // aclUnknown, aclNone or aclPresent
 	// impure: the directory in the upper is marked as one that holds copies.
 	impure atomic.Bool
@@ -178,7 +179,7 @@ func (f *found) needsWhiteout() bool { return f.low != nil && (!f.white || f.ent
 func (d *dirState) reset() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.list, d.names, d.born, d.removed = nil, make(map[string]*dirent), nil, 0
+	d.list, d.names, d.kids, d.born, d.removed = nil, make(map[string]*dirent), nil, nil, 0
 }
 
 // find looks a name up; with ref, a known child comes with a reference.
@@ -187,24 +188,41 @@ func (d *dirState) find(name string, ref bool) found {
 	f := found{name: name}
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	if d.list != nil {
-		if pos, ok := d.list.find(name); ok {
-			_, f.low = d.list.at(pos)
-			f.typ = f.low.typ()
+	pos, inLower := findIn(d.list, name)
+	if inLower {
+		_, f.low = d.list.at(pos)
+		f.typ = f.low.typ()
+	}
+	var child *inode
+	if e := d.names[name]; e != nil {
+		f.upper, f.white, f.entry, f.xform = e.upper, e.white, e.entry, e.xform
+		if e.upper {
+			f.typ, f.ino = e.typ, e.ino
 		}
+		child = e.child
+	} else if inLower && d.kids != nil {
+		child = d.kids[pos]
 	}
-	e := d.names[name]
-	if e == nil {
-		return f
-	}
-	f.upper, f.white, f.entry, f.xform = e.upper, e.white, e.entry, e.xform
-	if e.upper {
-		f.typ, f.ino = e.typ, e.ino
-	}
-	if ref && e.child != nil && e.child.tryRef() {
-		f.child = e.child
+	if ref && child != nil && child.tryRef() {
+		f.child = child
 	}
 	return f
+}
+
+// childAt returns where the object of a name is kept. Preconditions: mu is held
+// exclusively, the name is visible.
+func (d *dirState) childAt(name string) **inode {
+	if e := d.names[name]; e != nil {
+		return &e.child
+	}
+	pos, ok := findIn(d.list, name)
+	if !ok {
+		return nil
+	}
+	if d.kids == nil {
+		d.kids = make([]*inode, d.list.length())
+	}
+	return &d.kids[pos]
 }
 
 // adopt makes n the object behind name and registers it, unless there is one
@@ -213,33 +231,29 @@ func (d *dirState) find(name string, ref bool) found {
 func (d *dirState) adopt(f *found, n *inode, nodes *table) (have *inode, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	e := d.names[f.name]
-	if e == nil {
-		if f.upper {
-			return nil, false
-		}
-		e = &dirent{name: f.name, cookie: d.lowerCookie(f.name)}
-		d.names[f.name] = e
-	} else if e.upper != f.upper || e.upper && e.typ != f.typ || !e.upper && e.white {
+	if e := d.names[f.name]; e == nil && f.upper ||
+		e != nil && (e.upper != f.upper || e.upper && e.typ != f.typ || !e.upper && e.white) {
 		return nil, false
 	}
-	if e.child != nil && e.child != n && e.child.tryRef() {
-		return e.child, true
+	child := d.childAt(f.name)
+	if child == nil {
+		return nil, false
+	}
+	if *child != nil && *child != n && (*child).tryRef() {
+		return *child, true
 	}
 	if !nodes.add(n) {
 		return nil, false
 	}
-	e.child = n
+	*child = n
 	return nil, true
 }
 
 // lowerCookie is the position of a name that the lowers have. Preconditions:
 // mu is held.
 func (d *dirState) lowerCookie(name string) uint64 {
-	if d.list != nil {
-		if pos, ok := d.list.find(name); ok {
-			return cookieLower + uint64(pos)
-		}
+	if pos, ok := findIn(d.list, name); ok {
+		return cookieLower + uint64(pos)
 	}
 	return 0
 }
@@ -248,25 +262,35 @@ func (d *dirState) lowerCookie(name string) uint64 {
 func (d *dirState) forget(n *inode, name string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	e := d.names[name]
-	if e == nil || e.child != n {
+	if e := d.names[name]; e == nil && d.kids == nil {
 		return
 	}
-	e.child = nil
-	if !e.upper && !e.white {
-		delete(d.names, name)
+	if child := d.childAt(name); child != nil && *child == n {
+		*child = nil
 	}
+}
+
+// entry returns what is to be changed about a name. Preconditions: mu is held
+// exclusively.
+func (d *dirState) entry(name string) *dirent {
+	e := d.names[name]
+	if e == nil {
+		e = &dirent{name: name, cookie: d.lowerCookie(name)}
+		d.names[name] = e
+		if d.kids != nil {
+			if pos, ok := findIn(d.list, name); ok {
+				e.child, d.kids[pos] = d.kids[pos], nil
+			}
+		}
+	}
+	return e
 }
 
 // setUpper records that the upper now has an object of this name.
 func (d *dirState) setUpper(name string, n *inode, keepCookie bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	e := d.names[name]
-	if e == nil {
-		e = &dirent{name: name}
-		d.names[name] = e
-	}
+	e := d.entry(name)
 	lower := d.lowerCookie(name)
 	switch {
 	case e.cookie >= cookieBorn:
@@ -281,7 +305,7 @@ func (d *dirState) setUpper(name string, n *inode, keepCookie bool) {
 	if e.entry {
 		e.white, e.entry, e.xform = false, false, false
 	}
-	e.upper, e.typ, e.ino, e.child = true, uint8(n.typ>>12), n.ino, n
+	e.upper, e.typ, e.ino, e.child = true, n.dtype, n.ino, n
 }
 
 // setGone records that the name no longer exists; white says that a whiteout
@@ -289,11 +313,7 @@ func (d *dirState) setUpper(name string, n *inode, keepCookie bool) {
 func (d *dirState) setGone(name string, white bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	e := d.names[name]
-	if e == nil {
-		e = &dirent{name: name}
-		d.names[name] = e
-	}
+	e := d.entry(name)
 	if e.cookie >= cookieBorn {
 		// The entry in born must not come back to life with its old
 		// cookie: a new name starts a new entry.

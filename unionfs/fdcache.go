@@ -25,6 +25,7 @@ type fdSlot struct{ h *fdHandle }
 type fdHandle struct {
 	fd         int
 	cache      *fdCache // nil: not the cache's to close
+	rw         bool     // open for writing too
 	refs       int      // guarded by cache.mu
 	slot       *fdSlot  // nil once the object has let go; guarded by cache.mu
 	prev, next *fdHandle
@@ -75,12 +76,16 @@ func (c *fdCache) use(s *fdSlot) *fdHandle {
 	return h
 }
 
-// get returns the slot's descriptor, opening it if needed. open is called
+// get returns the slot's descriptor, opening it if needed; with rw, one for
+// writing too, which then takes the place of one that is not. open is called
 // without locks and once more, after a clean-out, if the process has run out of
 // descriptors.
-func (c *fdCache) get(s *fdSlot, open func() (int, error)) (*fdHandle, error) {
+func (c *fdCache) get(s *fdSlot, rw bool, open func() (int, error)) (*fdHandle, error) {
 	if h := c.peek(s); h != nil {
-		return h, nil
+		if h.rw || !rw {
+			return h, nil
+		}
+		h.release()
 	}
 	fd, err := open()
 	if err == unix.EMFILE || err == unix.ENFILE {
@@ -90,23 +95,32 @@ func (c *fdCache) get(s *fdSlot, open func() (int, error)) (*fdHandle, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.put(s, fd), nil
+	return c.put(s, fd, rw), nil
 }
 
 // put stores fd in the slot and returns it in use. If the slot has been filled
-// meanwhile, fd is closed and that one is returned.
-func (c *fdCache) put(s *fdSlot, fd int) *fdHandle {
+// meanwhile with one that will do, fd is closed and that one is returned.
+func (c *fdCache) put(s *fdSlot, fd int, rw bool) *fdHandle {
 	c.mu.Lock()
+	var old *fdHandle
 	if h := c.use(s); h != nil {
-		c.mu.Unlock()
-		fsat.Close(fd)
-		return h
+		if h.rw || !rw {
+			c.mu.Unlock()
+			fsat.Close(fd)
+			return h
+		}
+		c.unlink(h)
+		h.slot = nil
+		old = h
 	}
-	h := &fdHandle{fd: fd, cache: c, refs: 1, slot: s}
+	h := &fdHandle{fd: fd, rw: rw, cache: c, refs: 1, slot: s}
 	s.h = h
 	c.push(h)
 	over := c.n > c.max
 	c.mu.Unlock()
+	if old != nil {
+		old.release()
+	}
 	if over {
 		c.shrink(c.max)
 	}

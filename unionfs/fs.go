@@ -40,6 +40,7 @@ type FS struct {
 	fds   *fdCache
 	nodes *table
 	root  *inode
+	trim  *trimmer
 
 	// orphans counts those that are held by descriptor; from maxOrphans on
 	// others get a name in the workdir.
@@ -78,7 +79,7 @@ func New(o Options) (*FS, error) {
 	if err := checkNesting(o); err != nil {
 		return nil, err
 	}
-	fs := &FS{log: o.Logger, inos: newInoMap(), nodes: newTable(), volatile: o.Volatile, lockFd: -1, mountFd: -1}
+	fs := &FS{log: o.Logger, inos: newInoMap(), nodes: newTable(), trim: newTrimmer(), volatile: o.Volatile, lockFd: -1, mountFd: -1}
 	fs.invalidate = func(uint64) {}
 	if fs.log == nil {
 		fs.log = zap.NewNop()
@@ -303,6 +304,7 @@ func checkNesting(o Options) error {
 
 // Close writes the upper's file system out and closes every descriptor. Call it when no request can come any more.
 func (fs *FS) Close() error {
+	fs.trim.stop()
 	var err error
 	if fs.upper != nil {
 		// A volatile union is synced here too, and only here: then its upper

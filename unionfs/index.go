@@ -128,7 +128,8 @@ func (fs *FS) lowerLink(n *inode, facts *lowerFacts) (*inode, error) {
 	if have := fs.nodes.byReal(facts.id, lowerLinks); have != nil {
 		return have, nil
 	}
-	n.group = &linkGroup{lower: facts.id, links: facts.links}
+	e := n.ownExtra()
+	e.group = &linkGroup{lower: facts.id, links: facts.links}
 	if fs.index.empty() {
 		return nil, nil
 	}
@@ -144,19 +145,19 @@ func (fs *FS) lowerLink(n *inode, facts *lowerFacts) (*inode, error) {
 	if err := fsat.Stat(dir, name, &st); err != nil {
 		return nil, fmt.Errorf("look at the link index: %w", err)
 	}
-	if st.Mode&unix.S_IFMT != n.typ {
+	if st.Mode&unix.S_IFMT != n.typ() {
 		return nil, fmt.Errorf("entry %s of the link index is of another type than its original: %w", name, unix.EIO)
 	}
 	if have := fs.nodes.byReal(realID{st.Dev, st.Ino}, upperObjects); have != nil {
 		return have, nil
 	}
-	_, meta, err := fs.rules.read(fs.upper.dialect, dir, name, n.dtype())
+	_, meta, err := fs.rules.read(fs.upper.dialect, dir, name, n.dtype)
 	if err != nil {
 		return nil, err
 	}
-	n.upper, n.meta, n.upID = true, meta, realID{st.Dev, st.Ino}
-	n.group.index = name
-	n.group.links = fs.unionLinks(dir, name, &st, facts.links)
+	n.upper, n.meta, e.upID = true, meta, realID{st.Dev, st.Ino}
+	e.group.index = name
+	e.group.links = fs.unionLinks(dir, name, &st, facts.links)
 	return nil, nil
 }
 
@@ -223,7 +224,7 @@ func nlinkValue(of byte, diff int64) []byte { return fmt.Appendf(nil, "%c%+d", o
 // be kept (kernel: ovl_nlink_start).
 func (fs *FS) ensureCounted(n *inode) error {
 	n.mu.RLock()
-	grouped := n.group != nil
+	grouped := n.extra().group != nil
 	n.mu.RUnlock()
 	if !grouped {
 		return nil
@@ -236,7 +237,7 @@ func (fs *FS) ensureCounted(n *inode) error {
 // right (kernel: ovl_nlink_start). Preconditions: n.mu is held exclusively, n
 // has been copied up.
 func (fs *FS) linksWillChange(n *inode) error {
-	g := n.group
+	g := n.extra().group
 	if g == nil || g.index == "" {
 		return nil
 	}
@@ -253,7 +254,7 @@ func (fs *FS) linksWillChange(n *inode) error {
 // linksLost records that a name is gone. With the last one the object leaves
 // the index. Preconditions: n.mu is held exclusively.
 func (fs *FS) linksLost(n *inode) {
-	g := n.group
+	g := n.extra().group
 	if g == nil {
 		return
 	}
@@ -264,13 +265,14 @@ func (fs *FS) linksLost(n *inode) {
 		fs.index.remove(g.index)
 	}
 	fs.nodes.removeFrom(n, g.lower, lowerLinks)
-	n.group = nil
+	n.extra().group = nil
 }
 
 // linkUp gives a copied-up object the name in the upper that it has only in the
 // lowers. Preconditions: c.p's opMu and n.mu are held.
 func (fs *FS) linkUp(c *change, n *inode, f *found) error {
-	if n.group == nil || n.group.index == "" || f.upper {
+	g := n.extra().group
+	if g == nil || g.index == "" || f.upper {
 		return nil
 	}
 	var low, before unix.Stat_t
@@ -285,14 +287,14 @@ func (fs *FS) linkUp(c *change, n *inode, f *found) error {
 		return err
 	}
 	// The copy gets a link more, the union does not.
-	v := nlinkValue('L', int64(n.group.links)-int64(low.Nlink))
-	if err := fsat.Setxattr(dir, n.group.index, fs.upper.dialect.Attr("nlink"), v, 0); err != nil {
+	v := nlinkValue('L', int64(g.links)-int64(low.Nlink))
+	if err := fsat.Setxattr(dir, g.index, fs.upper.dialect.Attr("nlink"), v, 0); err != nil {
 		return fmt.Errorf("link up: %w", err)
 	}
 	if err := fs.markImpure(c.p, c.h.fd); err != nil {
 		return err
 	}
-	if err := fsat.Link(dir, n.group.index, c.h.fd, f.name); err != nil {
+	if err := fsat.Link(dir, g.index, c.h.fd, f.name); err != nil {
 		return fmt.Errorf("link up: %w", err)
 	}
 	_ = fsat.Utimes(c.h.fd, "", [2]unix.Timespec{before.Atim, before.Mtim})

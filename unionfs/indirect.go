@@ -71,7 +71,7 @@ func (s *scan) known(o *scanObj) *elsewhere {
 // examine finds out whether the object has its content elsewhere; nil if not.
 func (s *scan) examine(o *scanObj) (*elsewhere, error) {
 	switch {
-	case o.state.Load() == stateDirect || o.parent == nil:
+	case o.state.Load() == stateDirect || o.list == nil:
 		return nil, nil
 	case o.state.Load() == stateIndirect:
 		return s.known(o), nil
@@ -99,7 +99,7 @@ func (s *scan) examine(o *scanObj) (*elsewhere, error) {
 
 // readPart is indirection.read of o's part in its parent's directory number i.
 func (s *scan) readPart(o *scanObj, i uint16) (redirect string, metacopy bool, err error) {
-	d := o.parent.dirs[i]
+	d := o.list.dirs[i]
 	if d.layer.direct {
 		return "", false, nil
 	}
@@ -108,13 +108,13 @@ func (s *scan) readPart(o *scanObj, i uint16) (redirect string, metacopy bool, e
 		return "", false, err
 	}
 	defer h.release()
-	return s.rules.read(d.layer.dialect, h.fd, o.name, o.dtype)
+	return s.rules.read(d.layer.dialect, h.fd, o.name(), o.dtype)
 }
 
 // examineDir follows the first redirect among the parts of a directory: what
 // the layers below contribute then comes from there (kernel: ovl_lookup).
 func (s *scan) examineDir(o *scanObj) (*elsewhere, error) {
-	parts := append([]uint16{o.top}, o.below...)
+	parts := append([]uint16{o.top}, o.below()...)
 	for n, i := range parts {
 		redirect, _, err := s.readPart(o, i)
 		if err != nil {
@@ -148,7 +148,7 @@ func (s *scan) examineFile(o *scanObj) (*elsewhere, error) {
 		return nil, err
 	}
 	if redirect == "" {
-		redirect = o.name
+		redirect = o.name()
 	}
 	at, err := s.below(o, o.top, redirect)
 	if err == nil && at.obj.dtype != unix.DT_REG {
@@ -166,7 +166,7 @@ func (s *scan) examineFile(o *scanObj) (*elsewhere, error) {
 // below resolves the redirect of o's part in its parent's directory number i
 // in the layers below that part.
 func (s *scan) below(o *scanObj, i uint16, redirect string) (scanPlace, error) {
-	dirs := o.parent.dirs
+	dirs := o.list.dirs
 	layer := dirs[i].layer.index + 1
 	if redirect[0] != '/' {
 		// A name next to it: in what the layers below contribute to its

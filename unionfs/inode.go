@@ -1,6 +1,7 @@
 package unionfs
 
 import (
+	"maps"
 	"sync"
 	"sync/atomic"
 
@@ -11,41 +12,68 @@ import (
 // tree stay below it.
 const upperIDs = 1 << 62
 
-// inode is one object the kernel knows.
+// inode is one object the kernel knows. There may be millions, so what few of
+// them need is in extra.
 type inode struct {
 	id   uint64   // node id; immutable
 	ino  uint64   // st_ino; changes only when one link of a lower file is copied up, under mu
-	typ  uint32   // S_IFMT bits; immutable
 	low  lowerObj // the lower object it shows, is merged with, or has its data from; immutable, nil if none
 	refs atomic.Int64
 
-	copyMu sync.Mutex
-
-	mu     sync.RWMutex
-	upper  bool   // lives in the upper; guarded by mu
-	meta   bool   // but its data is still low's; guarded by mu
-	origin bool   // it is, or was copied up from, a lower object; guarded by mu
-	upID   realID // of an upper object that can have several names; guarded by mu
-	orphan orphan // of an upper object without a name; guarded by mu
-	// where and more are the object's names. Those of a directory also need
-	// FS.renameMu to change, and either to read. Guarded by mu.
+	mu sync.RWMutex
+	// where is one of the object's names; others are in extra. A directory's
+	// also needs FS.renameMu to change, and either to read. Guarded by mu.
 	where alias
-	more  []alias
-	// group, if not nil, says that it is one of several hard links of the
-	// lowers; its content is guarded by mu.
-	group *linkGroup
 
-	rd, rw  fdSlot       // open for reading; for reading and writing (upper only)
+	fd  fdSlot    // open for reading, or in the upper for reading and writing
+	dir *dirState // of a directory; immutable
+	ext atomic.Pointer[inodeExtra]
+
 	writers atomic.Int32 // handles that the kernel has open for writing
 	// capsGone: the last request removed the capabilities, as the kernel does
 	// before root writes.
 	capsGone atomic.Bool
-
-	dir *dirState // of a directory; immutable
+	dtype    uint8 // DT_*; immutable
+	upper    bool  // lives in the upper; guarded by mu
+	meta     bool  // but its data is still low's; guarded by mu
+	origin   bool  // it is, or was copied up from, a lower object; guarded by mu
 }
 
-// realID names an object of the upper's file system.
-type realID struct{ dev, ino uint64 }
+// inodeExtra is what an inode has in addition that is copied up, has several
+// names, or none.
+type inodeExtra struct {
+	copyMu sync.Mutex
+
+	upID   realID  // of an object in the upper that has several names; guarded by inode.mu
+	orphan orphan  // of an object of the upper without a name; guarded by inode.mu
+	more   []alias // the names besides inode.where; guarded by inode.mu
+	// group, if not nil, says that it is one of several hard links of the
+	// lowers; its content is guarded by inode.mu.
+	group *linkGroup
+}
+
+// noExtra is read where an inode has none.
+var noExtra = inodeExtra{orphan: noOrphan}
+
+// extra returns what there is, for reading.
+func (n *inode) extra() *inodeExtra {
+	if e := n.ext.Load(); e != nil {
+		return e
+	}
+	return &noExtra
+}
+
+// ownExtra is extra for writing, and for its mutex.
+func (n *inode) ownExtra() *inodeExtra {
+	if e := n.ext.Load(); e != nil {
+		return e
+	}
+	n.ext.CompareAndSwap(nil, &inodeExtra{orphan: noOrphan})
+	return n.ext.Load()
+}
+
+// typ returns the S_IFMT bits.
+func (n *inode) typ() uint32 { return uint32(n.dtype) << 12 }
 
 // linkGroup is what hard links of one lower object have in common, copied up or
 // not.
@@ -56,6 +84,9 @@ type linkGroup struct {
 	index string
 }
 
+// realID names an object of a real file system.
+type realID struct{ dev, ino uint64 }
+
 // alias is one name of an object. The parent is pinned by it.
 type alias struct {
 	parent *inode // nil: no name
@@ -63,7 +94,7 @@ type alias struct {
 }
 
 func newInode(id, ino uint64, typ uint32, low lowerObj) *inode {
-	n := &inode{id: id, ino: ino, origin: low != nil, typ: typ, low: low, orphan: noOrphan}
+	n := &inode{id: id, ino: ino, origin: low != nil, dtype: uint8(typ >> 12), low: low}
 	n.refs.Store(1)
 	if typ == unix.S_IFDIR {
 		n.dir = newDirState()
@@ -72,8 +103,6 @@ func newInode(id, ino uint64, typ uint32, low lowerObj) *inode {
 }
 
 func (n *inode) isDir() bool { return n.dir != nil }
-
-func (n *inode) dtype() uint8 { return uint8(n.typ >> 12) }
 
 // tryRef takes a reference unless the object is being dropped.
 func (n *inode) tryRef() bool {
@@ -102,22 +131,24 @@ func (n *inode) addAlias(a alias) {
 		n.where = a
 		return
 	}
-	n.more = append(n.more, a)
+	e := n.ownExtra()
+	e.more = append(e.more, a)
 }
 
 // dropAlias forgets a name and reports whether it was known. The caller unpins
 // the parent. Preconditions: n.mu is held exclusively.
 func (n *inode) dropAlias(a alias) bool {
+	e := n.extra()
 	if n.where == a {
 		n.where = alias{}
-		if l := len(n.more); l > 0 {
-			n.where, n.more = n.more[l-1], n.more[:l-1]
+		if l := len(e.more); l > 0 {
+			n.where, e.more = e.more[l-1], e.more[:l-1]
 		}
 		return true
 	}
-	for i, m := range n.more {
+	for i, m := range e.more {
 		if m == a {
-			n.more = append(n.more[:i], n.more[i+1:]...)
+			e.more = append(e.more[:i], e.more[i+1:]...)
 			return true
 		}
 	}
@@ -130,7 +161,7 @@ func (n *inode) hasAlias(a alias) bool {
 	if n.where == a {
 		return true
 	}
-	for _, m := range n.more {
+	for _, m := range n.extra().more {
 		if m == a {
 			return true
 		}
@@ -148,6 +179,7 @@ type table struct {
 type tableShard struct {
 	mu    sync.RWMutex
 	nodes map[uint64]*inode // by node id; guarded by mu
+	peak  int               // most entries that nodes has had; guarded by mu
 	upper map[realID]*inode // guarded by mu
 	lower map[realID]*inode // hard links of the lowers; guarded by mu
 }
@@ -188,8 +220,9 @@ func (t *table) idFor(low lowerObj) uint64 {
 // identity. It fails if another live object has one of them: n is then a second
 // look at the same file, and the caller looks again.
 func (t *table) add(n *inode) bool {
-	ok := t.addTo(n, n.upID, upperObjects) &&
-		(n.group == nil || t.addTo(n, n.group.lower, lowerLinks)) && t.addID(n)
+	e := n.extra()
+	ok := t.addTo(n, e.upID, upperObjects) &&
+		(e.group == nil || t.addTo(n, e.group.lower, lowerLinks)) && t.addID(n)
 	if !ok {
 		t.remove(n)
 	}
@@ -204,6 +237,7 @@ func (t *table) addID(n *inode) bool {
 		return false
 	}
 	s.nodes[n.id] = n
+	s.peak = max(s.peak, len(s.nodes))
 	return true
 }
 
@@ -242,15 +276,32 @@ func (t *table) remove(n *inode) {
 	s.mu.Lock()
 	if s.nodes[n.id] == n {
 		delete(s.nodes, n.id)
+		s.shrink()
 	}
 	s.mu.Unlock()
-	t.removeFrom(n, n.upID, upperObjects)
-	if n.group != nil {
-		t.removeFrom(n, n.group.lower, lowerLinks)
+	e := n.extra()
+	t.removeFrom(n, e.upID, upperObjects)
+	if e.group != nil {
+		t.removeFrom(n, e.group.lower, lowerLinks)
 	}
 }
 
+// shrink makes the map anew when most of it is gone: it never gets smaller by
+// itself. Preconditions: mu is held exclusively.
+func (s *tableShard) shrink() {
+	const small = 256
+	if s.peak < small || len(s.nodes) > s.peak/8 {
+		return
+	}
+	nodes := make(map[uint64]*inode, len(s.nodes))
+	maps.Copy(nodes, s.nodes)
+	s.nodes, s.peak = nodes, len(nodes)
+}
+
 func (t *table) removeFrom(n *inode, id realID, in func(*tableShard) map[realID]*inode) {
+	if id == (realID{}) {
+		return
+	}
 	s := t.shard(id.ino)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -266,18 +317,20 @@ func (fs *FS) unref(n *inode, count int64) {
 		if n.where.parent != nil {
 			n.where.parent.dir.forget(n, n.where.name)
 		}
-		for _, a := range n.more {
+		for _, a := range n.extra().more {
 			a.parent.dir.forget(n, a.name)
 		}
 		fs.nodes.remove(n)
-		fs.fds.drop(&n.rd)
-		fs.fds.drop(&n.rw)
-		if n.isDir() {
-			fs.fds.drop(&n.dir.fd)
+		fs.trim.note()
+		fs.fds.drop(&n.fd)
+		if n.isDir() && n.low != nil {
+			fs.lowers.forget(n.low)
 		}
-		fs.dropOrphan(n.orphan)
-		n.orphan = noOrphan
-		for _, a := range n.more {
+		if e := n.ext.Load(); e != nil {
+			fs.dropOrphan(e.orphan)
+			e.orphan = noOrphan
+		}
+		for _, a := range n.extra().more {
 			fs.unref(a.parent, 1)
 		}
 		n, count = n.where.parent, 1

@@ -54,15 +54,22 @@ func (fs *FS) link(n, p *inode, name string) error {
 	if err := fs.linksWillChange(n); err != nil {
 		return err
 	}
+	if n.extra().upID == (realID{}) {
+		var st unix.Stat_t
+		if err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) }); err != nil {
+			return err
+		}
+		fs.severalNames(n, &st)
+	}
 	if err := fs.linkReal(n, c, &f); err != nil {
 		return err
 	}
-	if n.group != nil {
-		n.group.links++
+	if g := n.extra().group; g != nil {
+		g.links++
 	}
 	if n.where.parent == nil {
-		fs.dropOrphan(n.orphan)
-		n.orphan = noOrphan
+		fs.dropOrphan(n.extra().orphan)
+		n.ownExtra().orphan = noOrphan
 	}
 	n.addAlias(alias{p, name})
 	p.refs.Add(1)

@@ -174,14 +174,17 @@ func (fs *FS) upperFile(p *inode, f *found, dirfd int, st *unix.Stat_t) (*inode,
 		ino = fs.inos.shown(st.Dev, st.Ino)
 	}
 	n := newInode(fs.nodes.newID(), ino, typ, data)
-	n.upper, n.meta, n.upID = true, meta, realID{st.Dev, st.Ino}
+	n.upper, n.meta = true, meta
 	n.origin = ino != fs.inos.shown(st.Dev, st.Ino)
+	if st.Nlink > 1 {
+		n.ownExtra().upID = realID{st.Dev, st.Ino}
+	}
 	if fs.index != nil && st.Nlink > 1 {
 		origin, err := fs.readOrigin(dirfd, f.name)
 		if err != nil {
 			return nil, err
 		}
-		if n.group, err = fs.indexedUpper(f, st, origin); err != nil {
+		if n.ownExtra().group, err = fs.indexedUpper(f, st, origin); err != nil {
 			return nil, err
 		}
 	}

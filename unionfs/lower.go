@@ -35,6 +35,8 @@ type lowerTree interface {
 	// merged reports whether several layers contribute to the directory o,
 	// which has been admitted.
 	merged(o lowerObj) bool
+	// forget drops what is kept of a directory that nobody looks into any more.
+	forget(dir lowerObj)
 	close()
 }
 

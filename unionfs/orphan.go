@@ -22,7 +22,8 @@ func (o orphan) exists() bool { return o.fd >= 0 || o.name != "" }
 // upper and is about to lose it; none if it needs none. Preconditions: n.mu is
 // held.
 func (fs *FS) openOrphan(n *inode, dirfd int, name string) (orphan, error) {
-	if !n.upper || n.orphan.exists() || len(n.more) > 0 || n.group != nil && n.group.links > 1 {
+	e := n.extra()
+	if !n.upper || e.orphan.exists() || len(e.more) > 0 || e.group != nil && e.group.links > 1 {
 		return noOrphan, nil
 	}
 	if !n.isDir() && fs.orphans.Load() >= fs.maxOrphans {
@@ -74,8 +75,8 @@ func (fs *FS) loseName(n *inode, a alias, o orphan) bool {
 	fs.renameMu.Lock()
 	known := n.dropAlias(a)
 	fs.renameMu.Unlock()
-	if n.where.parent == nil && !n.orphan.exists() {
-		n.orphan = o
+	if o.exists() && n.where.parent == nil && !n.extra().orphan.exists() {
+		n.ownExtra().orphan = o
 	} else {
 		fs.dropOrphan(o)
 	}

@@ -113,12 +113,12 @@ func TestFdCache(t *testing.T) {
 	c := newFdCache(16)
 	open := func() (int, error) { return unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0) }
 	slots := make([]fdSlot, 64)
-	held, err := c.get(&slots[0], open)
+	held, err := c.get(&slots[0], false, open)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range slots {
-		h, err := c.get(&slots[i], open)
+		h, err := c.get(&slots[i], false, open)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -146,11 +146,49 @@ func TestFdCache(t *testing.T) {
 	}
 }
 
+// TestFdCacheWritable checks that a descriptor for writing takes the place of
+// one for reading, which stays valid for its user, and is never replaced by one.
+func TestFdCacheWritable(t *testing.T) {
+	c := newFdCache(16)
+	open := func() (int, error) { return unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0) }
+	var s fdSlot
+	ro, err := c.get(&s, false, open)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rw, err := c.get(&s, true, open)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ro == rw || !rw.rw {
+		t.Error("asked for writing, got the one for reading")
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(ro.fd, &st); err != nil {
+		t.Errorf("the one in use was closed: %v", err)
+	}
+	again, err := c.get(&s, false, open)
+	if err != nil || again != rw {
+		t.Errorf("asked for reading, got %+v, %v; want the one for writing", again, err)
+	}
+	fd := ro.fd
+	ro.release()
+	if err := unix.Fstat(fd, &st); err != unix.EBADF {
+		t.Errorf("the replaced one is still open after its last release (%v)", err)
+	}
+	rw.release()
+	again.release()
+	c.closeAll()
+	if c.n != 0 {
+		t.Errorf("%d descriptors left", c.n)
+	}
+}
+
 func TestFdCacheOutOfDescriptors(t *testing.T) {
 	c := newFdCache(16)
 	slots := make([]fdSlot, 8)
 	for i := range slots {
-		h, err := c.get(&slots[i], func() (int, error) { return unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+		h, err := c.get(&slots[i], false, func() (int, error) { return unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -158,7 +196,7 @@ func TestFdCacheOutOfDescriptors(t *testing.T) {
 	}
 	tries := 0
 	var s fdSlot
-	h, err := c.get(&s, func() (int, error) {
+	h, err := c.get(&s, false, func() (int, error) {
 		if tries++; tries == 1 {
 			return -1, unix.EMFILE
 		}

@@ -15,12 +15,12 @@ func (fs *FS) dirFd(n *inode) (*fdHandle, error) {
 	if n == fs.root {
 		return borrowed(fs.upper.root), nil
 	}
-	if h := fs.fds.peek(&n.dir.fd); h != nil {
+	if h := fs.fds.peek(&n.fd); h != nil {
 		return h, nil
 	}
 	fs.renameMu.RLock()
 	defer fs.renameMu.RUnlock()
-	return fs.fds.get(&n.dir.fd, func() (int, error) { return fs.openUpperDir(n) })
+	return fs.fds.get(&n.fd, false, func() (int, error) { return fs.openUpperDir(n) })
 }
 
 // openUpperDir opens a directory of the upper from its nearest ancestor that is
@@ -33,7 +33,7 @@ func (fs *FS) openUpperDir(n *inode) (int, error) {
 			return -1, unix.ENOENT // removed
 		}
 		if at != n {
-			if h := fs.fds.peek(&at.dir.fd); h != nil {
+			if h := fs.fds.peek(&at.fd); h != nil {
 				base = h
 				break
 			}
@@ -56,11 +56,12 @@ func (fs *FS) withReal(n *inode, fn func(dirfd int, name string) error) error {
 
 // withRealLocked is withReal for callers that hold n.mu.
 func (fs *FS) withRealLocked(n *inode, fn func(dirfd int, name string) error) error {
+	e := n.extra()
 	switch {
-	case n.orphan.fd >= 0:
-		return fn(n.orphan.fd, "")
-	case n.orphan.name != "":
-		return fn(fs.work.Fd(), n.orphan.name)
+	case e.orphan.fd >= 0:
+		return fn(e.orphan.fd, "")
+	case e.orphan.name != "":
+		return fn(fs.work.Fd(), e.orphan.name)
 	case !n.upper:
 		return fs.lowers.with(n.low, fn)
 	case n.isDir():
@@ -70,12 +71,12 @@ func (fs *FS) withRealLocked(n *inode, fn func(dirfd int, name string) error) er
 		}
 		defer h.release()
 		return fn(h.fd, "")
-	case n.group != nil && n.group.index != "":
+	case e.group != nil && e.group.index != "":
 		dir, err := fs.index.dir()
 		if err != nil {
 			return err
 		}
-		return fn(dir, n.group.index)
+		return fn(dir, e.group.index)
 	case n.where.parent == nil:
 		return errStale
 	}
@@ -97,14 +98,17 @@ func (fs *FS) dataFd(n *inode, write bool) (*fdHandle, error) {
 
 // dataFdLocked is dataFd for callers that hold n.mu.
 func (fs *FS) dataFdLocked(n *inode, write bool) (*fdHandle, error) {
-	slot, flags := &n.rd, unix.O_RDONLY
+	if h := fs.fds.peek(&n.fd); h != nil {
+		if h.rw || !write {
+			return h, nil
+		}
+		h.release()
+	}
+	flags := unix.O_RDONLY
 	if write {
-		slot, flags = &n.rw, unix.O_RDWR
+		flags = unix.O_RDWR
 	}
-	if h := fs.fds.peek(&n.rw); h != nil { // serves both
-		return h, nil
-	}
-	return fs.fds.get(slot, func() (fd int, err error) {
+	return fs.fds.get(&n.fd, write, func() (fd int, err error) {
 		inLower := !n.upper || n.meta
 		if write && inLower {
 			return -1, unix.EROFS
@@ -112,8 +116,8 @@ func (fs *FS) dataFdLocked(n *inode, write bool) (*fdHandle, error) {
 		if inLower {
 			return fs.lowers.open(n.low)
 		}
-		if n.orphan.fd >= 0 {
-			return fsat.Reopen(n.orphan.fd, flags)
+		if o := n.extra().orphan; o.fd >= 0 {
+			return fsat.Reopen(o.fd, flags)
 		}
 		err = fs.withRealLocked(n, func(dirfd int, name string) (e error) {
 			fd, e = fsat.OpenRegular(dirfd, name, flags)

@@ -128,7 +128,7 @@ func (fs *FS) removeReal(c *change, n *inode, f *found) (pinned bool, err error)
 	}
 	if n.isDir() {
 		n.dir.dead = true
-		defer fs.fds.drop(&n.dir.fd)
+		defer fs.fds.drop(&n.fd)
 	}
 	pinned = fs.loseName(n, alias{c.p, f.name}, o)
 	fs.linksLost(n)

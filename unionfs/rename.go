@@ -377,7 +377,7 @@ func (m *move) swapTarget(t *cow.Temp) error {
 	defer m.fs.renameMu.Unlock()
 	err := t.Publish(m.to.h.fd, m.g.name, unix.RENAME_EXCHANGE)
 	if err == nil {
-		m.fs.fds.drop(&m.dst.dir.fd)
+		m.fs.fds.drop(&m.dst.fd)
 	}
 	return err
 }
@@ -444,7 +444,7 @@ func (m *move) record(o orphan) {
 		fs.linksLost(m.dst)
 		if m.dst.isDir() {
 			m.dst.dir.dead = true
-			fs.fds.drop(&m.dst.dir.fd)
+			fs.fds.drop(&m.dst.fd)
 		}
 	}
 	from.dir.setGone(m.f.name, m.left)

@@ -37,39 +37,67 @@ type scanDir struct {
 	fd    fdSlot // O_PATH
 }
 
-// scanObj is one object of the merged tree. Immutable but for state and
-// listing.
+// scanObj is one object of the merged tree. There is one for every name in
+// every directory that was looked into, so it is small. Immutable but for state.
 type scanObj struct {
-	parent *scanList // nil for the root
-	name   string
-	id     uint64
-	dIno   uint64 // as the directory says; ident knows better
-	dtype  uint8
-	top    uint16        // index in parent.dirs of the layer that serves it
-	state  atomic.Uint32 // unexamined, direct or indirect
-	below  []uint16      // of a directory: further layers merged with it
+	list    *scanList     // that it is in; nil for the root
+	dIno    uint64        // as the directory says; admit knows better
+	dir     *scanSub      // of a directory
+	pos     uint32        // in list.objs
+	nameAt  uint32        // in list.names
+	state   atomic.Uint32 // unexamined, direct or indirect
+	top     uint16        // index in list.dirs of the layer that serves it
+	nameLen uint8
+	dtype   uint8
+}
 
-	listing atomic.Pointer[scanList] // of a directory, once read
+// scanSub is what a scanObj has in addition that is a directory.
+type scanSub struct {
+	below   []uint16 // further layers merged with it; immutable
+	listing atomic.Pointer[scanList]
 }
 
 // scanList is the merged listing of one directory. Immutable once published.
 type scanList struct {
-	of   *scanObj
-	dirs []*scanDir // the real directories, topmost first
-	objs []scanObj  // sorted by name
+	of    *scanObj
+	dirs  []*scanDir // the real directories, topmost first
+	first uint64     // slot of objs[0]
+	names string     // of all objs, one behind the other
+	objs  []scanObj  // sorted by name
 }
 
-func (o *scanObj) slot() uint64 { return o.id }
-func (o *scanObj) ino() uint64  { return o.dIno }
-func (o *scanObj) typ() uint8   { return o.dtype }
+func (o *scanObj) name() string {
+	if o.list == nil {
+		return ""
+	}
+	return o.list.names[o.nameAt : o.nameAt+uint32(o.nameLen)]
+}
+
+func (o *scanObj) slot() uint64 {
+	if o.list == nil {
+		return rootSlot
+	}
+	return o.list.first + uint64(o.pos)
+}
+
+func (o *scanObj) ino() uint64 { return o.dIno }
+func (o *scanObj) typ() uint8  { return o.dtype }
+
+// below returns the further layers that are merged with a directory.
+func (o *scanObj) below() []uint16 {
+	if o.dir == nil {
+		return nil
+	}
+	return o.dir.below
+}
 
 func (l *scanList) length() int { return len(l.objs) }
 
-func (l *scanList) at(pos int) (string, lowerObj) { return l.objs[pos].name, &l.objs[pos] }
+func (l *scanList) at(pos int) (string, lowerObj) { return l.objs[pos].name(), &l.objs[pos] }
 
 func (l *scanList) find(name string) (int, bool) {
-	pos := sort.Search(len(l.objs), func(i int) bool { return l.objs[i].name >= name })
-	return pos, pos < len(l.objs) && l.objs[pos].name == name
+	pos := sort.Search(len(l.objs), func(i int) bool { return l.objs[i].name() >= name })
+	return pos, pos < len(l.objs) && l.objs[pos].name() == name
 }
 
 const rootSlot = 1
@@ -82,7 +110,7 @@ func newScan(layers []*layer, fds *fdCache, inos *inoMap, rules indirection) (*s
 	if err := fsat.Fstat(bottom.root, &st); err != nil {
 		return nil, fmt.Errorf("stat layer %q: %w", bottom.path, err)
 	}
-	s.top = &scanObj{id: rootSlot, dIno: inos.shown(st.Dev, st.Ino), dtype: unix.DT_DIR}
+	s.top = &scanObj{dIno: inos.shown(st.Dev, st.Ino), dtype: unix.DT_DIR, dir: new(scanSub)}
 	s.nextSlot.Store(rootSlot + 1)
 	return s, nil
 }
@@ -97,7 +125,7 @@ func (s *scan) root() lowerObj { return s.top }
 
 // dirsOf returns the real directories that make up the merged directory o.
 func (s *scan) dirsOf(o *scanObj) ([]*scanDir, error) {
-	if o.parent == nil {
+	if o.list == nil {
 		dirs := make([]*scanDir, len(s.layers))
 		for i, l := range s.layers {
 			dirs[i] = &scanDir{layer: l}
@@ -116,10 +144,10 @@ func (s *scan) dirsOf(o *scanObj) ([]*scanDir, error) {
 
 // sameName returns the directories of o's own name that are merged in it.
 func (o *scanObj) sameName() []*scanDir {
-	dirs := make([]*scanDir, 0, 1+len(o.below))
-	dirs = append(dirs, o.parent.dirs[o.top].child(o.name))
-	for _, i := range o.below {
-		dirs = append(dirs, o.parent.dirs[i].child(o.name))
+	dirs := make([]*scanDir, 0, 1+len(o.below()))
+	dirs = append(dirs, o.list.dirs[o.top].child(o.name()))
+	for _, i := range o.below() {
+		dirs = append(dirs, o.list.dirs[i].child(o.name()))
 	}
 	return dirs
 }
@@ -133,7 +161,7 @@ func (d *scanDir) child(name string) *scanDir {
 
 func (s *scan) list(dir lowerObj) (lowerList, error) {
 	o := dir.(*scanObj)
-	if l := o.listing.Load(); l != nil {
+	if l := o.dir.listing.Load(); l != nil {
 		return l, nil
 	}
 	l, err := s.read(o)
@@ -142,12 +170,12 @@ func (s *scan) list(dir lowerObj) (lowerList, error) {
 	}
 	// Two readers at once find the same names; slots differ, so the first
 	// to publish wins.
-	if !o.listing.CompareAndSwap(nil, l) {
+	if !o.dir.listing.CompareAndSwap(nil, l) {
 		for _, d := range l.dirs {
 			s.fds.drop(&d.fd)
 		}
 	}
-	return o.listing.Load(), nil
+	return o.dir.listing.Load(), nil
 }
 
 func (s *scan) read(o *scanObj) (*scanList, error) {
@@ -188,21 +216,40 @@ func (s *scan) read(o *scanObj) (*scanList, error) {
 	list.dirs = list.dirs[:len(listings)]
 	merged := merge.Merge(listings)
 	list.objs = make([]scanObj, len(merged))
-	first := s.nextSlot.Add(uint64(len(merged))) - uint64(len(merged))
+	list.first = s.nextSlot.Add(uint64(len(merged))) - uint64(len(merged))
+	var names strings.Builder
 	for i, m := range merged {
 		last := m.Refs[len(m.Refs)-1]
 		e := func(r merge.Ref) *layerEntry { return &entries[r.Listing][origin[r.Listing][r.Entry]] }
-		obj := &list.objs[i]
-		obj.parent, obj.name, obj.id = list, m.Name, first+uint64(i)
-		obj.dtype, obj.top = e(m.Refs[0]).typ, uint16(m.Refs[0].Listing)
+		o := &list.objs[i]
+		o.list, o.pos, o.nameAt, o.nameLen = list, uint32(i), uint32(names.Len()), uint8(len(m.Name))
+		names.WriteString(m.Name)
+		o.dtype, o.top = e(m.Refs[0]).typ, uint16(m.Refs[0].Listing)
 		// A directory is numbered after its lowest part, which no copy-up
 		// and no added layer changes.
-		obj.dIno = s.inos.shown(list.dirs[last.Listing].layer.dev, e(last).ino)
+		o.dIno = s.inos.shown(list.dirs[last.Listing].layer.dev, e(last).ino)
+		if o.dtype != unix.DT_DIR {
+			continue
+		}
+		o.dir = new(scanSub)
 		for _, r := range m.Refs[1:] {
-			obj.below = append(obj.below, uint16(r.Listing))
+			o.dir.below = append(o.dir.below, uint16(r.Listing))
 		}
 	}
+	list.names = names.String()
 	return list, nil
+}
+
+// forget implements lowerTree. The directory is read again when somebody looks
+// into it; its objects are others then.
+func (s *scan) forget(dir lowerObj) {
+	l := dir.(*scanObj).dir.listing.Swap(nil)
+	if l == nil {
+		return
+	}
+	for _, d := range l.dirs {
+		s.fds.drop(&d.fd)
+	}
 }
 
 func (s *scan) readLayer(d *scanDir) ([]layerEntry, bool, error) {
@@ -218,22 +265,22 @@ func (s *scan) dirFd(d *scanDir) (*fdHandle, error) {
 	if d.path == "" {
 		return borrowed(d.layer.root), nil
 	}
-	return s.fds.get(&d.fd, func() (int, error) {
+	return s.fds.get(&d.fd, false, func() (int, error) {
 		return fsat.OpenBeneath(d.layer.root, d.path, unix.O_PATH|unix.O_DIRECTORY)
 	})
 }
 
 func (s *scan) with(obj lowerObj, fn func(dirfd int, name string) error) error {
 	o := obj.(*scanObj)
-	if o.parent == nil {
+	if o.list == nil {
 		return fn(s.layers[0].root, "")
 	}
-	h, err := s.dirFd(o.parent.dirs[o.top])
+	h, err := s.dirFd(o.list.dirs[o.top])
 	if err != nil {
 		return err
 	}
 	defer h.release()
-	return fn(h.fd, o.name)
+	return fn(h.fd, o.name())
 }
 
 func (s *scan) stat(obj lowerObj, st *unix.Stat_t) error {
@@ -272,21 +319,21 @@ func (s *scan) open(obj lowerObj) (fd int, err error) {
 
 func (s *scan) layer(obj lowerObj) *layer {
 	o := obj.(*scanObj)
-	if o.parent == nil {
+	if o.list == nil {
 		return s.layers[0]
 	}
-	return o.parent.dirs[o.top].layer
+	return o.list.dirs[o.top].layer
 }
 
 func (s *scan) merged(obj lowerObj) bool {
 	o := obj.(*scanObj)
-	if o.parent == nil {
+	if o.list == nil {
 		return len(s.layers) > 1
 	}
 	if e := s.known(o); e != nil {
 		return len(e.dirs) > 1
 	}
-	return len(o.below) > 0
+	return len(o.below()) > 0
 }
 
 // inoMap makes one space of inode numbers out of those of several file
@@ -325,7 +372,7 @@ func (m *inoMap) shown(dev, ino uint64) uint64 {
 // in its listing.
 func (s *scan) admit(obj lowerObj) (f lowerFacts, err error) {
 	o := obj.(*scanObj)
-	if o.parent == nil {
+	if o.list == nil {
 		return lowerFacts{ino: o.dIno}, nil
 	}
 	e, err := s.examine(o)
@@ -344,15 +391,15 @@ func (s *scan) admit(obj lowerObj) (f lowerFacts, err error) {
 		return lowerFacts{ino: s.inos.shown(st.Dev, st.Ino)}, err
 	}
 	lowest := o.top
-	if n := len(o.below); n > 0 {
-		lowest = o.below[n-1]
+	if n := len(o.below()); n > 0 {
+		lowest = o.below()[n-1]
 	}
-	h, err := s.dirFd(o.parent.dirs[lowest])
+	h, err := s.dirFd(o.list.dirs[lowest])
 	if err != nil {
 		return f, err
 	}
 	defer h.release()
-	if err := fsat.Stat(h.fd, o.name, &st); err != nil {
+	if err := fsat.Stat(h.fd, o.name(), &st); err != nil {
 		return f, err
 	}
 	f.ino = s.inos.shown(st.Dev, st.Ino)
@@ -386,8 +433,8 @@ func (s *scan) lookup(path string) (lowerObj, error) {
 
 func (s *scan) path(obj lowerObj) string {
 	var names []string
-	for o := obj.(*scanObj); o.parent != nil; o = o.parent.of {
-		names = append(names, o.name)
+	for o := obj.(*scanObj); o.list != nil; o = o.list.of {
+		names = append(names, o.name())
 	}
 	slices.Reverse(names)
 	return "/" + strings.Join(names, "/")

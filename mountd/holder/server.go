@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"sync/atomic"
 
 	"go.uber.org/zap"
@@ -50,7 +51,13 @@ type server struct {
 	orphan atomic.Bool // the holder is gone
 }
 
+// gcPercent is how much garbage may lie around, in percent of what is in use.
+// Most of that is inodes, of which there may be millions, and little garbage is
+// made per request: memory is worth more here than a rare collection.
+const gcPercent = 40
+
 func (s *server) run() error {
+	debug.SetGCPercent(gcPercent)
 	o := s.spec.unionOptions()
 	o.Logger = s.log
 	fs, err := unionfs.New(o)
