@@ -27,7 +27,7 @@
 //
 //	WORKDIR/work/           private, mode 0700, emptied by OpenWork
 //	WORKDIR/work/#HEX       an object being built, or one taken out of the upper
-//	WORKDIR/work/whiteout   a whiteout device that others are linked to
+//	WORKDIR/work/whiteout   a whiteout that others are linked to
 //	WORKDIR/work/incompat/volatile/dirty
 //	                        a volatile mount is at work, or ended without a sync:
 //	                        OpenWork refuses

@@ -22,6 +22,10 @@ type Work struct {
 	volatile bool
 	seq      atomic.Uint64
 
+	// whAttr, if not "", is the attribute that makes an empty file a
+	// whiteout: the file system refuses the device. Immutable once in use.
+	whAttr string
+
 	whMu    sync.Mutex
 	whReady bool // work/whiteout exists; guarded by whMu
 }
@@ -167,8 +171,43 @@ func (w *Work) TempName() string { return "#" + strconv.FormatUint(w.seq.Add(1),
 // cannot be deleted now is litter that the next OpenWork sweeps.
 func (w *Work) Remove(name string) { _ = fsat.RemoveAll(w.fd, name) }
 
-// Whiteout makes a whiteout device under a fresh name, ready to be renamed
-// into place. Whiteouts are hard links to one device, as kernel overlayfs makes
+// ProbeWhiteouts finds out whether whiteouts can be devices, and makes them empty
+// files with the attribute attr otherwise: so it is on another union, and for
+// users of old kernels. It reports whether they are files; the directories that
+// hold such must be marked. Call it before the first whiteout.
+func (w *Work) ProbeWhiteouts(attr string) (files bool, err error) {
+	name := w.TempName()
+	err = fsat.Mknod(w.fd, name, unix.S_IFCHR, 0)
+	switch err {
+	case nil:
+		w.Remove(name)
+		return false, nil
+	case unix.EPERM, unix.EOPNOTSUPP, unix.EACCES:
+		w.whAttr = attr
+		return true, nil
+	}
+	return false, fmt.Errorf("make a whiteout in the workdir: %w", err)
+}
+
+// newWhiteout makes a whiteout in whichever form.
+func (w *Work) newWhiteout(dirfd int, name string) error {
+	if w.whAttr == "" {
+		return fsat.Mknod(dirfd, name, unix.S_IFCHR, 0)
+	}
+	fd, err := fsat.OpenName(dirfd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer fsat.Close(fd)
+	if err := fsat.Setxattr(fd, "", w.whAttr, []byte{'y'}, 0); err != nil {
+		_ = fsat.Unlink(dirfd, name) // the first error is the one to report
+		return err
+	}
+	return nil
+}
+
+// Whiteout makes a whiteout under a fresh name, ready to be renamed
+// into place. Whiteouts are hard links to one object, as kernel overlayfs makes
 // them, for as long as the file system's link limit allows.
 func (w *Work) Whiteout() (name string, err error) {
 	name = w.TempName()
@@ -176,7 +215,7 @@ func (w *Work) Whiteout() (name string, err error) {
 	return name, err
 }
 
-// WhiteoutAt makes a whiteout device directly under its final name, which must
+// WhiteoutAt makes a whiteout directly under its final name, which must
 // not exist.
 func (w *Work) WhiteoutAt(dirfd int, name string) error { return w.linkWhiteout(dirfd, name) }
 
@@ -185,7 +224,7 @@ func (w *Work) linkWhiteout(dirfd int, name string) error {
 	defer w.whMu.Unlock()
 	for range 2 {
 		if !w.whReady {
-			err := fsat.Mknod(w.fd, whiteoutName, unix.S_IFCHR, 0)
+			err := w.newWhiteout(w.fd, whiteoutName)
 			if err != nil && err != unix.EEXIST {
 				return err
 			}
@@ -201,8 +240,25 @@ func (w *Work) linkWhiteout(dirfd int, name string) error {
 			}
 			w.whReady = false
 		default:
-			return fsat.Mknod(dirfd, name, unix.S_IFCHR, 0)
+			return w.separateWhiteout(dirfd, name)
 		}
 	}
-	return fsat.Mknod(dirfd, name, unix.S_IFCHR, 0)
+	return w.separateWhiteout(dirfd, name)
+}
+
+// separateWhiteout makes a whiteout that is no link to another one. A file gets
+// its name only when it is one.
+func (w *Work) separateWhiteout(dirfd int, name string) error {
+	if w.whAttr == "" {
+		return w.newWhiteout(dirfd, name)
+	}
+	temp := w.TempName()
+	if err := w.newWhiteout(w.fd, temp); err != nil {
+		return err
+	}
+	err := fsat.Rename(w.fd, temp, dirfd, name, unix.RENAME_NOREPLACE)
+	if err != nil {
+		w.Remove(temp)
+	}
+	return err
 }

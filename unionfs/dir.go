@@ -36,6 +36,8 @@ type dirState struct {
 	acl atomic.Int32 // aclUnknown, aclNone or aclPresent
 	// impure: the directory in the upper is marked as one that holds copies.
 	impure atomic.Bool
+	// xmarked: it is marked as one that holds whiteouts in the form of files.
+	xmarked atomic.Bool
 }
 
 // Directory positions. A name that the lowers have keeps the position it has in
@@ -309,8 +311,8 @@ func (d *dirState) setUpper(name string, n *inode, keepCookie bool) {
 }
 
 // setGone records that the name no longer exists; white says that a whiteout
-// device took its place.
-func (d *dirState) setGone(name string, white bool) {
+// took its place, xform that it is a file with an attribute.
+func (d *dirState) setGone(name string, white, xform bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	e := d.entry(name)
@@ -325,7 +327,7 @@ func (d *dirState) setGone(name string, white bool) {
 	}
 	e.upper, e.child, e.cookie, e.ino, e.typ = false, nil, 0, 0, 0
 	if white {
-		e.white, e.entry, e.xform = true, true, false
+		e.white, e.entry, e.xform = true, true, xform
 	}
 	if !e.white {
 		delete(d.names, name)

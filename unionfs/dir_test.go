@@ -66,7 +66,7 @@ func TestDirAgainstModel(t *testing.T) {
 				d.setUpper(name, inode(), false)
 				want[name] = true
 			case op == "remove" && want[name]:
-				d.setGone(name, f.needsWhiteout())
+				d.setGone(name, f.needsWhiteout(), false)
 				want[name] = false
 			case op == "copy up" && want[name] && !f.upper:
 				d.setUpper(name, inode(), true)
@@ -117,7 +117,7 @@ func TestDirInSmallPieces(t *testing.T) {
 		d.setUpper(fmt.Sprint(i), newInode(1, 1, unix.S_IFREG, nil), false)
 	}
 	for i := range 400 { // enough to compact
-		d.setGone(fmt.Sprint(i), false)
+		d.setGone(fmt.Sprint(i), false, false)
 	}
 	var names []string
 	for pos := uint64(0); ; {

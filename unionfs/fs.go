@@ -31,6 +31,7 @@ type FS struct {
 	redirect bool        // directories of the lowers can be renamed
 	metacopy bool        // a change of attributes copies no data
 	xattrs   bool        // the upper can hold our attributes
+	xwhite   bool        // whiteouts are files with an attribute
 	index    *linkIndex  // nil: hard links of the lowers are not kept
 
 	lockFd  int // the upper directory, open for its lock
@@ -138,6 +139,10 @@ func (fs *FS) openUpper(o Options) error {
 	}
 	fs.xattrs = fs.work.Keeps(fs.upper.dialect.Attr("opaque"))
 	fs.redirect = fs.xattrs && o.Redirect == RedirectOn
+	if fs.xwhite, err = fs.work.ProbeWhiteouts(fs.upper.dialect.Attr("whiteout")); err != nil {
+		fsat.Close(workdir)
+		return err
+	}
 	fs.metacopy = fs.redirect && o.Metacopy
 	if !fs.xattrs || o.NoIndex {
 		fsat.Close(workdir)

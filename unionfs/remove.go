@@ -1,10 +1,13 @@
 package unionfs
 
 import (
+	"fmt"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout"
 )
 
 // Unlink implements UNLINK.
@@ -110,6 +113,12 @@ func (fs *FS) removeReal(c *change, n *inode, f *found) (pinned bool, err error)
 		return false, err
 	}
 	white := f.needsWhiteout()
+	if white {
+		if err := fs.allowWhiteouts(c); err != nil {
+			fs.dropOrphan(o)
+			return false, err
+		}
+	}
 	switch {
 	case !n.upper && white:
 		err = fs.work.WhiteoutAt(c.h.fd, f.name)
@@ -132,8 +141,35 @@ func (fs *FS) removeReal(c *change, n *inode, f *found) (pinned bool, err error)
 	}
 	pinned = fs.loseName(n, alias{c.p, f.name}, o)
 	fs.linksLost(n)
-	c.p.dir.setGone(f.name, white)
+	c.p.dir.setGone(f.name, white, fs.xwhite)
 	return pinned, nil
+}
+
+// allowWhiteouts marks a directory that will hold whiteouts in the form of files
+// (kernel: overlayfs.rst, "Nesting overlayfs mounts"). The root is marked with
+// the first.
+func (fs *FS) allowWhiteouts(c *change) error {
+	if !fs.xwhite || c.p.dir.xmarked.Load() {
+		return nil
+	}
+	mark, err := fs.upper.dialect.Mark(c.h.fd)
+	if err != nil {
+		return fmt.Errorf("read opaque attribute: %w", err)
+	}
+	attr := fs.upper.dialect.Attr("opaque")
+	if mark == whiteout.Plain {
+		if err := fsat.Setxattr(c.h.fd, "", attr, []byte{'x'}, 0); err != nil {
+			return fmt.Errorf("mark the directory as one with whiteouts: %w", err)
+		}
+	}
+	if c.p != fs.root && !fs.root.dir.xmarked.Load() {
+		if err := fsat.Setxattr(fs.upper.root, "", attr, []byte{'x'}, 0); err != nil {
+			return fmt.Errorf("mark the root as one with whiteouts: %w", err)
+		}
+		fs.root.dir.xmarked.Store(true)
+	}
+	c.p.dir.xmarked.Store(true)
+	return nil
 }
 
 // whiteoutOver replaces a name of the upper by a whiteout.

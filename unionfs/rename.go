@@ -213,13 +213,18 @@ func (m *move) run() error {
 			return err
 		}
 	}
-	if m.g.xform && !m.exchange() {
+	if !m.exchange() && (m.f.needsWhiteout() || m.g.entry) {
+		if err := fs.allowWhiteouts(m.from); err != nil {
+			return err
+		}
+	}
+	if m.g.xform && !m.exchange() && !fs.xwhite {
 		// Swapped to the old name, a whiteout in the attribute form might be
 		// a file there.
 		if err := fs.whiteoutOver(m.to, m.g.name, 0); err != nil {
 			return err
 		}
-		m.to.p.dir.setGone(m.g.name, true)
+		m.to.p.dir.setGone(m.g.name, true, fs.xwhite)
 	}
 	first, second := m.src, m.dst
 	if second != nil && second.id < first.id {
@@ -447,6 +452,6 @@ func (m *move) record(o orphan) {
 			fs.fds.drop(&m.dst.fd)
 		}
 	}
-	from.dir.setGone(m.f.name, m.left)
+	from.dir.setGone(m.f.name, m.left, fs.xwhite)
 	to.dir.setUpper(m.g.name, m.src, m.g.visible())
 }
