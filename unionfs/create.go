@@ -73,6 +73,9 @@ func (fs *FS) create(p *inode, name string, o newObject) (*inode, error) {
 	if len(name) > unix.NAME_MAX {
 		return nil, unix.ENAMETOOLONG
 	}
+	if err := p.protected(immutable); err != nil {
+		return nil, err
+	}
 	c, err := fs.beginChange(p)
 	if err != nil {
 		return nil, err
@@ -283,6 +286,9 @@ func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut)
 func (fs *FS) tmpfile(p *inode, o newObject) (*inode, error) {
 	if fs.readOnly() {
 		return nil, unix.EROFS
+	}
+	if err := p.protected(immutable); err != nil {
+		return nil, err
 	}
 	c, err := fs.beginChange(p)
 	if err != nil {

@@ -21,7 +21,10 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 		return fuse.Status(unix.ESTALE)
 	}
 	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
-	err := fs.openFile(n, write, in.Flags&unix.O_TRUNC != 0)
+	err := n.mayOpen(in.Flags)
+	if err == nil {
+		err = fs.openFile(n, write, in.Flags&unix.O_TRUNC != 0)
+	}
 	if err == nil && in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
 		err = fs.killPrivileges(n, &in.InHeader)
 	}
@@ -224,6 +227,13 @@ func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	from := immutable
+	if in.Mode&^unix.FALLOC_FL_KEEP_SIZE != 0 {
+		from |= appendOnly
+	}
+	if err := n.protected(from); err != nil {
+		return fs.status("fallocate", n, err)
+	}
 	if err := fs.ensureAllData(n); err != nil {
 		return fs.status("fallocate", n, err)
 	}
@@ -280,11 +290,6 @@ func (fs *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32
 	length := min(in.Len, 1<<30)
 	m, err := unix.CopyFileRange(from.fd, &roff, to.fd, &woff, int(length), int(in.Flags))
 	return uint32(max(m, 0)), fs.status("copy_file_range", dst, err)
-}
-
-// Ioctl implements IOCTL.
-func (fs *FS) Ioctl(<-chan struct{}, *fuse.IoctlIn, []byte, *fuse.IoctlOut, []byte) fuse.Status {
-	return fuse.Status(unix.ENOTTY)
 }
 
 // GetLk, SetLk and SetLkw never come: the kernel keeps locks per inode by

@@ -156,6 +156,9 @@ func (fs *FS) lowerLink(n *inode, facts *lowerFacts) (*inode, error) {
 		return nil, err
 	}
 	n.upper, n.meta, e.upID = true, meta, realID{st.Dev, st.Ino}
+	if n.prot, err = fs.readProtection(dir, name); err != nil {
+		return nil, err
+	}
 	e.group.index = name
 	e.group.links = fs.unionLinks(dir, name, &st, facts.links)
 	return nil, nil

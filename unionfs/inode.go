@@ -33,10 +33,11 @@ type inode struct {
 	// capsGone: the last request removed the capabilities, as the kernel does
 	// before root writes.
 	capsGone atomic.Bool
-	dtype    uint8 // DT_*; immutable
-	upper    bool  // lives in the upper; guarded by mu
-	meta     bool  // but its data is still low's; guarded by mu
-	origin   bool  // it is, or was copied up from, a lower object; guarded by mu
+	dtype    uint8      // DT_*; immutable
+	prot     protection // guarded by mu
+	upper    bool       // lives in the upper; guarded by mu
+	meta     bool       // but its data is still low's; guarded by mu
+	origin   bool       // it is, or was copied up from, a lower object; guarded by mu
 }
 
 // inodeExtra is what an inode has in addition that is copied up, has several

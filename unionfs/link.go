@@ -1,6 +1,8 @@
 package unionfs
 
 import (
+	"errors"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -24,6 +26,9 @@ func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.En
 func (fs *FS) link(n, p *inode, name string) error {
 	if len(name) > unix.NAME_MAX {
 		return unix.ENAMETOOLONG
+	}
+	if err := errors.Join(n.protected(immutable|appendOnly), p.protected(immutable)); err != nil {
+		return err
 	}
 	if err := fs.ensureUpper(n); err != nil {
 		return err

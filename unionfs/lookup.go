@@ -2,6 +2,7 @@ package unionfs
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -79,6 +80,7 @@ func (fs *FS) lowerChild(p *inode, f *found) (*inode, error) {
 		return nil, err
 	}
 	n := newInode(fs.nodes.idFor(f.low), facts.ino, uint32(f.low.typ())<<12, f.low)
+	n.prot = facts.prot
 	if fs.index == nil || facts.links < 2 {
 		return fs.adoptChild(p, f, n)
 	}
@@ -159,25 +161,31 @@ func (fs *FS) upperChild(p *inode, f *found) (*inode, error) {
 // upperFile makes the inode of an object of the upper that is no directory.
 func (fs *FS) upperFile(p *inode, f *found, dirfd int, st *unix.Stat_t) (*inode, error) {
 	typ := st.Mode & unix.S_IFMT
-	redirect, meta, err := fs.rules.read(fs.upper.dialect, dirfd, f.name, f.typ)
-	if err != nil {
-		return nil, err
-	}
-	var data lowerObj
-	if meta {
-		if data, err = fs.dataOf(p, f, redirect); err != nil {
-			return nil, err
-		}
-	}
 	ino := f.ino // kept over a copy-up
 	if ino == 0 {
 		ino = fs.inos.shown(st.Dev, st.Ino)
 	}
-	n := newInode(fs.nodes.newID(), ino, typ, data)
-	n.upper, n.meta = true, meta
-	n.origin = ino != fs.inos.shown(st.Dev, st.Ino)
+	n := newInode(fs.nodes.newID(), ino, typ, nil)
+	n.upper, n.origin = true, ino != fs.inos.shown(st.Dev, st.Ino)
 	if st.Nlink > 1 {
 		n.ownExtra().upID = realID{st.Dev, st.Ino}
+	}
+	private, err := fs.hasPrivate(dirfd, f.name)
+	if err != nil || !private {
+		return n, err
+	}
+	redirect, meta, err := fs.rules.read(fs.upper.dialect, dirfd, f.name, f.typ)
+	if err != nil {
+		return nil, err
+	}
+	if meta {
+		if n.low, err = fs.dataOf(p, f, redirect); err != nil {
+			return nil, err
+		}
+		n.meta = true
+	}
+	if n.prot, err = fs.readProtection(dirfd, f.name); err != nil {
+		return nil, err
 	}
 	if fs.index != nil && st.Nlink > 1 {
 		origin, err := fs.readOrigin(dirfd, f.name)
@@ -189,6 +197,18 @@ func (fs *FS) upperFile(p *inode, f *found, dirfd int, st *unix.Stat_t) (*inode,
 		}
 	}
 	return n, nil
+}
+
+// hasPrivate reports whether an object of the upper has any of our attributes;
+// few have.
+func (fs *FS) hasPrivate(dirfd int, name string) (bool, error) {
+	attrs, err := fsat.Listxattr(dirfd, name)
+	for _, a := range attrs {
+		if strings.HasPrefix(a, fs.upper.dialect.Prefix()) {
+			return true, err
+		}
+	}
+	return false, err
 }
 
 // dataOf finds the lower file that a metacopied file of the upper has its data
@@ -218,6 +238,10 @@ func (fs *FS) upperDirChild(p *inode, f *found, dirfd int, st *unix.Stat_t) (*in
 	if err != nil {
 		return nil, err
 	}
+	prot, err := fs.readProtection(dirfd, f.name)
+	if err != nil {
+		return nil, err
+	}
 	id, ino := uint64(0), fs.inos.shown(st.Dev, st.Ino)
 	if low != nil {
 		facts, err := fs.lowers.admit(low)
@@ -229,7 +253,7 @@ func (fs *FS) upperDirChild(p *inode, f *found, dirfd int, st *unix.Stat_t) (*in
 		id = fs.nodes.newID()
 	}
 	n := newInode(id, ino, unix.S_IFDIR, low)
-	n.upper = true
+	n.upper, n.prot = true, prot
 	return fs.adoptChild(p, f, n)
 }
 

@@ -45,6 +45,7 @@ type lowerFacts struct {
 	ino   uint64 // to show
 	links uint32 // that the layer's file system counts; of a directory 0
 	id    realID
+	prot  protection
 }
 
 // lowerObj is one object of a lowerTree.

@@ -47,6 +47,11 @@ func (fs *FS) removeName(p *inode, name string, dir bool) error {
 	case !dir && n.isDir():
 		return unix.EISDIR
 	}
+	for _, o := range []*inode{p, n} {
+		if err := o.protected(immutable | appendOnly); err != nil {
+			return err
+		}
+	}
 	// What will fail leaves no trace in the upper.
 	if err := fs.mustBeEmpty(n); err != nil {
 		return err

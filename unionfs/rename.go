@@ -114,6 +114,9 @@ func (m *move) check(from, to *inode) (done bool, err error) {
 			return false, unix.EISDIR
 		}
 	}
+	if err := m.mayMove(from, to); err != nil {
+		return false, err
+	}
 	// A directory that the lowers have a part of cannot be moved without a
 	// redirect: its other part would stay behind (kernel: ovl_can_move).
 	for _, n := range []*inode{src, dst} {
@@ -125,6 +128,16 @@ func (m *move) check(from, to *inode) (done bool, err error) {
 		return false, m.fs.mustBeEmpty(dst)
 	}
 	return false, nil
+}
+
+// mayMove refuses to move or replace what is protected (kernel: may_delete,
+// may_create).
+func (m *move) mayMove(from, to *inode) error {
+	err := errors.Join(from.protected(immutable|appendOnly), m.src.protected(immutable|appendOnly), to.protected(immutable))
+	if m.dst != nil {
+		err = errors.Join(err, to.protected(appendOnly), m.dst.protected(immutable|appendOnly))
+	}
+	return err
 }
 
 // copyUp brings everything that takes part into the upper, before any

@@ -379,32 +379,31 @@ func (s *scan) admit(obj lowerObj) (f lowerFacts, err error) {
 	if err != nil {
 		return f, err
 	}
-	var st unix.Stat_t
 	if o.dtype == unix.DT_DIR && e != nil {
-		dirs := e.dirs
-		h, err := s.dirFd(dirs[len(dirs)-1])
-		if err != nil {
-			return f, err
-		}
-		defer h.release()
-		err = fsat.Fstat(h.fd, &st)
-		return lowerFacts{ino: s.inos.shown(st.Dev, st.Ino)}, err
+		return s.facts(e.dirs[len(e.dirs)-1], "")
 	}
 	lowest := o.top
 	if n := len(o.below()); n > 0 {
 		lowest = o.below()[n-1]
 	}
-	h, err := s.dirFd(o.list.dirs[lowest])
+	return s.facts(o.list.dirs[lowest], o.name())
+}
+
+// facts looks at a name in a real directory, or at the directory itself.
+func (s *scan) facts(d *scanDir, name string) (f lowerFacts, err error) {
+	h, err := s.dirFd(d)
 	if err != nil {
 		return f, err
 	}
 	defer h.release()
-	if err := fsat.Stat(h.fd, o.name(), &st); err != nil {
+	var st unix.Statx_t
+	if err := fsat.Statx(h.fd, name, unix.STATX_INO|unix.STATX_NLINK|unix.STATX_TYPE, &st); err != nil {
 		return f, err
 	}
-	f.ino = s.inos.shown(st.Dev, st.Ino)
-	if o.dtype != unix.DT_DIR {
-		f.links, f.id = uint32(st.Nlink), realID{st.Dev, st.Ino}
+	id := realID{unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino}
+	f.ino, f.prot = s.inos.shown(id.dev, id.ino), protectionOf(&st)
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		f.links, f.id = st.Nlink, id
 	}
 	return f, nil
 }

@@ -26,6 +26,9 @@ func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) 
 func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 	const anyAttr = fuse.FATTR_MODE | fuse.FATTR_UID | fuse.FATTR_GID | fuse.FATTR_SIZE |
 		fuse.FATTR_ATIME | fuse.FATTR_MTIME | fuse.FATTR_ATIME_NOW | fuse.FATTR_MTIME_NOW
+	if err := n.maySetAttr(in); err != nil {
+		return err
+	}
 	kill := in.Valid&fuse.FATTR_KILL_SUIDGID != 0
 	if in.Valid&anyAttr == 0 {
 		// A request to set nothing is how the kernel asks to take privileges

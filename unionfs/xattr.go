@@ -159,6 +159,9 @@ func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, d
 	if fs.upper != nil && fs.upper.dialect.IsPrefix(attr) {
 		return fuse.EINVAL
 	}
+	if err := n.protected(immutable | appendOnly); err != nil {
+		return fs.status(op, n, err)
+	}
 	if err := fs.ensureUpper(n); err != nil {
 		return fs.status(op, n, err)
 	}
