@@ -11,9 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
-	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/metadata"
 	"github.com/plyfs/plyfs/whiteout"
 	"github.com/plyfs/plyfs/whiteout/merge"
@@ -133,28 +131,38 @@ func (s *Store) commitLayer(ctx context.Context, lease string, c metadata.Contai
 	return l.DiffID, err
 }
 
-// writeUpper writes an upper as a layer tar.
+// writeUpper writes an upper as a layer tar. What the upper only refers to is
+// written out: the layer needs nothing that an image cannot say.
 func writeUpper(ctx context.Context, w io.Writer, st Stack) (empty bool, err error) {
-	v, err := openView([]LayerDir{{Path: st.Upper, Dialect: st.Dialect}})
+	c := committer{t: newTreeWriter(ctx, w)}
+	if c.union, err = openUnion(st); err != nil {
+		return false, err
+	}
+	defer c.union.Close()
+	if c.lower, err = openView(st.Lowers); err != nil {
+		return false, err
+	}
+	defer c.lower.Close()
+	if c.links, err = c.union.otherLinks(ctx, true); err != nil {
+		return false, err
+	}
+	changed, err := rootChanged(c.union, c.lower)
 	if err != nil {
 		return false, err
 	}
-	defer v.Close()
-	lower, err := openView(st.Lowers)
+	root, err := c.union.root()
 	if err != nil {
 		return false, err
 	}
-	defer lower.Close()
-	t := newTreeWriter(ctx, w)
-	changed, err := rootChanged(v, lower)
+	below, err := c.lower.root()
 	if err != nil {
 		return false, err
 	}
-	if err := t.upperDir(v.layers[0], ""); err != nil {
+	if err := c.dir(root, below, false); err != nil {
 		return false, err
 	}
 	// The first entry is the root itself.
-	return t.count == 1 && !changed, t.close()
+	return c.t.count == 1 && !changed, c.t.close()
 }
 
 // rootChanged compares everything of the roots but their times.
@@ -174,75 +182,105 @@ func rootChanged(upper, lower *view) (bool, error) {
 	return a.String() != b.String(), nil
 }
 
-// upperDir writes one directory of an upper: itself, what it deletes, what it
-// holds.
-func (t *treeWriter) upperDir(l viewLayer, path string) error {
-	fd, err := fsat.OpenBeneath(l.fd, path, unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return fmt.Errorf("%q: %w", "/"+path, err)
-	}
-	defer fsat.Close(fd)
-	fail := func(err error) error { return fmt.Errorf("%q: %w", "/"+path, err) }
-	if err := checkRedirect(fd, l.dialect); err != nil {
+// committer writes a layer that turns the lower layers into the union.
+type committer struct {
+	t            *treeWriter
+	union, lower *view
+	links        nameSet // to be written although the upper does not have them
+}
+
+// dir writes one directory of the union: itself, what it deletes, what it
+// holds. below is what the lower layers have in its place, nil if nothing or
+// if an opaque directory above hides it. In a whole directory everything is
+// written, whichever layer it is in, and nothing below is left to delete.
+func (c *committer) dir(n, below *vnode, whole bool) error {
+	fail := func(err error) error { return fmt.Errorf("%q: %w", "/"+n.path, err) }
+	if err := c.t.object(c.union, n); err != nil {
 		return fail(err)
 	}
-	mark, err := l.dialect.Mark(fd)
-	if err != nil {
-		return fail(err)
-	}
-	if err := t.object(path, 0, fd, l.dialect); err != nil {
-		return fail(err)
-	}
-	opaque := mark == whiteout.Opaque && path != ""
-	if opaque {
-		if err := t.marker(join(path, whiteout.OpaqueMarker)); err != nil {
+	names, gone, opaque := map[string]bool{}, map[string]bool{}, false
+	if !whole && n.layer == 0 {
+		var err error
+		if opaque, err = c.union.isOpaque(n); err != nil {
 			return fail(err)
 		}
+		opaque = opaque && n.path != ""
 	}
-	list, err := l.listing(path)
-	if err != nil {
-		return fail(err)
-	}
-	objects, gone := map[string]merge.Kind{}, map[string]bool{}
-	for _, e := range list.Entries {
-		if e.Kind == merge.Whiteout {
-			gone[e.Name] = true
-			continue
+	switch {
+	case whole:
+	case n.moved:
+		whole, opaque = true, below != nil
+	case n.layer == 0:
+		l, err := c.union.layers[0].listing(n.at)
+		if err != nil {
+			return fail(err)
 		}
-		if m, _ := whiteout.ParseMarker(e.Name); m != whiteout.NotMarker {
-			return fmt.Errorf("%q: %w: an image layer cannot hold a name that begins with %q: it would delete something", "/"+join(path, e.Name), ErrUnsupported, whiteout.MarkerPrefix)
+		for _, e := range l.Entries {
+			if e.Kind == merge.Whiteout {
+				gone[e.Name] = true
+			} else {
+				names[e.Name] = true
+			}
 		}
-		objects[e.Name] = e.Kind
 	}
-	if !opaque {
+	if whole {
+		list, err := c.union.list(n)
+		if err != nil {
+			return err
+		}
+		for _, child := range list {
+			names[child.name] = true
+		}
+	}
+	for name := range c.links[n.path] {
+		names[name] = true
+	}
+	for _, name := range sortedNames(names) {
+		if m, _ := whiteout.ParseMarker(name); m != whiteout.NotMarker {
+			return fmt.Errorf("%q: %w: an image layer cannot hold a name that begins with %q: it would delete something", "/"+join(n.path, name), ErrUnsupported, whiteout.MarkerPrefix)
+		}
+	}
+	if opaque {
+		below = nil
+		if err := c.t.marker(join(n.path, whiteout.OpaqueMarker)); err != nil {
+			return fail(err)
+		}
+	} else {
 		for _, name := range sortedNames(gone) {
-			if err := t.marker(join(path, whiteout.MarkerPrefix+name)); err != nil {
+			if err := c.t.marker(join(n.path, whiteout.MarkerPrefix+name)); err != nil {
 				return fail(err)
 			}
 		}
 	}
-	for _, name := range sortedNames(objects) {
-		p := join(path, name)
-		if objects[name] == merge.Dir {
-			if err := t.upperDir(l, p); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := t.upperObject(l, p); err != nil {
-			return fmt.Errorf("%q: %w", "/"+p, err)
+	for _, name := range sortedNames(names) {
+		if err := c.child(n, below, name, whole); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (t *treeWriter) upperObject(l viewLayer, path string) error {
-	fd, err := fsat.OpenBeneath(l.fd, path, unix.O_PATH|unix.O_NOFOLLOW)
+func (c *committer) child(dir, lowerDir *vnode, name string, whole bool) error {
+	n, err := c.union.child(dir, name)
 	if err != nil {
 		return err
 	}
-	defer fsat.Close(fd)
-	return t.object(path, 0, fd, l.dialect)
+	if n == nil {
+		return fmt.Errorf("%q: it was removed while it was read", "/"+join(dir.path, name))
+	}
+	if !n.isDir() {
+		if err := c.t.object(c.union, n); err != nil {
+			return fmt.Errorf("%q: %w", "/"+n.path, err)
+		}
+		return nil
+	}
+	var below *vnode
+	if !whole && lowerDir != nil && lowerDir.isDir() {
+		if below, err = c.lower.child(lowerDir, name); err != nil {
+			return err
+		}
+	}
+	return c.dir(n, below, whole)
 }
 
 // childConfig is a parent's config with one more step. What we do not know in

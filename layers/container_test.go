@@ -248,14 +248,6 @@ func TestCommitRefuses(t *testing.T) {
 		do         func(st Stack) error
 	}{
 		{"a name that is a marker", ".wh.x", func(st Stack) error { return os.WriteFile(filepath.Join(st.Upper, ".wh.x"), nil, 0o600) }},
-		{"redirect", "redirect", func(st Stack) error {
-			p := filepath.Join(st.Upper, "r")
-			return errors.Join(os.Mkdir(p, 0o700), unix.Setxattr(p, st.Dialect.Attr("redirect"), []byte("/d"), 0))
-		}},
-		{"metacopy", "metacopy", func(st Stack) error {
-			p := filepath.Join(st.Upper, "m")
-			return errors.Join(os.WriteFile(p, nil, 0o600), unix.Setxattr(p, st.Dialect.Attr("metacopy"), nil, 0))
-		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := create(t, s, "base", "")

@@ -12,8 +12,6 @@ import (
 
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/metadata"
-	"github.com/plyfs/plyfs/whiteout"
-	"github.com/plyfs/plyfs/whiteout/merge"
 )
 
 // Diff lists what a container has changed against its image and init layer,
@@ -23,74 +21,84 @@ func (s *Store) Diff(ctx context.Context, nameOrID string) ([]Change, error) {
 	if err != nil {
 		return nil, err
 	}
-	lower, err := openView(st.Lowers)
+	return diffStack(ctx, st)
+}
+
+func diffStack(ctx context.Context, st Stack) (_ []Change, err error) {
+	d := differ{ctx: ctx}
+	if d.union, err = openUnion(st); err != nil {
+		return nil, err
+	}
+	defer d.union.Close()
+	if d.lower, err = openView(st.Lowers); err != nil {
+		return nil, err
+	}
+	defer d.lower.Close()
+	if d.links, err = d.union.otherLinks(ctx, false); err != nil {
+		return nil, err
+	}
+	root, err := d.union.root()
 	if err != nil {
 		return nil, err
 	}
-	defer lower.Close()
-	upper, err := openView([]LayerDir{{Path: st.Upper, Dialect: st.Dialect}})
+	below, err := d.lower.root()
 	if err != nil {
 		return nil, err
 	}
-	defer upper.Close()
-	d := differ{ctx: ctx, lower: lower, upper: upper}
-	root, err := lower.root()
-	if err != nil {
-		return nil, err
-	}
-	_, err = d.dir("", root)
+	_, err = d.dir(root, below, false)
 	return d.out, err
 }
 
 type differ struct {
 	ctx          context.Context
-	lower, upper *view
+	union, lower *view
+	links        nameSet // names with changes that the upper does not have
 	out          []Change
 }
 
 func (d *differ) add(kind, path string) { d.out = append(d.out, Change{kind, "/" + path}) }
 
-// dir compares one directory of the upper with what the lower layers have in
-// its place, and reports whether anything in it changed.
-func (d *differ) dir(path string, lower *vnode) (changed bool, err error) {
+// dir compares a directory of the union with what the lower layers have in its
+// place, nil if nothing, and reports whether anything in it changed. Of a
+// directory that is merged with it, only what the upper has can differ; whole
+// says that this one is not.
+func (d *differ) dir(n, below *vnode, whole bool) (changed bool, err error) {
 	if err := d.ctx.Err(); err != nil {
 		return false, err
 	}
-	u := d.upper.layers[0]
-	fd, err := fsat.OpenBeneath(u.fd, path, unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return false, fmt.Errorf("%q: %w", "/"+path, err)
-	}
-	defer fsat.Close(fd)
-	if err := checkRedirect(fd, u.dialect); err != nil {
-		return false, fmt.Errorf("%q: %w", "/"+path, err)
-	}
-	mark, err := u.dialect.Mark(fd)
-	if err != nil {
-		return false, fmt.Errorf("%q: %w", "/"+path, err)
-	}
-	l, err := u.listing(path)
-	if err != nil {
-		return false, fmt.Errorf("%q: %w", "/"+path, err)
-	}
-	names := map[string]merge.Kind{}
-	for _, e := range l.Entries {
-		names[e.Name] = e.Kind
-	}
-	if mark == whiteout.Opaque && lower != nil && path != "" {
-		// What it hides is deleted, as if by name.
-		below, err := d.lower.list(lower)
-		if err != nil {
-			return false, err
+	names := map[string]bool{}
+	if whole {
+		for _, side := range []struct {
+			v *view
+			n *vnode
+		}{{d.union, n}, {d.lower, below}} {
+			if side.n == nil {
+				continue
+			}
+			list, err := side.v.list(side.n)
+			if err != nil {
+				return false, err
+			}
+			for _, c := range list {
+				names[c.name] = true
+			}
 		}
-		for _, n := range below {
-			if _, ok := names[n.name]; !ok {
-				names[n.name] = merge.Whiteout
+	} else {
+		for name := range d.links[n.path] {
+			names[name] = true
+		}
+		if n.layer == 0 {
+			l, err := d.union.layers[0].listing(n.at)
+			if err != nil {
+				return false, fmt.Errorf("%q: %w", "/"+n.path, err)
+			}
+			for _, e := range l.Entries {
+				names[e.Name] = true
 			}
 		}
 	}
 	for _, name := range sortedNames(names) {
-		did, err := d.name(join(path, name), name, names[name], lower)
+		did, err := d.name(n, below, name, whole)
 		if err != nil {
 			return false, err
 		}
@@ -99,44 +107,46 @@ func (d *differ) dir(path string, lower *vnode) (changed bool, err error) {
 	return changed, nil
 }
 
-func (d *differ) name(path, name string, k merge.Kind, lowerDir *vnode) (changed bool, err error) {
+func (d *differ) name(dir, lowerDir *vnode, name string, whole bool) (changed bool, err error) {
+	n, err := d.union.child(dir, name)
+	if err != nil {
+		return false, err
+	}
 	var below *vnode
 	if lowerDir != nil {
 		if below, err = d.lower.child(lowerDir, name); err != nil {
 			return false, err
 		}
 	}
+	path := join(dir.path, name)
 	switch {
-	case k == merge.Whiteout:
+	case n == nil:
 		if below != nil {
 			d.add("D", path)
 		}
 		return below != nil, nil
-	case k != merge.Dir:
+	case below == nil || !n.isDir() || !below.isDir():
 		if below == nil {
 			d.add("A", path)
+		} else if below.st.Dev == n.st.Dev && below.st.Ino == n.st.Ino {
+			return false, nil // one of several hard links
 		} else {
 			d.add("C", path)
 		}
-		return true, nil
-	case below == nil || !below.isDir():
-		kind := "A"
-		if below != nil {
-			kind = "C"
+		if n.isDir() {
+			_, err = d.dir(n, nil, true)
 		}
-		d.add(kind, path)
-		_, err := d.dir(path, nil)
 		return true, err
 	}
 	at := len(d.out)
 	d.add("C", path)
-	inside, err := d.dir(path, below)
+	inside, err := d.dir(n, below, whole || n.moved || n.parts[len(n.parts)-1].layer == 0)
 	if err != nil {
 		return false, err
 	}
-	same, err := d.sameDir(path, below)
+	same, err := d.sameDir(n, below)
 	if err != nil {
-		return false, err
+		return false, fmt.Errorf("%q: %w", "/"+path, err)
 	}
 	if same && !inside {
 		d.out = d.out[:at] // copied up, and nothing came of it
@@ -145,23 +155,12 @@ func (d *differ) name(path, name string, k merge.Kind, lowerDir *vnode) (changed
 	return true, nil
 }
 
-func (d *differ) sameDir(path string, below *vnode) (bool, error) {
-	u := d.upper.layers[0]
-	fd, err := fsat.OpenBeneath(u.fd, path, unix.O_PATH|unix.O_DIRECTORY)
+func (d *differ) sameDir(n, below *vnode) (bool, error) {
+	a, err := d.union.attrs(n)
 	if err != nil {
 		return false, err
 	}
-	defer fsat.Close(fd)
-	a, _, err := readAttrs(fd, u.dialect)
-	if err != nil {
-		return false, err
-	}
-	lfd, err := d.lower.open(below)
-	if err != nil {
-		return false, err
-	}
-	defer fsat.Close(lfd)
-	b, _, err := readAttrs(lfd, d.lower.layers[below.layer].dialect)
+	b, err := d.lower.attrs(below)
 	return err == nil && a.String() == b.String(), err
 }
 

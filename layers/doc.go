@@ -27,6 +27,22 @@
 // mention, hard links to lower files, an opaque root). A digest of what was
 // taken, Cache.Bind, tells which chains may share.
 //
+// # Writable layers are not image layers
+//
+// The upper of a container may say that a part of it is elsewhere in the layers
+// below: redirect, metacopy, and the index of hard links in work/index, in the
+// form of kernel overlayfs. An image cannot say that, and nobody else is
+// believed (import escapes such attributes). So commit, diff and export show
+// and write what such an object shows:
+//
+//	redirect   the whole tree of the renamed directory, behind an opaque marker
+//	           if the layers below have something in its place
+//	metacopy   a file with its data; data that is missing is an error
+//	index      every name of the file, as hard links
+//
+// Hard links between a renamed directory and what is outside it stay hard
+// links: the layer has the names outside as well.
+//
 // # Invariants
 //
 //   - Nothing is in layers/ that has not been read to its end, hashed, and made

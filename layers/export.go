@@ -3,10 +3,8 @@ package layers
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 
-	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/metadata"
 )
 
@@ -18,19 +16,14 @@ func (s *Store) Export(ctx context.Context, nameOrRef string, w io.Writer) error
 		return err
 	}
 	defer s.dropLease(lease)
-	var dirs []LayerDir
-	upper := false
+	var st Stack
 	err = s.update(ctx, func(tx *metadata.Tx) error {
+		st = Stack{}
 		c, err := findContainer(tx, nameOrRef)
 		switch {
 		case err == nil:
-			st, err := s.containerStackTx(tx, c)
-			if err != nil {
-				return err
-			}
-			upper = true
-			dirs = append([]LayerDir{{Path: st.Upper, Dialect: st.Dialect}}, st.Lowers...)
-			return nil
+			st, err = s.containerStackTx(tx, c)
+			return err
 		case !errors.Is(err, ErrNotFound):
 			return err
 		}
@@ -45,7 +38,7 @@ func (s *Store) Export(ctx context.Context, nameOrRef string, w io.Writer) error
 		if row.TopChain == "" {
 			return nil
 		}
-		if dirs, err = s.stackTx(tx, row.TopChain); err != nil {
+		if st.Lowers, err = s.stackTx(tx, row.TopChain); err != nil {
 			return err
 		}
 		return tx.LeaseLayer(lease, row.TopChain)
@@ -53,7 +46,12 @@ func (s *Store) Export(ctx context.Context, nameOrRef string, w io.Writer) error
 	if err != nil {
 		return err
 	}
-	v, err := openView(dirs)
+	var v *view
+	if st.Upper != "" {
+		v, err = openUnion(st)
+	} else {
+		v, err = openView(st.Lowers)
+	}
 	if err != nil {
 		return err
 	}
@@ -64,41 +62,9 @@ func (s *Store) Export(ctx context.Context, nameOrRef string, w io.Writer) error
 		return err
 	}
 	if root != nil {
-		if err := v.walk(root, upper, func(n *vnode, fd int) error {
-			return t.object(n.path, n.layer, fd, v.layers[n.layer].dialect)
-		}); err != nil {
+		if err := v.walk(root, func(n *vnode) error { return t.object(v, n) }); err != nil {
 			return err
 		}
 	}
 	return t.close()
-}
-
-// walk calls fn for every object of the union, parents first, siblings in
-// order. checked says that layer 0 is an upper, in which a directory may point
-// elsewhere.
-func (v *view) walk(n *vnode, checked bool, fn func(*vnode, int) error) error {
-	fd, err := v.open(n)
-	if err == nil && checked && n.layer == 0 && n.isDir() {
-		err = checkRedirect(fd, v.layers[0].dialect)
-	}
-	if err == nil {
-		err = fn(n, fd)
-	}
-	fsat.Close(fd)
-	if err != nil {
-		return fmt.Errorf("%q: %w", "/"+n.path, err)
-	}
-	if !n.isDir() {
-		return nil
-	}
-	names, err := v.list(n)
-	if err != nil {
-		return err
-	}
-	for _, c := range names {
-		if err := v.walk(c, checked, fn); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
-	"github.com/plyfs/plyfs/whiteout"
 )
 
 // treeWriter writes objects of layers into a tar whose bytes depend on nothing
@@ -34,18 +33,24 @@ func newTreeWriter(ctx context.Context, w io.Writer) *treeWriter {
 	return &treeWriter{ctx: ctx, tw: tar.NewWriter(w), links: map[linkKey]string{}, buf: make([]byte, 256<<10)}
 }
 
-// object writes the object behind the O_PATH descriptor fd. Sockets, which
-// mean nothing without their process, are left out.
-func (t *treeWriter) object(path string, layer int, fd int, d whiteout.Dialect) error {
+// object writes an object of a union. Sockets, which mean nothing without
+// their process, are left out.
+func (t *treeWriter) object(v *view, n *vnode) error {
 	if err := t.ctx.Err(); err != nil {
 		return err
 	}
+	fd, err := v.open(n)
+	if err != nil {
+		return err
+	}
+	defer fsat.Close(fd)
+	d := v.layers[n.layer].dialect
 	a, st, err := readAttrs(fd, d)
 	if err != nil {
 		return err
 	}
 	h := &tar.Header{
-		Name: path, Mode: int64(a.mode), Uid: a.uid, Gid: a.gid, ModTime: a.mtime, Format: tar.FormatPAX,
+		Name: n.path, Mode: int64(a.mode), Uid: a.uid, Gid: a.gid, ModTime: a.mtime, Format: tar.FormatPAX,
 		PAXRecords: map[string]string{},
 	}
 	for _, x := range a.xattrs {
@@ -55,14 +60,11 @@ func (t *treeWriter) object(path string, layer int, fd int, d whiteout.Dialect) 
 	case unix.S_IFDIR:
 		h.Typeflag = tar.TypeDir
 		h.Name += "/"
-		if path == "" {
+		if n.path == "" {
 			h.Name = "./"
 		}
 	case unix.S_IFREG:
 		h.Typeflag, h.Size = tar.TypeReg, st.Size
-		if _, err := fsat.Getxattr(fd, "", d.Attr("metacopy"), nil); err == nil {
-			return fmt.Errorf("%w: its content is still in a lower layer (metacopy)", ErrUnsupported)
-		}
 	case unix.S_IFLNK:
 		h.Typeflag = tar.TypeSymlink
 		if h.Linkname, err = fsat.Readlink(fd, ""); err != nil {
@@ -80,12 +82,23 @@ func (t *treeWriter) object(path string, layer int, fd int, d whiteout.Dialect) 
 	if h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock {
 		h.Devmajor, h.Devminor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
 	}
-	if h.Typeflag != tar.TypeDir && st.Nlink > 1 {
-		k := linkKey{layer, st.Dev, st.Ino}
+	if h.Typeflag != tar.TypeDir && (st.Nlink > 1 || n.entry != "") {
+		k := linkKey{n.layer, st.Dev, st.Ino}
 		if first, ok := t.links[k]; ok {
 			h.Typeflag, h.Linkname, h.Size, h.PAXRecords = tar.TypeLink, first, 0, nil
 		} else {
-			t.links[k] = path
+			t.links[k] = n.path
+		}
+	}
+	data := fd
+	if n.meta {
+		if data, err = v.openData(n); err != nil {
+			return err
+		}
+		defer fsat.Close(data)
+	} else if h.Size > 0 {
+		if meta, err := d.Metacopy(fd, ""); err != nil || meta {
+			return errors.Join(err, fmt.Errorf("%w: a layer of an image must have the data of its files (metacopy)", ErrUnsupported))
 		}
 	}
 	if err := t.tw.WriteHeader(h); err != nil {
@@ -95,7 +108,7 @@ func (t *treeWriter) object(path string, layer int, fd int, d whiteout.Dialect) 
 	if h.Size == 0 {
 		return nil
 	}
-	return t.content(fd, h.Size)
+	return t.content(data, h.Size)
 }
 
 func (t *treeWriter) content(p int, size int64) error {
@@ -120,15 +133,3 @@ func (t *treeWriter) marker(path string) error {
 
 // close ends the tar.
 func (t *treeWriter) close() error { return t.tw.Close() }
-
-// errRedirect explains a directory that says it comes from elsewhere.
-func checkRedirect(fd int, d whiteout.Dialect) error {
-	_, err := fsat.Getxattr(fd, "", d.Attr("redirect"), nil)
-	switch {
-	case err == nil:
-		return fmt.Errorf("%w: the directory was renamed and still shows a directory of a lower layer (redirect)", ErrUnsupported)
-	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPERM):
-		return nil
-	}
-	return err
-}

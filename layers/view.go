@@ -16,11 +16,16 @@ import (
 // descriptor per layer, and no other between calls.
 type view struct {
 	layers []viewLayer // topmost first
+	// upper: layers[0] is a container's writable layer, in which objects may
+	// say that a part of them is elsewhere. In other layers nothing may.
+	upper bool
+	index linkIndex
 }
 
 type viewLayer struct {
 	fd      int
 	dialect whiteout.Dialect
+	uuid    fsat.UUID // of its file system, if there is an index
 }
 
 func openView(dirs []LayerDir) (*view, error) {
@@ -31,7 +36,7 @@ func openView(dirs []LayerDir) (*view, error) {
 			v.Close()
 			return nil, fmt.Errorf("%w: open layer directory %s: %w", ErrCorrupt, d.Path, err)
 		}
-		v.layers = append(v.layers, viewLayer{fd, d.Dialect})
+		v.layers = append(v.layers, viewLayer{fd: fd, dialect: d.Dialect})
 	}
 	return v, nil
 }
@@ -41,15 +46,26 @@ func (v *view) Close() {
 		fsat.Close(l.fd)
 	}
 	v.layers = nil
+	v.index.close()
 }
+
+// part is a place in a layer.
+type part struct {
+	layer int
+	path  string
+}
+
+func (p part) in(name string) part { return part{p.layer, join(p.path, name)} }
 
 // vnode is an object of the union.
 type vnode struct {
 	path  string // "" is the root
 	name  string
-	layer int // that it shows from
+	layer int    // that it shows from
+	at    string // its path there; another than path below a renamed directory
 	st    unix.Stat_t
-	parts []int // of a directory: the layers that are merged, layer first
+	parts []part // of a directory: the directories that are merged, topmost first
+	indirection
 }
 
 func (n *vnode) isDir() bool { return n.st.Mode&unix.S_IFMT == unix.S_IFDIR }
@@ -65,7 +81,7 @@ func join(dir, name string) string {
 func (v *view) root() (*vnode, error) {
 	n := &vnode{}
 	for i := range v.layers {
-		n.parts = append(n.parts, i)
+		n.parts = append(n.parts, part{layer: i})
 	}
 	if len(n.parts) == 0 {
 		return nil, nil
@@ -75,7 +91,36 @@ func (v *view) root() (*vnode, error) {
 
 // open opens the object in the layer it shows from, O_PATH.
 func (v *view) open(n *vnode) (int, error) {
-	return fsat.OpenBeneath(v.layers[n.layer].fd, n.path, unix.O_PATH|unix.O_NOFOLLOW)
+	if n.entry != "" {
+		return fsat.OpenName(v.index.fd, n.entry, unix.O_PATH, 0)
+	}
+	return v.openPart(part{n.layer, n.at}, unix.O_PATH|unix.O_NOFOLLOW)
+}
+
+func (v *view) openPart(p part, flags int) (int, error) {
+	return fsat.OpenBeneath(v.layers[p.layer].fd, p.path, flags)
+}
+
+// attrs reads the attributes of an object.
+func (v *view) attrs(n *vnode) (*attrs, error) {
+	fd, err := v.open(n)
+	if err != nil {
+		return nil, err
+	}
+	defer fsat.Close(fd)
+	a, _, err := readAttrs(fd, v.layers[n.layer].dialect)
+	return a, err
+}
+
+// isOpaque reports whether a directory hides what lies below it.
+func (v *view) isOpaque(n *vnode) (bool, error) {
+	fd, err := v.open(n)
+	if err != nil {
+		return false, err
+	}
+	defer fsat.Close(fd)
+	m, err := v.layers[n.layer].dialect.Mark(fd)
+	return m == whiteout.Opaque, err
 }
 
 // isWhiteout looks at one object of a layer; marked says that its directory
@@ -93,23 +138,14 @@ func (l viewLayer) isWhiteout(fd int, st *unix.Stat_t, marked bool) (bool, error
 // child looks a name up; nil if the union has none.
 func (v *view) child(dir *vnode, name string) (*vnode, error) {
 	n := &vnode{path: join(dir.path, name), name: name, layer: -1}
-	for _, i := range dir.parts {
-		l := v.layers[i]
-		fd, err := fsat.OpenBeneath(l.fd, n.path, unix.O_PATH|unix.O_NOFOLLOW)
-		if fsat.IsAbsent(err) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("look up %q: %w", n.path, err)
-		}
-		stop, err := v.consider(n, i, fd, dir.path)
-		fsat.Close(fd)
-		if err != nil {
-			return nil, fmt.Errorf("look up %q: %w", n.path, err)
-		}
-		if stop {
-			break
-		}
+	var err error
+	if v.upper && len(dir.parts) > 0 && dir.parts[0].layer == 0 {
+		err = v.upperChild(n, dir)
+	} else if _, err = v.find(n, dir.parts, name); err == nil {
+		err = v.lookInIndex(n)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up %q: %w", "/"+n.path, err)
 	}
 	if n.layer < 0 {
 		return nil, nil
@@ -117,9 +153,30 @@ func (v *view) child(dir *vnode, name string) (*vnode, error) {
 	return n, nil
 }
 
-// consider adds layer i's object fd to n and reports whether it ends the search.
-func (v *view) consider(n *vnode, i, fd int, dir string) (stop bool, err error) {
-	l := v.layers[i]
+// find adds to n what directories, topmost first, have under a name, and
+// reports whether directories below could not add anything.
+func (v *view) find(n *vnode, dirs []part, name string) (stop bool, err error) {
+	for _, d := range dirs {
+		fd, err := v.openPart(d.in(name), unix.O_PATH|unix.O_NOFOLLOW)
+		if fsat.IsAbsent(err) {
+			continue
+		}
+		if err != nil {
+			return true, err
+		}
+		stop, err := v.consider(n, d, name, fd)
+		fsat.Close(fd)
+		if stop || err != nil {
+			return true, err
+		}
+	}
+	return false, nil
+}
+
+// consider adds the object fd, which the directory d has under a name, to n
+// and reports whether it ends the search.
+func (v *view) consider(n *vnode, d part, name string, fd int) (stop bool, err error) {
+	l := v.layers[d.layer]
 	var st unix.Stat_t
 	if err := fsat.Fstat(fd, &st); err != nil {
 		return true, err
@@ -130,20 +187,20 @@ func (v *view) consider(n *vnode, i, fd int, dir string) (stop bool, err error) 
 		}
 		marked := false
 		if st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
-			if marked, err = v.marked(l, dir); err != nil {
+			if marked, err = v.marked(l, d.path); err != nil {
 				return true, err
 			}
 		}
 		w, err := l.isWhiteout(fd, &st, marked)
 		if err == nil && !w {
-			n.layer, n.st = i, st
+			n.layer, n.at, n.st = d.layer, join(d.path, name), st
 		}
 		return true, err
 	}
 	if n.layer < 0 {
-		n.layer, n.st = i, st
+		n.layer, n.at, n.st = d.layer, join(d.path, name), st
 	}
-	n.parts = append(n.parts, i)
+	n.parts = append(n.parts, d.in(name))
 	m, err := l.dialect.Mark(fd)
 	return m == whiteout.Opaque, err
 }
@@ -161,8 +218,8 @@ func (v *view) marked(l viewLayer, dir string) (bool, error) {
 // list returns the names of a directory, sorted.
 func (v *view) list(dir *vnode) ([]*vnode, error) {
 	listings := make([]merge.Listing, 0, len(dir.parts))
-	for _, i := range dir.parts {
-		l, err := v.layers[i].listing(dir.path)
+	for _, p := range dir.parts {
+		l, err := v.layers[p.layer].listing(p.path)
 		if err != nil {
 			return nil, fmt.Errorf("list %q: %w", "/"+dir.path, err)
 		}
@@ -170,45 +227,80 @@ func (v *view) list(dir *vnode) ([]*vnode, error) {
 	}
 	var out []*vnode
 	for _, m := range merge.Merge(listings) {
-		n := &vnode{path: join(dir.path, m.Name), name: m.Name, layer: dir.parts[m.Refs[0].Listing]}
-		for _, r := range m.Refs {
-			n.parts = append(n.parts, dir.parts[r.Listing])
-		}
-		fd, err := v.open(n)
-		if err == nil {
-			err = fsat.Fstat(fd, &n.st)
-			fsat.Close(fd)
-		}
+		n, err := v.merged(dir, m)
 		if err != nil {
-			return nil, fmt.Errorf("stat %q: %w", n.path, err)
+			return nil, err
 		}
-		if n.isDir() {
-			if err := v.cut(n); err != nil {
-				return nil, err
-			}
-		} else {
-			n.parts = nil
+		if n != nil {
+			out = append(out, n)
 		}
-		out = append(out, n)
 	}
 	return out, nil
 }
 
+// merged makes the object of a name in the merged listing of a directory.
+func (v *view) merged(dir *vnode, m merge.Merged) (*vnode, error) {
+	top := dir.parts[m.Refs[0].Listing].in(m.Name)
+	if v.upper && top.layer == 0 {
+		return v.child(dir, m.Name) // its lower part may be elsewhere
+	}
+	n := &vnode{path: join(dir.path, m.Name), name: m.Name, layer: top.layer, at: top.path}
+	fd, err := v.open(n)
+	if err == nil {
+		err = fsat.Fstat(fd, &n.st)
+		fsat.Close(fd)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stat %q: %w", "/"+n.path, err)
+	}
+	if !n.isDir() {
+		if err := v.lookInIndex(n); err != nil {
+			return nil, fmt.Errorf("look up %q: %w", "/"+n.path, err)
+		}
+		return n, nil
+	}
+	for _, r := range m.Refs {
+		n.parts = append(n.parts, dir.parts[r.Listing].in(m.Name))
+	}
+	return n, v.cut(n)
+}
+
 // cut ends a directory's parts after the first opaque one.
 func (v *view) cut(n *vnode) error {
-	for k, i := range n.parts {
-		fd, err := fsat.OpenBeneath(v.layers[i].fd, n.path, unix.O_PATH|unix.O_DIRECTORY)
+	for k, p := range n.parts {
+		fd, err := v.openPart(p, unix.O_PATH|unix.O_DIRECTORY)
 		if err != nil {
-			return fmt.Errorf("open %q: %w", n.path, err)
+			return fmt.Errorf("open %q: %w", "/"+n.path, err)
 		}
-		m, err := v.layers[i].dialect.Mark(fd)
+		m, err := v.layers[p.layer].dialect.Mark(fd)
 		fsat.Close(fd)
 		if err != nil {
-			return fmt.Errorf("open %q: %w", n.path, err)
+			return fmt.Errorf("open %q: %w", "/"+n.path, err)
 		}
 		if m == whiteout.Opaque {
 			n.parts = n.parts[:k+1]
 			return nil
+		}
+	}
+	return nil
+}
+
+// walk calls fn for every object of the union, parents first, siblings in
+// order.
+func (v *view) walk(n *vnode, fn func(*vnode) error) error {
+	if err := fn(n); err != nil {
+		return fmt.Errorf("%q: %w", "/"+n.path, err)
+	}
+	if !n.isDir() {
+		return nil
+	}
+	names, err := v.list(n)
+	if err != nil {
+		return err
+	}
+	for _, c := range names {
+		if err := v.walk(c, fn); err != nil {
+			return err
 		}
 	}
 	return nil
