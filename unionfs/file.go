@@ -76,6 +76,9 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRes
 		return nil, fs.status("read", n, err)
 	}
 	defer h.release()
+	if buf, err = fs.clampRead(n, buf, int64(in.Offset)); err != nil {
+		return nil, fs.status("read", n, err)
+	}
 	done := 0
 	for done < len(buf) {
 		m, err := unix.Pread(h.fd, buf[done:], int64(in.Offset)+int64(done))
@@ -91,6 +94,21 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRes
 		done += m
 	}
 	return fuse.ReadResultData(buf[:done]), fuse.OK
+}
+
+// clampRead shortens buf, for a read at off, to the size of a metacopied file,
+// whose data can be longer.
+func (fs *FS) clampRead(n *inode, buf []byte, off int64) ([]byte, error) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if !n.meta {
+		return buf, nil
+	}
+	var st unix.Stat_t
+	if err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) }); err != nil {
+		return nil, err
+	}
+	return buf[:max(0, min(int64(len(buf)), st.Size-off))], nil
 }
 
 // Write implements WRITE.

@@ -34,6 +34,13 @@ type union struct {
 // "f" a file that holds its own path, "-p" a whiteout of p.
 func newUnion(t *testing.T, writable bool, lowers ...[]string) *union {
 	t.Helper()
+	return newUnionWith(t, func(*Options) {}, writable, lowers...)
+}
+
+// newUnionWith is newUnion with other options; change may also change the
+// layers before they are opened.
+func newUnionWith(t *testing.T, change func(*Options), writable bool, lowers ...[]string) *union {
+	t.Helper()
 	u := &union{t: t, dir: t.TempDir(), known: map[uint64]uint64{}}
 	o := Options{UpperDialect: whiteout.UserXattr}
 	for i, paths := range lowers {
@@ -59,6 +66,7 @@ func newUnion(t *testing.T, writable bool, lowers ...[]string) *union {
 		u.must(os.Mkdir(o.Upper, 0o755))
 		u.must(os.Mkdir(o.Work, 0o755))
 	}
+	change(&o)
 	before := openFds(t)
 	fs, err := New(o)
 	u.must(err)
