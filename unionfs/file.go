@@ -101,7 +101,7 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRes
 func (fs *FS) clampRead(n *inode, buf []byte, off int64) ([]byte, error) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if !n.meta {
+	if !n.meta && (n.upper || !fs.lowers.dataElsewhere(n.low)) {
 		return buf, nil
 	}
 	var st unix.Stat_t

@@ -68,6 +68,8 @@ func (s *scan) known(o *scanObj) *elsewhere {
 	return e.(*elsewhere)
 }
 
+func (s *scan) dataElsewhere(o lowerObj) bool { return s.known(o.(*scanObj)) != nil }
+
 // examine finds out whether the object has its content elsewhere; nil if not.
 func (s *scan) examine(o *scanObj) (*elsewhere, error) {
 	switch {

@@ -30,6 +30,9 @@ type lowerTree interface {
 	stat(o lowerObj, st *unix.Stat_t) error
 	// open opens a regular file for reading.
 	open(o lowerObj) (fd int, err error)
+	// dataElsewhere reports whether a file's data and attributes are two
+	// files, which may differ in size.
+	dataElsewhere(o lowerObj) bool
 	// layer tells which layer serves o.
 	layer(o lowerObj) *layer
 	// merged reports whether several layers contribute to the directory o,
