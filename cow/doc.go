@@ -22,12 +22,16 @@
 //	temp synced, not renamed         litter                       swept
 //	renamed, directory not synced    old or new state, complete   nothing to do
 //	replaced object in workdir       litter                       swept
+//	Complete: data copied            file marked as metacopy      its data is still the lower's
+//	Complete: synced                 same                         same
+//	Complete: mark removed           complete                     nothing to do
 //
 // # Layout on disk
 //
 //	WORKDIR/work/           private, mode 0700, emptied by OpenWork
 //	WORKDIR/work/#HEX       an object being built, or one taken out of the upper
 //	WORKDIR/work/whiteout   a whiteout that others are linked to
+//	WORKDIR/index/          links to copies of hard links; package unionfs
 //	WORKDIR/work/incompat/volatile/dirty
 //	                        a volatile mount is at work, or ended without a sync:
 //	                        OpenWork refuses

@@ -7,11 +7,14 @@
 //	options.go          what a caller says
 //	fs.go layer.go      opening and closing the union
 //	lower.go scan.go    the read-only tree below the upper; reading live directories
-//	inode.go            objects known to the kernel, and the table of them
+//	indirect.go         redirects and metacopies: content that is elsewhere
+//	origin.go index.go  where copies come from; hard links that stay together
+//	inode.go memory.go  objects known to the kernel, the table of them, their memory
 //	real.go orphan.go   where an object really is, with and without a name
 //	dir.go              one directory's names: merged lowers plus what the upper changed
 //	lookup.go readdir.go attr.go xattr.go file.go      requests that read
 //	create.go link.go remove.go rename.go setattr.go   requests that change names or attributes
+//	flags.go            inode flags (chattr)
 //	acl.go caller.go    what new objects inherit; what a request does not tell of its caller
 //	copyup.go           when and in what order package cow is called
 //	fdcache.go          descriptors, a bounded cache
@@ -22,9 +25,28 @@
 // A node id names an inode, not a name. Objects born in the lowers have the
 // slot of the lower tree as node id, and keep it when they are copied up while
 // the kernel knows them; objects born in the upper have ids from a disjoint
-// range that is counted up and never reused. Hard links of upper files share an
-// inode; links of lower files are separate objects until they are copied up, as
-// on kernel overlayfs with index=off.
+// range that is counted up and never reused. Hard links share an inode. Those of
+// lower files do so by the link index (linkIndex), which also keeps them
+// together when one is copied up; without it (Options.NoIndex) they are separate
+// objects, as on kernel overlayfs with index=off.
+//
+// The inode number of a copy is that of its original, also after a remount: the
+// attribute "origin" on the copy describes the original by its file handle, in
+// the kernel's form. A renamed copy needs CAP_DAC_READ_SEARCH to be traced back;
+// without, it gets a number of its own at the next mount. A merged directory has
+// the number of its lowest part.
+//
+// # Content that is elsewhere
+//
+// A directory that has lower content can be renamed where Options.Redirect is
+// RedirectOn: it is given the attribute "redirect", always as an absolute path in
+// the lowers' merged tree. Changing only the attributes of a lower file leaves
+// its data behind where Options.Metacopy is set: the copy has the attribute
+// "metacopy" until its data follows, at the first open for writing. Such
+// attributes of others are followed in the upper and in lowers, but only names of
+// the lowers' merged trees can be reached through them: never a link's target,
+// ".." or anything outside; where they are not to be believed, the object
+// is refused (EPERM).
 //
 // File handles carry nothing: every READ, WRITE and RELEASE is served from the
 // node id alone, so that another process can go on with them. Directory handles
@@ -46,7 +68,8 @@
 //
 // In this order; a goroutine that holds one takes only those further down:
 //
-//	inode.copyMu    one copy-up of this object; held while its data is copied
+//	inodeExtra.copyMu
+//	                one copy-up of this object; held while its data is copied
 //	dirState.opMu   one name-changing request in this directory at a time; of two
 //	                directories the ancestor's first, else the lower node id's
 //	inode.mu        where the object is; shared while a call by name on it runs,
@@ -55,7 +78,7 @@
 //	                after the object's inode.mu, but before the directory's own
 //	FS.renameMu     shared while a directory is opened by path; exclusive while
 //	                one moves
-//	table shards, fdCache.mu   leaves
+//	table shards, fdCache.mu, linkIndex.mu   leaves
 //
 // No lock that another object's requests need is held while file data is copied
 // or read: a copy-up holds its own copyMu, and the directory's opMu only for the
@@ -80,8 +103,15 @@
 //	unlink, lower exists       whiteout in workdir, rename over the file        old or new (+ litter)
 //	rmdir, lower exists        whiteout in workdir, rename(EXCHANGE)            old or new (+ litter)
 //	rename                     renameat2, RENAME_WHITEOUT if a lower exists     old or new
+//	rename of lower content    attribute redirect, then as rename               old or new
 //	the same, where the file   rename, then whiteout over the old name          new, and the lower name
 //	system has no such flag                                                     shows again
+//
+//	copy-up of a hard link     build, rename to index/, link to the name        old, or new at all names
+//	unlink of one of them      copy up as above, attribute nlink, as unlink     old or new; an entry of
+//	                                                                            index/ without names is
+//	                                                                            removed at the next mount
+//	data of a metacopy         copy in place, sync, remove the attribute        data still from the lower
 //
 // Litter lies in the workdir only and is swept at the next mount.
 package unionfs
