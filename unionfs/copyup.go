@@ -50,7 +50,7 @@ func (fs *FS) ensureAllData(n *inode) error { return fs.ensureData(n, math.MaxIn
 func (fs *FS) copyUpNow(n *inode, size int64, meta bool) error {
 	for {
 		n.mu.RLock()
-		parent := n.where.parent
+		parent, ino := n.where.parent, n.ino
 		n.mu.RUnlock()
 		if parent != nil {
 			if err := fs.ensureUpper(parent); err != nil {
@@ -61,9 +61,10 @@ func (fs *FS) copyUpNow(n *inode, size int64, meta bool) error {
 		if err == nil {
 			// The copy has times, blocks and perhaps a link count of its own;
 			// the directory had another time for a moment.
-			fs.invalidate(n.id)
+			fs.invalidate(n.id, false)
 			if parent != nil {
-				fs.invalidate(parent.id)
+				// A cached listing has the old inode number.
+				fs.invalidate(parent.id, n.inoNow() != ino)
 			}
 		}
 		if err != errStale {
@@ -347,6 +348,6 @@ func (fs *FS) completeData(n *inode, size int64) error {
 	fs.fds.drop(&n.fd)
 	fs.fds.put(&n.fd, fd, true).release()
 	n.mu.Unlock()
-	fs.invalidate(n.id)
+	fs.invalidate(n.id, false)
 	return nil
 }

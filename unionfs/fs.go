@@ -50,9 +50,9 @@ type FS struct {
 
 	renameMu sync.RWMutex
 
-	// invalidate makes the kernel forget the attributes of a node. It is set
-	// before the first request.
-	invalidate func(nodeid uint64)
+	// invalidate makes the kernel forget the attributes of a node, and with
+	// content its pages or listing. It is set before the first request.
+	invalidate func(nodeid uint64, content bool)
 }
 
 // forever is how long the kernel may keep what we tell it.
@@ -81,7 +81,7 @@ func New(o Options) (*FS, error) {
 		return nil, err
 	}
 	fs := &FS{log: o.Logger, inos: newInoMap(), nodes: newTable(), trim: newTrimmer(), volatile: o.Volatile, lockFd: -1, mountFd: -1}
-	fs.invalidate = func(uint64) {}
+	fs.invalidate = func(uint64, bool) {}
 	if fs.log == nil {
 		fs.log = zap.NewNop()
 	}
@@ -349,12 +349,18 @@ func (fs *FS) SetDebug(bool) {}
 
 // Init is called by go-fuse's own server only.
 func (fs *FS) Init(s *fuse.Server) {
-	fs.SetInvalidator(func(nodeid uint64) { s.InodeNotify(nodeid, -1, 0) })
+	fs.SetInvalidator(func(nodeid uint64, content bool) {
+		off := int64(-1)
+		if content {
+			off = 0
+		}
+		s.InodeNotify(nodeid, off, 0)
+	})
 }
 
 // SetInvalidator tells the union how to make the kernel forget the attributes
-// of a node. The transport calls it before the first request.
-func (fs *FS) SetInvalidator(fn func(nodeid uint64)) { fs.invalidate = fn }
+// of a node, and with content also its pages, or a directory's listing. The transport calls it before the first request.
+func (fs *FS) SetInvalidator(fn func(nodeid uint64, content bool)) { fs.invalidate = fn }
 
 // OnUnmount is called after the last request.
 func (fs *FS) OnUnmount() {}

@@ -191,6 +191,11 @@ func (fs *FS) indexedUpper(f *found, st *unix.Stat_t, origin []byte) (*linkGroup
 			}
 		}
 	}
+	if lower == 0 {
+		if facts, ok := fs.lowers.byOrigin(origin); ok {
+			lower = facts.links
+		}
+	}
 	g.links = fs.unionLinks(dir, name, st, lower)
 	return g, nil
 }
@@ -303,5 +308,6 @@ func (fs *FS) linkUp(c *change, n *inode, f *found) error {
 	_ = fsat.Utimes(c.h.fd, "", [2]unix.Timespec{before.Atim, before.Mtim})
 	c.p.dir.setUpper(f.name, n, true)
 	f.upper = true
-	return nil
+	// The copy may soon have only names that do not lead to the original.
+	return fs.linksWillChange(n)
 }

@@ -118,6 +118,13 @@ func (n *inode) tryRef() bool {
 	}
 }
 
+// inoNow returns the inode number.
+func (n *inode) inoNow() uint64 {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.ino
+}
+
 // inUpper reports whether the object lives in the upper.
 func (n *inode) inUpper() bool {
 	n.mu.RLock()

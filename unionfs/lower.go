@@ -19,9 +19,9 @@ type lowerTree interface {
 	path(o lowerObj) string
 	// origin describes the object for ever, see fsat.Origin.
 	origin(o lowerObj) ([]byte, error)
-	// originIno returns the inode number of the object that origin has
-	// described, if it can be found.
-	originIno(origin []byte) (ino uint64, ok bool)
+	// byOrigin looks at the object that origin has described, if it can be
+	// found, wherever it is.
+	byOrigin(origin []byte) (facts lowerFacts, ok bool)
 	// list returns the merged listing of a directory.
 	list(dir lowerObj) (lowerList, error)
 	// with calls fn with a directory descriptor and a name (or the object's

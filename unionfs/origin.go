@@ -80,7 +80,8 @@ func (fs *FS) copyIno(p *inode, dirfd int, e *layerEntry, low lowerObj) (ino uin
 			return f.ino, err == nil
 		}
 	}
-	return fs.lowers.originIno(o)
+	f, ok := fs.lowers.byOrigin(o)
+	return f.ino, ok
 }
 
 // mergedWith returns the lower directory that the directory name of the upper

@@ -390,14 +390,18 @@ func (s *scan) admit(obj lowerObj) (f lowerFacts, err error) {
 }
 
 // facts looks at a name in a real directory, or at the directory itself.
-func (s *scan) facts(d *scanDir, name string) (f lowerFacts, err error) {
+func (s *scan) facts(d *scanDir, name string) (lowerFacts, error) {
 	h, err := s.dirFd(d)
 	if err != nil {
-		return f, err
+		return lowerFacts{}, err
 	}
 	defer h.release()
+	return s.factsAt(h.fd, name)
+}
+
+func (s *scan) factsAt(dirfd int, name string) (f lowerFacts, err error) {
 	var st unix.Statx_t
-	if err := fsat.Statx(h.fd, name, unix.STATX_INO|unix.STATX_NLINK|unix.STATX_TYPE, &st); err != nil {
+	if err := fsat.Statx(dirfd, name, unix.STATX_INO|unix.STATX_NLINK|unix.STATX_TYPE, &st); err != nil {
 		return f, err
 	}
 	id := realID{unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino}
@@ -448,7 +452,7 @@ func (s *scan) origin(o lowerObj) (origin []byte, err error) {
 	return origin, err
 }
 
-func (s *scan) originIno(origin []byte) (ino uint64, ok bool) {
+func (s *scan) byOrigin(origin []byte) (facts lowerFacts, ok bool) {
 	tried := make(map[uint64]bool, 1)
 	for _, l := range s.layers {
 		if tried[l.dev] {
@@ -459,14 +463,13 @@ func (s *scan) originIno(origin []byte) (ino uint64, ok bool) {
 		if err != nil {
 			continue
 		}
-		var st unix.Stat_t
-		err = fsat.Fstat(fd, &st)
+		facts, err := s.factsAt(fd, "")
 		fsat.Close(fd)
 		if err == nil {
-			return s.inos.shown(st.Dev, st.Ino), true
+			return facts, true
 		}
 	}
-	return 0, false
+	return lowerFacts{}, false
 }
 
 // errStale says that an object is no longer where it was; the caller looks

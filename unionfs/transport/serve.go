@@ -76,5 +76,5 @@ func Serve(dev *os.File, fs fuse.RawFileSystem, o ServeOptions) error {
 // invalidator is a file system that changes attributes without the kernel's
 // knowledge.
 type invalidator interface {
-	SetInvalidator(fn func(nodeid uint64))
+	SetInvalidator(fn func(nodeid uint64, content bool))
 }
