@@ -59,10 +59,18 @@ func randomRuns(t *testing.T, d time.Duration) {
 	}
 }
 
+// mountOptions are what random runs are mounted with, in turn.
+var mountOptions = [][]string{
+	nil,
+	{"index=on"},
+	{"redirect_dir=on"},
+	{"index=on", "redirect_dir=on", "metacopy=on"},
+}
+
 func randomTrial(t *testing.T, seed int64) *oracle.Trial {
 	// Links in lowers behave in their own ways, and would hide other things.
 	o := oracle.GenOptions{NoHardlinks: seed%4 != 0}
-	tr := &oracle.Trial{Seed: seed, Where: fastDir(t)}
+	tr := &oracle.Trial{Seed: seed, Where: fastDir(t), Options: mountOptions[seed%int64(len(mountOptions))]}
 	if seed%5 == 0 {
 		tr.Where = base // a file system on disk
 	}

@@ -7,10 +7,10 @@ type Difference struct {
 }
 
 // Accepted is the complete list. Each line has its place in the code that
-// makes a result comparable (result.go, snapshot.go) or in the generator,
+// makes a result comparable (compare.go, identity.go, snapshot.go) or in the generator,
 // which does not make such operations.
 var Accepted = []Difference{
-	{"st_dev, st_ino, f_fsid, f_type", "numbers of another file system; only that they are stable and equal between names of one file is compared"},
+	{"st_dev, st_ino, f_fsid, f_type", "numbers of another file system; only which of them are equal is compared: between names of one file, before and after a copy-up, a rename, a remount, and to the d_ino of listings"},
 	{"st_nlink of directories", "overlayfs says 1 for a merged directory and what the upper says for others"},
 	{"st_size, st_blocks, st_blksize of directories; st_blocks, st_blksize of files", "allocation is the business of the file system below"},
 	{"where holes are", "a copy-up of the kernel fills small holes, plyfs keeps them; what SEEK_DATA and SEEK_HOLE say must be true"},
@@ -19,8 +19,11 @@ var Accepted = []Difference{
 	{"order of a listing", "unspecified; types, completeness and cookies are compared"},
 	{"whiteouts in a listing", "the kernel lists a whiteout in a directory that only one layer has, though lookup says ENOENT; plyfs does not"},
 	{"changes through a descriptor to a lower object that was unlinked", "the kernel would have to copy it up, fails with EEXIST, ENOTDIR or ENOENT, and says that the object still has links; plyfs does what was asked"},
-	{"st_ino of a link made of a copied-up file", "the kernel gives the two names different numbers until the next mount; plyfs gives them one"},
+	{"st_ino of a link made of a copied-up file, and its d_ino", "the kernel gives the two names different numbers until the next mount, and lists the upper's number in a directory of the upper; plyfs gives them one"},
+	{"st_ino of a copied-up file after a remount in a user namespace", "the kernel may not look for the original by its file handle there and shows a new number; plyfs finds it by its name"},
 	{"chown(-1, -1) of a file that somebody has open for writing", "FUSE sends what it sends before a write, so setuid may go although the caller does not own the file"},
+	{"st_mtime of a file whose attributes were changed under metacopy=on, once it is opened for writing", "the kernel copies the data up then and leaves the time of that; plyfs restores the file's own"},
+	{"rename of an object whose path in the lowers has more than 255 bytes, under redirect_dir=on", "the kernel says EXDEV, its redirects are no longer (redirect_max); plyfs stops at PATH_MAX"},
 	{"rmdir of an upper directory with whiteouts that hide nothing", "overlayfs says ENOTEMPTY; plyfs removes it"},
 	{"mmap of a descriptor opened read-only before the copy-up", "kernel overlayfs shows old data through it for ever; plyfs shows the new"},
 	{"COLLAPSE_RANGE, INSERT_RANGE and others of fallocate", "the FUSE protocol has KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE only"},

@@ -18,7 +18,8 @@
 //
 // Names, types, modes, owners, sizes of files, link counts of files, which
 // names are hard links of each other, device numbers, link targets, extended
-// attributes, contents, holes. A modification time is compared exactly when it
+// attributes, contents, holes, and which lower object a name is by its inode
+// number. A modification time is compared exactly when it
 // lies in the past or the future; one within minutes of the run is "recent".
 // What is left out, with reasons, stands in accepted.go.
 //

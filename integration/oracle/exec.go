@@ -17,7 +17,7 @@ var ops map[string]execFunc
 
 func init() {
 	ops = map[string]execFunc{
-		// open files (exec_file.go)
+		// open files (exec_file.go, exec_map.go)
 		"open":      opOpen,      // [Path Flags Mode FD]
 		"close":     opClose,     // [FD]
 		"read":      opRead,      // [FD Len] at the file offset
@@ -41,6 +41,7 @@ func init() {
 		"lock":      opLock,      // [FD Off Len Flags] fcntl lock of the process
 		"mmapread":  opMmapRead,  // [FD Off Len]
 		"mmapwrite": opMmapWrite, // [FD Off Len+Seed]
+		"msync":     opMsync,     // [FD FD2 Off Len+Seed] stores, and reads through FD2
 		"linkfd":    opLinkFD,    // [FD To]
 		"readdirfd": opReaddirFD, // [FD] from the start
 		"seekmap":   opSeekMap,   // [FD] all data segments
@@ -55,6 +56,7 @@ func init() {
 		"readlink": opReadlink, // [Path]
 		"readdir":  opReaddir,  // [Path]
 		"dirseek":  opDirSeek,  // [Path] every cookie is tried
+		"dirchurn": opDirChurn, // [Path Len Text] Len names come and go between reads
 		"inos":     opInos,     // [Path] inode numbers agree with each other
 		"chdir":    opChdir,    // [Path]
 		"umask":    opUmask,    // [Mode]
@@ -75,11 +77,20 @@ func init() {
 		"removexattr": opRemovexattr, // [Path Attr Flags=NOFOLLOW]
 		"listxattr":   opListxattr,   // [Path Flags=NOFOLLOW]
 		"statfs":      opStatfs,      // [Path]
+		"blocks":      opBlocks,      // [Path] whether data takes up space
+		// flags and handles (exec_ioctl.go)
+		"getflags": opGetFlags, // [Path]
+		"setflags": opSetFlags, // [Path Flags=adiAS]
+		"getfsx":   opGetFSX,   // [Path]
+		"setfsx":   opSetFSX,   // [Path Flags=adiAS]
+		"handle":   opHandle,   // [Path]
 		// whole things (snapshot.go, exec_misc.go)
 		"cat":       opCat,       // [Path] content of a file
 		"put":       opPut,       // [Path Text | Len+Seed Flags Mode] whole file
 		"snapshot":  opSnapshot,  // [Path] the tree below
 		"paths":     opPaths,     // everything that exists: type and path
+		"numbers":   opNumbers,   // [Path] inode numbers of the tree below
+		"sameino":   opSameIno,   // [FD Path] whether both have one number
 		"rlimit":    opRlimit,    // [Len] RLIMIT_FSIZE
 		"exec":      opExec,      // [Path] starts a program that waits
 		"killexec":  opKillExec,  // ends it

@@ -3,7 +3,6 @@ package oracle
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -291,58 +290,6 @@ func (a *agent) fcntlLock(op Op, cmd int) (string, error) {
 
 func opOFDLock(a *agent, op Op) (string, error) { return a.fcntlLock(op, unix.F_OFD_SETLK) }
 func opLock(a *agent, op Op) (string, error)    { return a.fcntlLock(op, unix.F_SETLK) }
-
-// mapped maps the part of a file that lies before its end and calls f.
-func (a *agent) mapped(op Op, prot int, f func(b []byte) error) error {
-	fd, err := a.fd(op.FD)
-	if err != nil {
-		return err
-	}
-	if !a.written[op.FD] && !strings.Contains(op.Flags, "RDONLY") {
-		return errNotRun // see Accepted: mmap of a read-only descriptor
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
-	}
-	page := op.Off &^ 4095
-	n := min(op.Off+op.Len, st.Size) - page
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || n <= op.Off-page {
-		return errNotRun
-	}
-	b, err := unix.Mmap(fd, page, int(n), prot, unix.MAP_SHARED)
-	if err != nil {
-		return err
-	}
-	err = f(b[op.Off-page:])
-	if e := unix.Munmap(b); err == nil {
-		err = e
-	}
-	return err
-}
-
-func opMmapRead(a *agent, op Op) (out string, err error) {
-	err = a.mapped(op, unix.PROT_READ, func(b []byte) error {
-		out = showBytes(slices.Clone(b))
-		return nil
-	})
-	return out, err
-}
-
-func opMmapWrite(a *agent, op Op) (out string, err error) {
-	err = a.mapped(op, unix.PROT_READ|unix.PROT_WRITE, func(b []byte) error {
-		out = fmt.Sprint(copy(b, op.data()))
-		return nil
-	})
-	if err != nil {
-		return "", err
-	}
-	fd, err := a.fd(op.FD)
-	if err != nil {
-		return "", err
-	}
-	return out, unix.Fsync(fd)
-}
 
 func opLinkFD(a *agent, op Op) (string, error) {
 	fd, err := a.fd(op.FD)

@@ -48,6 +48,25 @@ func opLstat(a *agent, op Op) (string, error) {
 	return showStat(&st), nil
 }
 
+// opSameIno compares the inode number of an open file with that of a name.
+func opSameIno(a *agent, op Op) (string, error) {
+	fd, err := a.fd(op.FD)
+	if err != nil {
+		return "", err
+	}
+	var open, named unix.Stat_t
+	if err := unix.Fstat(fd, &open); err != nil {
+		return "", err
+	}
+	if err := unix.Lstat(op.path(), &named); err != nil {
+		return "", err
+	}
+	if open.Ino == named.Ino && open.Dev == named.Dev {
+		return "same", nil
+	}
+	return "different", nil
+}
+
 func opAccess(a *agent, op Op) (string, error) {
 	return "", unix.Faccessat(unix.AT_FDCWD, op.path(), op.Mode, 0)
 }
@@ -189,6 +208,14 @@ func listxattr(path string, follow bool) ([]string, error) {
 	}
 	sort.Strings(out)
 	return out, nil
+}
+
+func opBlocks(a *agent, op Op) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(op.path(), &st); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("size=%d takes up space: %t", st.Size, st.Blocks > 0), nil
 }
 
 func opStatfs(a *agent, op Op) (string, error) {

@@ -170,6 +170,90 @@ func opDirSeek(a *agent, op Op) (string, error) {
 	return showListing(a.exists(op, fd, all)), nil
 }
 
+// opDirChurn reads a directory bit by bit while names, which begin with Text,
+// come and go in it, then
+// goes back to each cookie and reads on from there. What was there all the time
+// is listed once from the start, and nothing of it twice from anywhere.
+func opDirChurn(a *agent, op Op) (string, error) {
+	fd, err := openDir(op)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	stable, err := listing(fd)
+	if err != nil {
+		return "", err
+	}
+	if _, err := unix.Seek(fd, 0, unix.SEEK_SET); err != nil {
+		return "", err
+	}
+	touch := func(name string) error {
+		f, err := unix.Openat(fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+		if err != nil {
+			return err
+		}
+		return unix.Close(f)
+	}
+	var all []dirent
+	for i := int64(0); ; i++ {
+		ents, err := getdents(fd, 512)
+		if err != nil {
+			return "", err
+		}
+		if len(ents) == 0 {
+			break
+		}
+		all = append(all, ents...)
+		if i >= op.Len {
+			continue
+		}
+		if err := touch(fmt.Sprintf("%s%d", op.Text, i)); err != nil {
+			return fmt.Sprintf("create at %d", i), err
+		}
+		switch i % 3 {
+		case 1:
+			err = unix.Renameat(fd, fmt.Sprintf("%s%d", op.Text, i-1), fd, fmt.Sprintf("%smoved%d", op.Text, i))
+		case 2:
+			err = unix.Unlinkat(fd, fmt.Sprintf("%s%d", op.Text, i-1), 0)
+		}
+		if err != nil {
+			return fmt.Sprintf("change at %d", i), err
+		}
+	}
+	if out := churned(stable, all); out != "" {
+		return out, nil
+	}
+	step := 1 + len(all)/50
+	for i := 0; i < len(all); i += step {
+		if _, err := unix.Seek(fd, all[i].off, unix.SEEK_SET); err != nil {
+			return fmt.Sprintf("seek to cookie %d", i), err
+		}
+		rest, err := listing(fd)
+		if err != nil {
+			return fmt.Sprintf("read at cookie %d", i), err
+		}
+		if out := churned(stable, append(all[:i+1:i+1], rest...)); out != "" {
+			return fmt.Sprintf("from cookie %d: %s", i, out), nil
+		}
+	}
+	return fmt.Sprintf("%d names, each once", len(stable)), nil
+}
+
+// churned says what is wrong with a listing that must have each of the stable
+// names once.
+func churned(stable, all []dirent) string {
+	count := make(map[string]int)
+	for _, e := range all {
+		count[e.name]++
+	}
+	for _, e := range stable {
+		if count[e.name] != 1 {
+			return fmt.Sprintf("%s is listed %d times", Name(e.name), count[e.name])
+		}
+	}
+	return ""
+}
+
 func names(ents []dirent) []string {
 	var out []string
 	for _, e := range ents[:min(len(ents), 3)] {

@@ -18,7 +18,7 @@ import (
 //	d dir mode=01777 uid=0 gid=0 mtime=1000000000.5
 //	o dir                       opaque directory
 //	f file text="some text" x:user.a=1
-//	f file size=4096 seed=1 sparse=1
+//	f file size=4096 seed=1 sparse=1 flags=i
 //	l link target
 //	h hardlink target           target is a path in the same layer
 //	p fifo    s socket    c char 1:3    b block 4095:77
@@ -180,6 +180,9 @@ func parseEntry(words []string) (Entry, error) {
 			continue
 		case "mtime":
 			e.Mtime = value
+			continue
+		case "flags":
+			e.Flags = value
 			continue
 		}
 		n, err := strconv.ParseInt(value, 0, 64)

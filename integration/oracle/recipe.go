@@ -44,6 +44,7 @@ type Entry struct {
 	Target Name              `json:"target,omitempty"`
 	Rdev   [2]uint32         `json:"rdev,omitzero"`
 	Xattrs map[string]string `json:"xattrs,omitempty"` // values: see EncodeValue
+	Flags  string            `json:"flags,omitempty"`  // letters of chattr(1)
 }
 
 // Layer is a list of entries, parents first.
@@ -119,6 +120,11 @@ func (l Layer) Build(dir string) error {
 		rooted = rooted || e.Path == ""
 		if err := setTime(p, e.Mtime); err != nil {
 			return err
+		}
+		if e.Flags != "" {
+			if err := setFileFlags(p, e.Flags); err != nil {
+				return fmt.Errorf("set flags %q of %s: %w", e.Flags, p, err)
+			}
 		}
 	}
 	if !rooted {

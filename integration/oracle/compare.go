@@ -1,0 +1,165 @@
+package oracle
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Diff is one thing in which the sides differ.
+type Diff struct {
+	Step    string   `json:"step"`              // "op 17", "tree …", a remount
+	What    string   `json:"what"`              // the operation
+	Model   string   `json:"model,omitempty"`   // the kernel's result
+	Subject string   `json:"subject,omitempty"` // the other one
+	Lines   []string `json:"lines,omitempty"`   // of trees: - model, + subject
+}
+
+// String is for messages.
+func (d Diff) String() string {
+	if d.Lines == nil {
+		return fmt.Sprintf("%s: %s\n\tkernel:  %s\n\tsubject: %s", d.Step, shorten(d.What), shorten(d.Model), shorten(d.Subject))
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s (- kernel, + subject):", d.Step, shorten(d.What))
+	for i, l := range d.Lines {
+		if i == 20 {
+			fmt.Fprintf(&b, "\n\t… %d more", len(d.Lines)-i)
+			break
+		}
+		b.WriteString("\n\t" + shorten(l))
+	}
+	return b.String()
+}
+
+// longRun is a part of a name that is long only to be long.
+var longRun = regexp.MustCompile(`x{40,}|n{40,}|y{40,}|p{40,}|(\\u00e9){20,}`)
+
+// shorten makes long names readable.
+func shorten(s string) string {
+	return longRun.ReplaceAllStringFunc(s, func(run string) string { return fmt.Sprintf("%.6s…{%d}", run, len(run)) })
+}
+
+// differ compares two results.
+func (t *Trial) differ(op Op, want, got Result) (Diff, bool) {
+	want.Ghosts = ""
+	if t.Subject.Name() == t.Model.Name() {
+		got.Ghosts = ""
+	}
+	if op.Expect != "" && t.Subject.Name() != t.Model.Name() {
+		if got.String() == op.Expect {
+			return Diff{}, false
+		}
+		return Diff{What: op.String() + " (a documented difference)", Model: op.Expect, Subject: got.String()}, true
+	}
+	gone := want.Gone || got.Gone
+	want.Gone, got.Gone = false, false
+	if op.Op == "snapshot" {
+		got.Out = acceptLinks(want.Out, got.Out)
+	}
+	got.Out = t.acceptMtime(want.Out, got.Out)
+	if want == got || gone && t.acceptGone(op, want, got) {
+		return Diff{}, false
+	}
+	d := Diff{What: op.String(), Model: want.String(), Subject: got.String()}
+	if strings.Contains(want.Out, "\n") && got.Ghosts == "" {
+		d.Lines = DiffLines(want.Out, got.Out)
+		d.Model, d.Subject = "", ""
+	}
+	return d, true
+}
+
+// emptyForUs accepts that the kernel refuses to remove a directory that is
+// empty in its own listing: it holds a whiteout that hides nothing.
+func (t *Trial) emptyForUs(op Op, want, got Result, model *side) bool {
+	if op.Op != "rmdir" || want.Err != "ENOTEMPTY" || got.Err != "" {
+		return false
+	}
+	op.Op, op.User = "readdir", 0
+	r, err := model.do(op)
+	return err == nil && r.Err == "" && r.Out == "..:dir .:dir"
+}
+
+// longRedirect accepts that the kernel cannot write down where an object with a
+// long path came from.
+func (t *Trial) longRedirect(want, got Result) bool {
+	if want.Err != "EXDEV" || got.Err != "" || !slices.Contains(t.Options, "redirect_dir=on") {
+		return false
+	}
+	for _, l := range t.Recipe.Lowers {
+		for _, e := range l.Entries {
+			if len(e.Path) >= 256 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// acceptMtime removes from got the modification times that the kernel has
+// spoiled by copying the data of files that had been copied up without.
+func (t *Trial) acceptMtime(want, got string) string {
+	if !slices.Contains(t.Options, "metacopy=on") || !strings.Contains(want, recentMtime) {
+		return got
+	}
+	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
+	if len(w) != len(g) {
+		return got
+	}
+	for i := range g {
+		if m := fileMtime.FindStringSubmatchIndex(g[i]); m != nil {
+			if line := g[i][:m[2]] + recentMtime + g[i][m[3]:]; line == w[i] {
+				g[i] = line
+			}
+		}
+	}
+	return strings.Join(g, "\n")
+}
+
+const recentMtime = " mtime=recent"
+
+var fileMtime = regexp.MustCompile(`(?:^| )file .*?( mtime=\d+\.\d+)`)
+
+// acceptLinks removes from got what says that two names are one file, where the
+// kernel shows two numbers for it until the next mount (a link made of a file
+// that was copied up before). Both names must look alike in everything else.
+func acceptLinks(want, got string) string {
+	if !strings.Contains(got, " same=") {
+		return got
+	}
+	kernel, first := make(map[string]bool), make(map[string]string)
+	for l := range strings.SplitSeq(want, "\n") {
+		kernel[l] = true
+	}
+	lines := strings.Split(got, "\n")
+	for i, l := range lines {
+		name, attrs, _ := strings.Cut(l, " ")
+		first[name] = attrs
+		if m := sameName.FindStringSubmatch(l); m != nil && !kernel[l] {
+			if alone := strings.Replace(l, m[0], "", 1); kernel[alone] && first[m[1]] == strings.Replace(attrs, m[0], "", 1) {
+				lines[i] = alone
+			}
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+var sameName = regexp.MustCompile(` same=(\S+)`)
+
+// acceptGone accepts what differs for an open object without a name.
+func (t *Trial) acceptGone(op Op, want, got Result) bool {
+	switch want.Err {
+	case "EEXIST", "ENOTDIR", "ENOENT":
+		if got.Err == "" {
+			t.freed = true
+			return true
+		}
+	}
+	if op.Op == "fstat" {
+		return t.freed || nlink.ReplaceAllString(want.Out, "") == nlink.ReplaceAllString(got.Out, "")
+	}
+	return t.freed
+}
+
+var nlink = regexp.MustCompile(` nlink=\d+`)
