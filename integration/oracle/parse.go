@@ -24,7 +24,7 @@ import (
 //	p fifo    s socket    c char 1:3    b block 4095:77
 //	w whiteout    x xwhiteout
 //	[options]
-//	readonly    roflag    agents=2    noremount
+//	readonly    roflag    agents=2    noremount    userxattr
 //	index=on    redirect_dir=on    metacopy=on     of the mounts, see harness.Defaults
 //	[ops]
 //	mkdir dir mode=0755
@@ -82,6 +82,8 @@ func (t *Trial) parseLine(section string, words []string) error {
 				t.ROFlag = true
 			case "noremount":
 				t.NoRemount = true
+			case "userxattr":
+				t.Dialect = w
 			case "agents":
 				n, err := strconv.Atoi(value)
 				if err != nil {
