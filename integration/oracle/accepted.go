@@ -24,6 +24,7 @@ var Accepted = []Difference{
 	{"chown(-1, -1) of a file that somebody has open for writing", "FUSE sends what it sends before a write, so setuid may go although the caller does not own the file"},
 	{"st_mtime of a file whose attributes were changed under metacopy=on, once it is opened for writing", "the kernel copies the data up then and leaves the time of that; plyfs restores the file's own"},
 	{"rename of an object whose path in the lowers has more than 255 bytes, under redirect_dir=on", "the kernel says EXDEV, its redirects are no longer (redirect_max); plyfs stops at PATH_MAX"},
+	{"st_mtime of a directory from which a directory could not be renamed over one that is not empty, under redirect_dir=on", "the kernel has begun by then and changes it; plyfs looks first"},
 	{"rmdir of an upper directory with whiteouts that hide nothing", "overlayfs says ENOTEMPTY; plyfs removes it"},
 	{"mmap of a descriptor opened read-only before the copy-up", "kernel overlayfs shows old data through it for ever; plyfs shows the new"},
 	{"COLLAPSE_RANGE, INSERT_RANGE and others of fallocate", "the FUSE protocol has KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE only"},

@@ -258,8 +258,9 @@ const refresh = 15
 // operations worked, so that most of its operations have something to work on;
 // what it makes is nevertheless a plain list that can be replayed.
 type Generator struct {
-	g    *gen
-	left int
+	g     *gen
+	left  int
+	asked int // what left was when it was last told what exists
 }
 
 // NewGenerator makes o.Ops operations from a seed.
@@ -270,12 +271,15 @@ func NewGenerator(seed int64, o GenOptions) *Generator {
 	return &Generator{g: newGen(seed, 2, o), left: o.Ops}
 }
 
-// WantsPaths says whether it is time to call SetPaths.
-func (n *Generator) WantsPaths() bool { return n.left%refresh == 0 || len(n.g.dirs) == 0 }
+// WantsPaths says whether the next operation should be "paths".
+func (n *Generator) WantsPaths() bool {
+	return n.left > 0 && (n.left%refresh == 0 && n.left != n.asked || len(n.g.dirs) == 0)
+}
 
-// SetPaths takes the answer to the operation "paths".
-func (n *Generator) SetPaths(out string) {
+// setPaths takes the answer to the operation "paths".
+func (n *Generator) setPaths(out string) {
 	g := n.g
+	n.asked = n.left
 	g.dirs, g.names, g.files = []Name{""}, nil, nil
 	for line := range strings.Lines(out) {
 		typ, quoted, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
@@ -309,6 +313,8 @@ func (n *Generator) Next() (Op, bool) {
 // Observe tells how an operation ended on the kernel.
 func (n *Generator) Observe(op Op, r Result) {
 	switch op.Op {
+	case "paths":
+		n.setPaths(r.Out)
 	case "open":
 		if r.Err == "" {
 			n.g.open[op.FD] = true

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ type side struct {
 	target  string
 	mount   harness.Mount
 	agents  []*Client
+	remove  []func() error // takes away what the layers lie on
 }
 
 // removeAll removes the directory of a trial, whose modes are anything.
@@ -51,45 +53,77 @@ func unprotect(dir string) {
 // prepare builds the layers of one side.
 func (t *Trial) prepare(s *side, dir string) error {
 	s.stack.Dialect, s.stack.Options = t.Dialect, t.Options
-	convert := ""
-	if s.name == "subject" && t.Convert != "" {
-		convert = t.Convert
-		s.stack.Dialect = t.Convert
+	recipe, upperFS, convert := t.Recipe, t.UpperFS, ""
+	switch {
+	case s.name == "subject":
+		if t.Convert != "" {
+			convert, s.stack.Dialect = t.Convert, t.Convert
+		}
+		if t.SubjectUpperFS != nil {
+			upperFS = t.SubjectUpperFS
+		}
+	case t.ModelRecipe != nil:
+		recipe = *t.ModelRecipe
 	}
-	build := func(name string, l Layer, convert string) (string, error) {
-		p := filepath.Join(dir, name)
-		if err := os.MkdirAll(p, 0o755); err != nil {
-			return "", err
+	err := s.place(t.LowerFS, dir, "lowers", func(dir string) error {
+		for i, l := range recipe.Lowers {
+			l.Dialect = t.Dialect
+			switch convert {
+			case "":
+			case "auto":
+				l.Dialect = "aufs"
+			default:
+				l.Dialect = convert
+			}
+			p := filepath.Join(dir, strconv.Itoa(i))
+			if err := errors.Join(os.Mkdir(p, 0o755), l.Build(p)); err != nil {
+				return err
+			}
+			s.stack.Lowers = append(s.stack.Lowers, p)
 		}
-		l.Dialect = t.Dialect
-		if convert != "" && convert != "auto" {
-			l.Dialect = convert
-		}
-		if convert == "auto" {
-			l.Dialect = "aufs"
-		}
-		return p, l.Build(p)
-	}
-	for i, l := range t.Recipe.Lowers {
-		p, err := build(fmt.Sprintf("lower%d", i), l, convert)
-		if err != nil {
-			return err
-		}
-		s.stack.Lowers = append(s.stack.Lowers, p)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	if !t.ReadOnly {
-		p, err := build("upper", t.Recipe.Upper, "")
+		err := s.place(upperFS, dir, "rw", func(dir string) error {
+			s.stack.Upper, s.stack.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+			recipe.Upper.Dialect = t.Dialect
+			return errors.Join(os.Mkdir(s.stack.Upper, 0o755), os.Mkdir(s.stack.Work, 0o755), recipe.Upper.Build(s.stack.Upper))
+		})
 		if err != nil {
-			return err
-		}
-		s.stack.Upper, s.stack.Work = p, filepath.Join(dir, "work")
-		if err := os.Mkdir(s.stack.Work, 0o755); err != nil {
 			return err
 		}
 		s.stack.ReadOnly = t.ROFlag
 	}
 	s.target = filepath.Join(dir, "merged")
 	return os.Mkdir(s.target, 0o755)
+}
+
+// place makes a directory in dir, on a file system of its own or not, and fills
+// it.
+func (s *side) place(on harness.Place, dir, name string, fill func(dir string) error) error {
+	p := filepath.Join(dir, name)
+	if err := os.MkdirAll(p, 0o755); err != nil {
+		return err
+	}
+	if on == nil {
+		return fill(p)
+	}
+	remove, err := on(p, func() error { return fill(p) })
+	if remove != nil {
+		s.remove = append(s.remove, remove)
+	}
+	return err
+}
+
+// clear takes away what the layers of a side lie on.
+func (s *side) clear() (err error) {
+	for _, remove := range s.remove {
+		err = errors.Join(err, remove())
+	}
+	return err
 }
 
 // up mounts a side and starts its agents.

@@ -33,6 +33,16 @@ type Trial struct {
 	// NoRemount skips the remounts at the end.
 	NoRemount bool `json:"noRemount,omitempty"`
 
+	// ModelRecipe is what the kernel mounts instead, if it cannot mount
+	// Recipe itself; it must show the same tree.
+	ModelRecipe *Recipe `json:"-"`
+	// LowerFS is what the lowers of each side lie on, UpperFS the upper and
+	// the workdir, if not on the file system of Where.
+	LowerFS, UpperFS harness.Place `json:"-"`
+	// SubjectUpperFS is what those of the subject lie on, if the kernel
+	// cannot use it.
+	SubjectUpperFS harness.Place `json:"-"`
+
 	// Where, Model and Subject are the machine's part of a trial.
 	Where   string          `json:"-"`
 	Model   harness.Mounter `json:"-"` // the one that is right
@@ -67,7 +77,7 @@ func (t *Trial) Run() (diffs []Diff, err error) {
 	subject := &side{name: "subject", mounter: t.Subject}
 	defer func() {
 		for _, s := range []*side{model, subject} {
-			err = errors.Join(err, s.down())
+			err = errors.Join(err, s.down(), s.clear())
 		}
 		err = errors.Join(err, removeAll(dir))
 	}()
@@ -99,9 +109,7 @@ const maxDiffs = 20
 func (t *Trial) compareOps(model, subject *side) (diffs []Diff, err error) {
 	for i := 0; ; i++ {
 		if t.Gen != nil {
-			if err := t.generate(model); err != nil {
-				return diffs, err
-			}
+			t.generate()
 		}
 		if i >= len(t.Ops) {
 			return diffs, nil
@@ -125,6 +133,9 @@ func (t *Trial) compareOps(model, subject *side) (diffs []Diff, err error) {
 			t.ended = true
 			return diffs, nil
 		}
+		if t.ended, err = t.spoiledParent(op, want, got, model, subject); err != nil || t.ended {
+			return diffs, err
+		}
 		if d, ok := t.differ(op, want, got); ok {
 			if t.emptyForUs(op, want, got, model) || t.longRedirect(want, got) {
 				t.ended = true
@@ -147,19 +158,14 @@ var changesByFd = map[string]bool{
 	"fchmod": true, "fchown": true, "futimens": true, "fsetxattr": true, "fremovexattr": true, "ftruncate": true, "fallocate": true,
 }
 
-// generate appends the next operation to Ops.
-func (t *Trial) generate(model *side) error {
+// generate appends the next operation to Ops. What exists is asked for by an
+// operation too, since looking at everything leaves traces in a kernel.
+func (t *Trial) generate() {
 	if t.Gen.WantsPaths() {
-		r, err := model.do(Op{Op: "paths"})
-		if err != nil {
-			return err
-		}
-		t.Gen.SetPaths(r.Out)
-	}
-	if op, ok := t.Gen.Next(); ok {
+		t.Ops = append(t.Ops, Op{Op: "paths"})
+	} else if op, ok := t.Gen.Next(); ok {
 		t.Ops = append(t.Ops, op)
 	}
-	return nil
 }
 
 // count fills Stats.
@@ -192,7 +198,7 @@ func (t *Trial) compareTrees(step string, model, subject *side) (Result, []Diff,
 	if err != nil {
 		return want, nil, fmt.Errorf("%s: %w", step, err)
 	}
-	return want, append(t.diffTrees(step, want, got), diffNumbers(step, ids, subjectIDs)...), nil
+	return want, append(t.diffTrees(step, want, got), t.diffNumbers(step, ids, subjectIDs)...), nil
 }
 
 func (t *Trial) diffTrees(step string, want, got Result) []Diff {
@@ -225,8 +231,8 @@ func (t *Trial) remounts(want Result, model, subject *side) (diffs []Diff, err e
 	}
 	var ids string
 	for i, st := range steps {
-		if st.s == subject && st.cross && t.Convert != "" {
-			continue // the kernel cannot read these lowers
+		if st.s == subject && st.cross && (t.Convert != "" || t.ModelRecipe != nil || t.SubjectUpperFS != nil) {
+			continue // the kernel cannot mount these layers
 		}
 		if err := st.s.up(t, st.m); err != nil {
 			return diffs, fmt.Errorf("%s: %w", st.name, err)
@@ -249,7 +255,7 @@ func (t *Trial) remounts(want Result, model, subject *side) (diffs []Diff, err e
 			ids = gotIDs
 		}
 		diffs = append(diffs, t.diffTrees(st.name, want, got)...)
-		diffs = append(diffs, diffNumbers(st.name, ids, gotIDs)...)
+		diffs = append(diffs, t.diffNumbers(st.name, ids, gotIDs)...)
 	}
 	return diffs, nil
 }
