@@ -3,6 +3,7 @@ package layers
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
@@ -28,7 +29,8 @@ import (
 //	a/l@target      symbolic link
 //	a/x!            whiteout
 //
-// and, after blanks, attributes of the dialect: redirect=/a, metacopy, opaque.
+// and, after blanks, attributes of the dialect: redirect=/a, metacopy, opaque,
+// opaque=x, whiteout.
 // A metacopied file has the size of its data, and none of it.
 func plant(t testing.TB, root string, d whiteout.Dialect, items ...string) {
 	t.Helper()
@@ -57,8 +59,8 @@ func plant(t testing.TB, root string, d whiteout.Dialect, items ...string) {
 		for _, a := range f[1:] {
 			name, value, _ := strings.Cut(a, "=")
 			switch name {
-			case "opaque":
-				value = "y"
+			case "opaque", "whiteout":
+				value = cmp.Or(value, "y")
 			case "metacopy":
 				must(t, os.Truncate(p, 0), os.Truncate(p, int64(len(data))), os.Chmod(p, 0o600))
 			}
@@ -371,6 +373,14 @@ var indirectCases = []struct {
 		[]string{"C /d", "D /d/z", "A /w", "C /x", "C /y"},
 	},
 	{
+		"whiteouts in the form of files",
+		[][]string{{"a/", "a/f=1", "a/g=2", "b/", "b/f=3", "c/", "c/f="}},
+		[]string{"a/ opaque=x", "a/f= whiteout", "b/ opaque", "b/f= whiteout", "c/", "c/f= whiteout"},
+		nil,
+		[]string{"./", "a/", "a/.wh.f", "b/", "b/.wh..wh..opq", "c/", "c/f="},
+		[]string{"C /a", "D /a/f", "C /b", "D /b/f", "C /c", "C /c/f"},
+	},
+	{
 		"hard links in and out of a renamed directory",
 		[][]string{{"a/", "a/x=1", "a/y>a/x", "o/", "o/z>a/x", "o/other=2", "u=3", "v>u"}},
 		[]string{"a!", "b/ redirect=/a"},
@@ -389,7 +399,7 @@ func TestIndirectUppersBecomePlainLayers(t *testing.T) {
 				_, err := writeUpper(t.Context(), &buf, st)
 				must(t, err)
 				lines := tarLines(t, buf.Bytes())
-				if d := cmp.Diff(c.tar, lines); d != "" {
+				if d := gocmp.Diff(c.tar, lines); d != "" {
 					t.Errorf("layer: %s", d)
 				}
 				changes, err := diffStack(t.Context(), st)
@@ -398,7 +408,7 @@ func TestIndirectUppersBecomePlainLayers(t *testing.T) {
 				for _, x := range changes {
 					diff = append(diff, x.Kind+" "+x.Path)
 				}
-				if d := cmp.Diff(c.diff, diff); d != "" {
+				if d := gocmp.Diff(c.diff, diff); d != "" {
 					t.Errorf("diff: %s", d)
 				}
 				sameTree(t, st, buf.Bytes())
@@ -425,7 +435,7 @@ func sameTree(t testing.TB, st Stack, layer []byte) {
 	plain, err := openView(made.Lowers)
 	must(t, err)
 	defer plain.Close()
-	if d := cmp.Diff(viewLines(t, union), viewLines(t, plain)); d != "" {
+	if d := gocmp.Diff(viewLines(t, union), viewLines(t, plain)); d != "" {
 		t.Errorf("the layer on the lowers shows something else than the upper: %s", d)
 	}
 }

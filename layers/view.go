@@ -1,7 +1,6 @@
 package layers
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
@@ -20,12 +19,6 @@ type view struct {
 	// say that a part of them is elsewhere. In other layers nothing may.
 	upper bool
 	index linkIndex
-}
-
-type viewLayer struct {
-	fd      int
-	dialect whiteout.Dialect
-	uuid    fsat.UUID // of its file system, if there is an index
 }
 
 func openView(dirs []LayerDir) (*view, error) {
@@ -123,18 +116,6 @@ func (v *view) isOpaque(n *vnode) (bool, error) {
 	return m == whiteout.Opaque, err
 }
 
-// isWhiteout looks at one object of a layer; marked says that its directory
-// may hold whiteouts in attribute form.
-func (l viewLayer) isWhiteout(fd int, st *unix.Stat_t, marked bool) (bool, error) {
-	if l.dialect.ReadsDevices() && whiteout.IsDevice(st.Mode, st.Rdev) {
-		return true, nil
-	}
-	if marked && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
-		return l.dialect.IsXWhiteout(fd)
-	}
-	return false, nil
-}
-
 // child looks a name up; nil if the union has none.
 func (v *view) child(dir *vnode, name string) (*vnode, error) {
 	n := &vnode{path: join(dir.path, name), name: name, layer: -1}
@@ -187,7 +168,7 @@ func (v *view) consider(n *vnode, d part, name string, fd int) (stop bool, err e
 		}
 		marked := false
 		if st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
-			if marked, err = v.marked(l, d.path); err != nil {
+			if marked, err = l.marked(d.path); err != nil {
 				return true, err
 			}
 		}
@@ -203,16 +184,6 @@ func (v *view) consider(n *vnode, d part, name string, fd int) (stop bool, err e
 	n.parts = append(n.parts, d.in(name))
 	m, err := l.dialect.Mark(fd)
 	return m == whiteout.Opaque, err
-}
-
-func (v *view) marked(l viewLayer, dir string) (bool, error) {
-	fd, err := fsat.OpenBeneath(l.fd, dir, unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return false, err
-	}
-	defer fsat.Close(fd)
-	m, err := l.dialect.Mark(fd)
-	return m == whiteout.XWhiteouts, err
 }
 
 // list returns the names of a directory, sorted.
@@ -304,66 +275,6 @@ func (v *view) walk(n *vnode, fn func(*vnode) error) error {
 		}
 	}
 	return nil
-}
-
-// listing reads one layer's directory.
-func (l viewLayer) listing(path string) (merge.Listing, error) {
-	var out merge.Listing
-	fd, err := fsat.OpenBeneath(l.fd, path, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return out, err
-	}
-	defer fsat.Close(fd)
-	mark, err := l.dialect.Mark(fd)
-	if err != nil {
-		return out, err
-	}
-	marked := mark == whiteout.XWhiteouts
-	err = fsat.ReadDir(fd, func(e fsat.Dirent) error {
-		if l.dialect.ReadsMarkers() {
-			switch m, target := whiteout.ParseMarker(e.Name); m {
-			case whiteout.NotMarker:
-			case whiteout.MarkerWhiteout:
-				out.Entries = append(out.Entries, merge.Entry{Name: target, Kind: merge.Whiteout})
-				return nil
-			case whiteout.MarkerOpaque:
-				out.Opaque = true
-				return nil
-			default:
-				return nil
-			}
-		}
-		k := merge.Other
-		typ := e.Type
-		if typ == unix.DT_CHR || typ == unix.DT_UNKNOWN || (marked && typ == unix.DT_REG) {
-			p, err := fsat.OpenName(fd, e.Name, unix.O_PATH, 0)
-			if errors.Is(err, unix.ENOENT) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			defer fsat.Close(p)
-			var st unix.Stat_t
-			if err := fsat.Fstat(p, &st); err != nil {
-				return err
-			}
-			w, err := l.isWhiteout(p, &st, marked)
-			if err != nil {
-				return err
-			}
-			if w {
-				k = merge.Whiteout
-			} else if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-				k = merge.Dir
-			}
-		} else if typ == unix.DT_DIR {
-			k = merge.Dir
-		}
-		out.Entries = append(out.Entries, merge.Entry{Name: e.Name, Kind: k})
-		return nil
-	})
-	return out, err
 }
 
 // resolve finds the object a path names, following the symbolic links of its

@@ -1,0 +1,102 @@
+package layers
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout"
+	"github.com/plyfs/plyfs/whiteout/merge"
+)
+
+// viewLayer is one directory of a view.
+type viewLayer struct {
+	fd      int
+	dialect whiteout.Dialect
+	uuid    fsat.UUID // of its file system, if there is an index
+}
+
+// isWhiteout looks at one object of a layer; marked says that its directory
+// may hold whiteouts in attribute form.
+func (l viewLayer) isWhiteout(fd int, st *unix.Stat_t, marked bool) (bool, error) {
+	if l.dialect.ReadsDevices() && whiteout.IsDevice(st.Mode, st.Rdev) {
+		return true, nil
+	}
+	if marked && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0 {
+		return l.dialect.IsXWhiteout(fd)
+	}
+	return false, nil
+}
+
+// marked reports whether a directory may hold whiteouts in attribute form: one
+// that says so, or an opaque one, which can have said so before.
+func (l viewLayer) marked(dir string) (bool, error) {
+	fd, err := fsat.OpenBeneath(l.fd, dir, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return false, err
+	}
+	defer fsat.Close(fd)
+	m, err := l.dialect.Mark(fd)
+	return m != whiteout.Plain, err
+}
+
+// listing reads one layer's directory.
+func (l viewLayer) listing(path string) (merge.Listing, error) {
+	var out merge.Listing
+	fd, err := fsat.OpenBeneath(l.fd, path, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return out, err
+	}
+	defer fsat.Close(fd)
+	mark, err := l.dialect.Mark(fd)
+	if err != nil {
+		return out, err
+	}
+	marked := mark != whiteout.Plain
+	err = fsat.ReadDir(fd, func(e fsat.Dirent) error {
+		if l.dialect.ReadsMarkers() {
+			switch m, target := whiteout.ParseMarker(e.Name); m {
+			case whiteout.NotMarker:
+			case whiteout.MarkerWhiteout:
+				out.Entries = append(out.Entries, merge.Entry{Name: target, Kind: merge.Whiteout})
+				return nil
+			case whiteout.MarkerOpaque:
+				out.Opaque = true
+				return nil
+			default:
+				return nil
+			}
+		}
+		k := merge.Other
+		typ := e.Type
+		if typ == unix.DT_CHR || typ == unix.DT_UNKNOWN || (marked && typ == unix.DT_REG) {
+			p, err := fsat.OpenName(fd, e.Name, unix.O_PATH, 0)
+			if errors.Is(err, unix.ENOENT) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			defer fsat.Close(p)
+			var st unix.Stat_t
+			if err := fsat.Fstat(p, &st); err != nil {
+				return err
+			}
+			w, err := l.isWhiteout(p, &st, marked)
+			if err != nil {
+				return err
+			}
+			if w {
+				k = merge.Whiteout
+			} else if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				k = merge.Dir
+			}
+		} else if typ == unix.DT_DIR {
+			k = merge.Dir
+		}
+		out.Entries = append(out.Entries, merge.Entry{Name: e.Name, Kind: k})
+		return nil
+	})
+	return out, err
+}
