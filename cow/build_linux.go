@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
 )
 
@@ -52,6 +53,7 @@ func (w *Work) Build(src Source) (*Temp, error) {
 	if err := t.create(src); err != nil {
 		return nil, err
 	}
+	fault.Point("build.created")
 	if err := t.fill(src); err != nil {
 		t.Discard()
 		return nil, err
@@ -99,6 +101,7 @@ func (t *Temp) fill(src Source) error {
 			return fmt.Errorf("copy data: %w", err)
 		}
 	}
+	fault.Point("build.filled")
 	if src.Uid != unix.Geteuid() || src.Gid != unix.Getegid() {
 		if err := fsat.Chown(at, name, src.Uid, src.Gid); err != nil {
 			return fmt.Errorf("set owner: %w", err)
@@ -122,11 +125,13 @@ func (t *Temp) fill(src Source) error {
 			return fmt.Errorf("set times: %w", err)
 		}
 	}
+	fault.Point("build.dressed")
 	if t.fd >= 0 && src.Size > 0 && src.Data >= 0 && !t.w.volatile {
 		if err := unix.Fsync(t.fd); err != nil {
 			return fmt.Errorf("sync: %w", err)
 		}
 	}
+	fault.Point("build.synced")
 	return nil
 }
 
@@ -154,6 +159,7 @@ func (t *Temp) Publish(dirfd int, name string, flags uint) error {
 	if err := fsat.Rename(t.w.fd, t.name, dirfd, name, flags); err != nil {
 		return err
 	}
+	fault.Point("build.published")
 	if flags&unix.RENAME_EXCHANGE != 0 {
 		t.w.Remove(t.name)
 	}

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
 )
 
@@ -27,6 +28,7 @@ func (w *Work) Complete(fd, data int, size int64, mark string) error {
 	if err := copyData(fd, data, size); err != nil {
 		return fmt.Errorf("copy data: %w", err)
 	}
+	fault.Point("complete.copied")
 	// What is behind the end of the data is a hole.
 	if err := unix.Ftruncate(fd, size); err != nil {
 		return fmt.Errorf("set size: %w", err)
@@ -34,14 +36,17 @@ func (w *Work) Complete(fd, data int, size int64, mark string) error {
 	if err := restore(fd, &st, caps); err != nil {
 		return err
 	}
+	fault.Point("complete.restored")
 	if !w.volatile {
 		if err := unix.Fsync(fd); err != nil {
 			return fmt.Errorf("sync: %w", err)
 		}
 	}
+	fault.Point("complete.synced")
 	if err := fsat.Removexattr(fd, "", mark); err != nil && !errors.Is(err, unix.ENODATA) {
 		return fmt.Errorf("remove %s: %w", mark, err)
 	}
+	fault.Point("complete.done")
 	return nil
 }
 

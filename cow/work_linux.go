@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
 )
 
@@ -151,6 +152,7 @@ func (w *Work) sweep() error {
 		if err := fsat.RemoveAll(w.fd, n); err != nil {
 			return fmt.Errorf("remove %q: %w", n, err)
 		}
+		fault.Point("work.swept")
 	}
 	return nil
 }
@@ -228,9 +230,11 @@ func (w *Work) linkWhiteout(dirfd int, name string) error {
 			if err != nil && err != unix.EEXIST {
 				return err
 			}
+			fault.Point("whiteout.made")
 			w.whReady = true
 		}
 		err := fsat.Link(w.fd, whiteoutName, dirfd, name)
+		fault.Point("whiteout.linked")
 		switch err {
 		case nil, unix.EEXIST:
 			return err

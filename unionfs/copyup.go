@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow"
+	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
 )
 
@@ -224,11 +225,13 @@ func (fs *FS) publish(n, parent *inode, t *cow.Temp, o *original) error {
 			return err
 		}
 	}
+	fault.Point("copyup.impure")
 	if err := t.Publish(h.fd, name, unix.RENAME_NOREPLACE); err != nil {
 		return fmt.Errorf("copy up: publish: %w", err)
 	}
 	// The directory has not changed for its users.
 	_ = fsat.Utimes(h.fd, "", [2]unix.Timespec{before.Atim, before.Mtim})
+	fault.Point("copyup.done")
 	fs.nowUpper(n, t, &st, o.meta)
 	if o.split {
 		// The other links still show the original: this is another file now.
@@ -253,6 +256,7 @@ func (fs *FS) publishIndexed(c *change, n *inode, t *cow.Temp, o *original) erro
 	if err := t.Publish(dir, o.index, unix.RENAME_NOREPLACE); err != nil {
 		return fmt.Errorf("copy up: publish in the link index: %w", err)
 	}
+	fault.Point("copyup.indexed")
 	fs.index.add(o.index)
 	n.extra().group.index = o.index
 	fs.nowUpper(n, t, &st, o.meta)

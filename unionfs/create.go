@@ -5,6 +5,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow"
+	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/whiteout"
 )
@@ -103,6 +104,7 @@ func (fs *FS) create(p *inode, name string, o newObject) (*inode, error) {
 	if err != nil {
 		return nil, err
 	}
+	fault.Point("create.done")
 	return fs.born(c, name, fd)
 }
 

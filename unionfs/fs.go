@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow"
+	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
 )
 
@@ -68,6 +69,7 @@ const maxLowers = 1 << 16
 // and sweeps the workdir. It clears the process's umask: the modes of new
 // objects come with the requests.
 func New(o Options) (*FS, error) {
+	fault.Arm()
 	if len(o.Lowers) == 0 {
 		return nil, fmt.Errorf("%w: no lower directory given", ErrInvalid)
 	}
@@ -321,6 +323,7 @@ func (fs *FS) Close() error {
 		}
 		fs.upper.close()
 	}
+	fault.Point("close.synced")
 	if err == nil && fs.work != nil {
 		fs.work.Clean()
 	}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
 )
 
@@ -270,6 +271,7 @@ func (fs *FS) linksLost(n *inode) {
 		return
 	}
 	if g.index != "" {
+		fault.Point("unlink.last")
 		fs.index.remove(g.index)
 	}
 	fs.nodes.removeFrom(n, g.lower, lowerLinks)
@@ -299,12 +301,14 @@ func (fs *FS) linkUp(c *change, n *inode, f *found) error {
 	if err := fsat.Setxattr(dir, g.index, fs.upper.dialect.Attr("nlink"), v, 0); err != nil {
 		return fmt.Errorf("link up: %w", err)
 	}
+	fault.Point("linkup.counted")
 	if err := fs.markImpure(c.p, c.h.fd); err != nil {
 		return err
 	}
 	if err := fsat.Link(dir, g.index, c.h.fd, f.name); err != nil {
 		return fmt.Errorf("link up: %w", err)
 	}
+	fault.Point("linkup.linked")
 	_ = fsat.Utimes(c.h.fd, "", [2]unix.Timespec{before.Atim, before.Mtim})
 	c.p.dir.setUpper(f.name, n, true)
 	f.upper = true

@@ -6,6 +6,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
 )
 
@@ -56,9 +57,11 @@ func (fs *FS) link(n, p *inode, name string) error {
 			return err
 		}
 	}
+	fault.Point("link.marked")
 	if err := fs.linksWillChange(n); err != nil {
 		return err
 	}
+	fault.Point("link.counted")
 	if n.extra().upID == (realID{}) {
 		var st unix.Stat_t
 		if err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) }); err != nil {
@@ -69,6 +72,7 @@ func (fs *FS) link(n, p *inode, name string) error {
 	if err := fs.linkReal(n, c, &f); err != nil {
 		return err
 	}
+	fault.Point("link.done")
 	if g := n.extra().group; g != nil {
 		g.links++
 	}
@@ -99,6 +103,7 @@ func (fs *FS) linkReal(n *inode, c *change, f *found) error {
 		if err := link(fs.work.Fd(), temp); err != nil {
 			return err
 		}
+		fault.Point("link.built")
 		err := fsat.Rename(fs.work.Fd(), temp, c.h.fd, f.name, 0)
 		if err != nil {
 			fs.work.Remove(temp)

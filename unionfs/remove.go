@@ -6,6 +6,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/whiteout"
 )
@@ -113,6 +114,7 @@ func (fs *FS) removeReal(c *change, n *inode, f *found) (pinned bool, err error)
 	if err := fs.linksWillChange(n); err != nil {
 		return false, err
 	}
+	fault.Point("unlink.counted")
 	o, err := fs.openOrphan(n, c.h.fd, f.name)
 	if err != nil {
 		return false, err
@@ -140,6 +142,7 @@ func (fs *FS) removeReal(c *change, n *inode, f *found) (pinned bool, err error)
 		fs.dropOrphan(o)
 		return false, err
 	}
+	fault.Point("unlink.done")
 	if n.isDir() {
 		n.dir.dead = true
 		defer fs.fds.drop(&n.fd)
@@ -184,6 +187,7 @@ func (fs *FS) whiteoutOver(c *change, name string, flags uint) error {
 		return err
 	}
 	err = fsat.Rename(fs.work.Fd(), wh, c.h.fd, name, flags)
+	fault.Point("whiteout.placed")
 	if err != nil || flags&unix.RENAME_EXCHANGE != 0 {
 		fs.work.Remove(wh)
 	}
@@ -204,6 +208,7 @@ func (fs *FS) removeUpperDir(c *change, name string, white bool) error {
 	if err := fsat.Rename(c.h.fd, name, fs.work.Fd(), temp, unix.RENAME_NOREPLACE); err != nil {
 		return err
 	}
+	fault.Point("rmdir.moved")
 	fs.work.Remove(temp)
 	return nil
 }

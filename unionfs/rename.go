@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow"
+	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
 )
 
@@ -225,6 +226,7 @@ func (m *move) run() error {
 		if err := m.clearTarget(); err != nil {
 			return err
 		}
+		fault.Point("rename.cleared")
 	}
 	if !m.exchange() && (m.f.needsWhiteout() || m.g.entry) {
 		if err := fs.allowWhiteouts(m.from); err != nil {
@@ -237,6 +239,7 @@ func (m *move) run() error {
 		if err := fs.whiteoutOver(m.to, m.g.name, 0); err != nil {
 			return err
 		}
+		fault.Point("rename.replaced")
 		m.to.p.dir.setGone(m.g.name, true, fs.xwhite)
 	}
 	first, second := m.src, m.dst
@@ -262,6 +265,7 @@ func (m *move) run() error {
 			return err
 		}
 	}
+	fault.Point("rename.prepared")
 	if err := m.moveNames(); err != nil {
 		fs.dropOrphan(o)
 		return err
@@ -278,6 +282,7 @@ func (m *move) moveNames() error {
 	if err := m.renameReal(); err != nil {
 		return err
 	}
+	fault.Point("rename.done")
 	from, to := m.from.p, m.to.p
 	was, is := alias{from, m.f.name}, alias{to, m.g.name}
 	if m.src.dropAlias(was) {
@@ -333,6 +338,7 @@ func (m *move) prepareFor(n *inode, at *change, name string, to *change, f *foun
 			return err
 		}
 	}
+	fault.Point("rename.marked")
 	if n.origin {
 		return m.fs.markImpure(to.p, to.h.fd)
 	}
@@ -414,6 +420,7 @@ func (m *move) renameReal() error {
 		if err := fsat.Rename(old, m.f.name, name, m.g.name, unix.RENAME_EXCHANGE); err != nil {
 			return err
 		}
+		fault.Point("rename.swapped")
 		m.left = true
 		if !white {
 			m.left = fsat.Unlink(old, m.f.name) != nil // then it stays, and hides nothing
@@ -438,6 +445,7 @@ func (m *move) renameReal() error {
 		fs.work.Remove(wh)
 		return err
 	}
+	fault.Point("rename.moved")
 	if err := fsat.Rename(fs.work.Fd(), wh, old, m.f.name, 0); err != nil {
 		fs.work.Remove(wh)
 		return errors.Join(err, fsat.Rename(name, m.g.name, old, m.f.name, unix.RENAME_NOREPLACE))
