@@ -11,6 +11,9 @@
 //	testdata/cases/     named oracle cases, one small script per rule
 //	testdata/script/    command-line tests (testscript)
 //	oracle_*_test.go    random runs, named cases, the rename matrix
+//	layers_test.go      layers on other file systems and on other unions
+//	concurrency_test.go many processes in one directory, work beside a copy-up
+//	signals_test.go     clients killed in the middle of an operation
 //	dialect_test.go     .wh. and userxattr layers against the same stack in
 //	                    the overlay dialect
 //	crash_test.go       kill -9 of the mount server during writes

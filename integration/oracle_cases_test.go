@@ -2,8 +2,10 @@ package integration
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -135,13 +137,11 @@ func TestRenameMatrix(t *testing.T) {
 	}
 }
 
-// TestManyLowers mounts 200 layers, each with a name of its own, one that all
+// manyLowers is a stack of layers, each with a name of its own, one that all
 // have and one that some hide.
-func TestManyLowers(t *testing.T) {
-	needOracle(t)
-	tr := &oracle.Trial{Where: fastDir(t), Recipe: oracle.Recipe{Upper: oracle.Layer{Entries: []oracle.Entry{{Kind: oracle.Dir}}}}}
-	const lowers = 200
-	for i := range lowers {
+func manyLowers(n int) oracle.Recipe {
+	r := oracle.Recipe{Upper: oracle.Layer{Entries: []oracle.Entry{{Kind: oracle.Dir}}}}
+	for i := range n {
 		l := oracle.Layer{Entries: []oracle.Entry{
 			{Path: "d", Kind: oracle.Dir},
 			{Path: oracle.Name(fmt.Sprintf("d/only%d", i)), Kind: oracle.File, Text: fmt.Sprint(i)},
@@ -150,27 +150,81 @@ func TestManyLowers(t *testing.T) {
 		if i%3 == 0 && i > 0 {
 			l.Entries = append(l.Entries, oracle.Entry{Path: oracle.Name(fmt.Sprintf("d/only%d", i+1)), Kind: oracle.Whiteout})
 		}
-		if i == 150 {
+		if i == n*3/4 {
 			l.Entries = append(l.Entries, oracle.Entry{Path: "d/o", Kind: oracle.Opaque})
 		} else if i%10 == 0 {
 			l.Entries = append(l.Entries, oracle.Entry{Path: "d/o", Kind: oracle.Dir}, oracle.Entry{Path: oracle.Name(fmt.Sprintf("d/o/%d", i)), Kind: oracle.File, Text: "o"})
 		}
-		tr.Recipe.Lowers = append(tr.Recipe.Lowers, l)
+		r.Lowers = append(r.Lowers, l)
 	}
+	return r
+}
+
+// manyLowersOps looks at and changes names of the top, the middle and the bottom.
+func manyLowersOps(t *testing.T, lowers int) []oracle.Op {
+	last := fmt.Sprint(lowers - 1)
+	var ops []oracle.Op
 	for _, line := range []string{
-		"readdir d", "dirseek d", "readdir d/o", "cat d/all", "put d/all text=top flags=TRUNC", "cat d/only199", "unlink d/only199",
-		"lstat d/only4", "rename d/only0 d/only199", "chmod d/only50 mode=0600", "inos d",
+		"readdir d", "dirseek d", "readdir d/o", "cat d/all", "put d/all text=top flags=TRUNC", "cat d/only" + last, "unlink d/only" + last,
+		"lstat d/only4", "rename d/only0 d/only" + last, "chmod d/only50 mode=0600", "inos d", "rename d/o o", "readdir o", "rename d e", "readdir e",
 	} {
-		tr.Ops = append(tr.Ops, op(t, line))
+		ops = append(ops, op(t, line))
 	}
+	return ops
+}
+
+// TestManyLowers mounts 200 layers.
+func TestManyLowers(t *testing.T) {
+	needOracle(t)
+	tr := &oracle.Trial{Where: fastDir(t), Recipe: manyLowers(200), Options: []string{"redirect_dir=on"}, Ops: manyLowersOps(t, 200)}
 	runTrial(t, tr, "many-lowers")
+}
+
+// TestThousandLowers mounts 1000 layers, of which the kernel, which stops at
+// 500, gets what they show in one.
+func TestThousandLowers(t *testing.T) {
+	needOracle(t)
+	r := manyLowers(1000)
+	tr := &oracle.Trial{Where: fastDir(t), Recipe: r, ModelRecipe: flatten(r), Ops: manyLowersOps(t, 1000), Options: []string{"redirect_dir=on"}}
+	runTrial(t, tr, "thousand-lowers")
+}
+
+// flatten merges the lowers of a recipe that has only files, directories,
+// opaque directories and whiteouts.
+func flatten(r oracle.Recipe) *oracle.Recipe {
+	tree := make(map[oracle.Name]oracle.Entry)
+	hide := func(p oracle.Name) {
+		for have := range tree {
+			if have == p || strings.HasPrefix(string(have), string(p)+"/") {
+				delete(tree, have)
+			}
+		}
+	}
+	for _, l := range slices.Backward(r.Lowers) {
+		for _, e := range l.Entries {
+			if e.Kind != oracle.Dir || tree[e.Path].Kind != oracle.Dir {
+				hide(e.Path)
+			}
+			if e.Kind == oracle.Opaque {
+				e.Kind = oracle.Dir
+			}
+			if e.Kind != oracle.Whiteout {
+				tree[e.Path] = e
+			}
+		}
+	}
+	var flat oracle.Layer
+	for _, p := range slices.Sorted(maps.Keys(tree)) {
+		flat.Entries = append(flat.Entries, tree[p])
+	}
+	return &oracle.Recipe{Upper: r.Upper, Lowers: []oracle.Layer{flat}}
 }
 
 // TestBigDirectory lists and changes a directory of 20 000 names, half of them
 // in a lower.
 func TestBigDirectory(t *testing.T) {
 	needOracle(t)
-	tr := &oracle.Trial{Where: fastDir(t), NoRemount: true, Recipe: oracle.Recipe{Upper: oracle.Layer{Entries: []oracle.Entry{{Kind: oracle.Dir}}}}}
+	tr := &oracle.Trial{Where: fastDir(t), NoTree: true, Recipe: oracle.Recipe{Upper: oracle.Layer{Entries: []oracle.Entry{{Kind: oracle.Dir}}}}}
 	lower := oracle.Layer{Entries: []oracle.Entry{{Path: "big", Kind: oracle.Dir}}}
 	for i := range 10000 {
 		lower.Entries = append(lower.Entries, oracle.Entry{Path: oracle.Name(fmt.Sprintf("big/low%05d", i)), Kind: oracle.File})
@@ -183,6 +237,26 @@ func TestBigDirectory(t *testing.T) {
 		tr.Ops = append(tr.Ops, op(t, line))
 	}
 	runTrial(t, tr, "big-directory")
+}
+
+// TestHugeDirectory lists and changes a directory of 200 000 names, most of them
+// in a lower.
+func TestHugeDirectory(t *testing.T) {
+	needOracle(t)
+	if testing.Short() {
+		t.Skip("short run")
+	}
+	tr := &oracle.Trial{Where: fastDir(t), NoTree: true}
+	lower := oracle.Layer{Entries: []oracle.Entry{{Path: "huge", Kind: oracle.Dir, Fill: 190000}}}
+	tr.Recipe.Lowers = []oracle.Layer{lower}
+	for _, line := range []string{
+		"lstat huge/low000005", "fill huge len=10000 text=up", "count huge", "unlink huge/low000000", "unlink huge/low189999",
+		"rename huge/low000001 huge/up000000", "mkdir huge/low000000 mode=0755", "put huge/low100000 text=x", "count huge", "lstat huge/up000000",
+		"lstat huge/low000001", "rmdir huge", "rename huge/low000002 huge/low000003", "count huge",
+	} {
+		tr.Ops = append(tr.Ops, op(t, line))
+	}
+	runTrial(t, tr, "huge-directory")
 }
 
 // op parses an operation in text form.

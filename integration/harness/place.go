@@ -6,32 +6,66 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Place makes the directory dir, which must be empty, the root of a file system
-// of its own and lets fill write to it. remove takes it away again. ErrNoPlace
-// says that this machine lacks something for it.
+// of its own and lets fill write to it. remove takes it away again.
 type Place func(dir string, fill func() error) (remove func() error, err error)
 
 // ErrNoPlace means that a file system cannot be made here.
 var ErrNoPlace = errors.New("no such file system here")
 
-// Tmpfs is a file system in memory of that many bytes.
-func Tmpfs(size int64) Place {
+// imageSizes are as small as the kinds allow.
+var imageSizes = map[string]int64{"ext4": 64 << 20, "xfs": 400 << 20, "btrfs": 256 << 20}
+
+// NewPlace returns the place of that name: ext4, xfs, btrfs, tmpfs, or a union
+// by one of the mounters. After a colon may stand the size in bytes, or the
+// options of a union.
+func NewPlace(name string) (Place, error) {
+	kind, arg, _ := strings.Cut(name, ":")
+	size, isImage := imageSizes[kind]
+	if !isImage && kind != "tmpfs" {
+		m, err := NewMounter(kind)
+		if err != nil {
+			return nil, fmt.Errorf("file system %q: %w", name, err)
+		}
+		var options []string
+		if arg != "" {
+			options = strings.Split(arg, ",")
+		}
+		return onUnion(m, options), nil
+	}
+	if kind == "tmpfs" {
+		size = 64 << 20
+	}
+	if arg != "" {
+		n, err := strconv.ParseInt(arg, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("size of file system %q: %w", name, err)
+		}
+		size = n
+	}
+	if kind == "tmpfs" {
+		return onTmpfs(size), nil
+	}
+	return onImage(kind, size), nil
+}
+
+func onTmpfs(size int64) Place {
 	return func(dir string, fill func() error) (func() error, error) {
 		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755,size="+strconv.FormatInt(size, 10)); err != nil {
 			return nil, fmt.Errorf("mount tmpfs on %s: %w", dir, err)
 		}
-		return filled(dir, fill, func() error { return nil })
+		return func() error { return umount(dir) }, fill()
 	}
 }
 
-// Image is a file system of a kind that mkfs(8) knows, of that many bytes, in a
-// sparse file next to dir.
-func Image(kind string, size int64, mkfsArgs ...string) Place {
+// onImage is a file system in a sparse file next to the directory.
+func onImage(kind string, size int64) Place {
 	return func(dir string, fill func() error) (func() error, error) {
 		image := dir + ".img"
 		mkfs, err := exec.LookPath("mkfs." + kind)
@@ -45,21 +79,19 @@ func Image(kind string, size int64, mkfsArgs ...string) Place {
 		if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
 			return nil, err
 		}
-		if out, err := run(exec.Command(mkfs, append(mkfsArgs, "-q", image)...), time.Minute); err != nil {
+		if out, err := run(exec.Command(mkfs, "-q", image), time.Minute); err != nil {
 			return nil, fmt.Errorf("make %s: %w: %s", kind, err, out)
 		}
 		if out, err := run(exec.Command("mount", "-o", "loop", image, dir), time.Minute); err != nil {
 			return nil, errors.Join(fmt.Errorf("%w: mount %s: %w: %s", ErrNoPlace, kind, err, out), os.Remove(image))
 		}
-		if err := os.Chmod(dir, 0o755); err != nil {
-			return nil, err
-		}
-		return filled(dir, fill, func() error { return os.Remove(image) })
+		remove := func() error { return errors.Join(umount(dir), os.Remove(image)) }
+		return remove, errors.Join(os.Chmod(dir, 0o755), fill())
 	}
 }
 
-// Union is a writable union by a mounter, whose layers lie next to dir.
-func Union(m Mounter, options ...string) Place {
+// onUnion is a writable union, whose layers lie next to the directory.
+func onUnion(m Mounter, options []string) Place {
 	return func(dir string, fill func() error) (func() error, error) {
 		s := Stack{Lowers: []string{dir + ".lower"}, Upper: dir + ".upper", Work: dir + ".work", Options: options}
 		for _, d := range append(s.Lowers, s.Upper, s.Work) {
@@ -73,9 +105,4 @@ func Union(m Mounter, options ...string) Place {
 		}
 		return mnt.Unmount, fill()
 	}
-}
-
-// filled calls fill and returns what unmounts dir.
-func filled(dir string, fill, after func() error) (func() error, error) {
-	return func() error { return errors.Join(umount(dir), after()) }, fill()
 }

@@ -118,6 +118,24 @@ func (c *Client) Close() error {
 	}
 }
 
+// Signal sends a signal to the agent, which dies of it, and waits for its end:
+// whatever it was doing is cut off.
+func (c *Client) Signal(sig os.Signal) error {
+	if err := c.cmd.Process.Signal(sig); err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	ch := make(chan error, 1)
+	go func() { ch <- c.cmd.Wait() }()
+	timer := time.NewTimer(c.limit)
+	defer timer.Stop()
+	select {
+	case <-ch: // it was killed, which Wait calls an error
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("agent does not end on %v: %w; it waits in %s", sig, ErrHang, c.where())
+	}
+}
+
 // Kill ends the agent with SIGKILL, for clean-up after a failure.
 func (c *Client) Kill() {
 	_ = c.cmd.Process.Kill() // it may have ended

@@ -18,6 +18,9 @@ type GenOptions struct {
 	// PlainNames leaves out what means something in another dialect: names
 	// that begin with .wh. and attributes of other unions.
 	PlainNames bool
+	// XWhiteouts makes the whiteouts of lowers without devices, as on
+	// another union.
+	XWhiteouts bool
 }
 
 // plainNames is small, so that layers and operations meet.
@@ -197,9 +200,9 @@ func (g *gen) layer(n int, upper bool) Layer {
 			e.Kind, e.Mode = pick(g, []Kind{Fifo, Socket}), 0o644
 		case k < 84 && !g.o.Unprivileged:
 			e.Kind, e.Mode = Char, 0o666
-			e.Rdev = pick(g, [][2]uint32{{1, 3}, {1, 5}, {4095, 1}})
+			e.Rdev = pick(g, [][2]uint32{{1, 3}, {1, 5}, {511, 1}})
 			if g.chance(20) {
-				e.Kind, e.Rdev = Block, [2]uint32{4095, 77}
+				e.Kind, e.Rdev = Block, [2]uint32{511, 77}
 			}
 		case k < 96 && !g.o.Unprivileged:
 			if upper && d != "" {
@@ -210,8 +213,12 @@ func (g *gen) layer(n int, upper bool) Layer {
 			e = Entry{Path: p, Kind: Whiteout}
 			// In an opaque directory the kernel hides them from lookup, but
 			// lists them and refuses to remove the directory.
-			if g.chance(10) && !upper && have[d] != Opaque {
-				e = Entry{Path: p, Kind: XWhiteout, Mtime: g.when()}
+			if (g.chance(10) || g.o.XWhiteouts) && !upper {
+				if have[d] != Opaque {
+					e = Entry{Path: p, Kind: XWhiteout, Mtime: g.when()}
+				} else if g.o.XWhiteouts {
+					continue
+				}
 			}
 		default:
 			e.Kind, e.Mode, e.Size, e.Seed = File, 0o644, 5, 1

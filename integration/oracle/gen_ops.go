@@ -202,7 +202,7 @@ func (g *gen) nameOp() Op {
 		op := Op{Op: "mknod", Path: g.fresh()}
 		if !g.o.Unprivileged {
 			types = append(types, unix.S_IFCHR)
-			op.Off, op.Off2 = pick(g, []int64{0, 1, 4095}), pick(g, []int64{0, 3})
+			op.Off, op.Off2 = pick(g, []int64{0, 1, 511}), pick(g, []int64{0, 3})
 		}
 		op.Mode = pick(g, types) | g.perms()
 		return op

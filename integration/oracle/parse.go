@@ -15,7 +15,7 @@ import (
 //	# comment
 //	[upper]                     entries of the upper directory
 //	[lower]                     entries of a lower; the first is the topmost
-//	d dir mode=01777 uid=0 gid=0 mtime=1000000000.5
+//	d dir mode=01777 uid=0 gid=0 mtime=1000000000.5 fill=100
 //	o dir                       opaque directory
 //	f file text="some text" x:user.a=1
 //	f file size=4096 seed=1 sparse=1 flags=i
@@ -25,6 +25,7 @@ import (
 //	w whiteout    x xwhiteout
 //	[options]
 //	readonly    roflag    agents=2    noremount    userxattr
+//	lowers=xfs    upper=tmpfs:1000000              what they lie on, see harness.NewPlace
 //	index=on    redirect_dir=on    metacopy=on     of the mounts, see harness.Defaults
 //	[ops]
 //	mkdir dir mode=0755
@@ -82,6 +83,10 @@ func (t *Trial) parseLine(section string, words []string) error {
 				t.ROFlag = true
 			case "noremount":
 				t.NoRemount = true
+			case "lowers":
+				t.LowersOn = value
+			case "upper":
+				t.UpperOn = value
 			case "userxattr":
 				t.Dialect = w
 			case "agents":
@@ -202,6 +207,8 @@ func parseEntry(words []string) (Entry, error) {
 			e.Size = n
 		case "seed":
 			e.Seed = n
+		case "fill":
+			e.Fill = int(n)
 		case "sparse":
 			e.Sparse = n != 0
 		default:

@@ -45,6 +45,7 @@ type Entry struct {
 	Rdev   [2]uint32         `json:"rdev,omitzero"`
 	Xattrs map[string]string `json:"xattrs,omitempty"` // values: see EncodeValue
 	Flags  string            `json:"flags,omitempty"`  // letters of chattr(1)
+	Fill   int               `json:"fill,omitempty"`   // of a directory: so many empty files
 }
 
 // Layer is a list of entries, parents first.
@@ -162,6 +163,9 @@ func (l Layer) buildEntry(dir string, e Entry) error {
 				return err
 			}
 		}
+		if err := fillDir(p, e.Fill); err != nil {
+			return err
+		}
 		if e.Kind == Opaque {
 			if l.Dialect == "aufs" {
 				if err := os.WriteFile(filepath.Join(p, ".wh..wh..opq"), nil, 0o644); err != nil {
@@ -235,6 +239,20 @@ func (l Layer) buildEntry(dir string, e Entry) error {
 		}
 		if err := unix.Lsetxattr(p, k, v, 0); err != nil {
 			return fmt.Errorf("set %s: %w", k, err)
+		}
+	}
+	return nil
+}
+
+// fillDir makes files low000000, low000001 and so on.
+func fillDir(dir string, n int) error {
+	for i := range n {
+		fd, err := unix.Open(fmt.Sprintf("%s/low%06d", dir, i), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+		if err != nil {
+			return err
+		}
+		if err := unix.Close(fd); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -53,19 +53,19 @@ func unprotect(dir string) {
 // prepare builds the layers of one side.
 func (t *Trial) prepare(s *side, dir string) error {
 	s.stack.Dialect, s.stack.Options = t.Dialect, t.Options
-	recipe, upperFS, convert := t.Recipe, t.UpperFS, ""
+	recipe, upperOn, convert := t.Recipe, t.UpperOn, ""
 	switch {
 	case s.name == "subject":
 		if t.Convert != "" {
 			convert, s.stack.Dialect = t.Convert, t.Convert
 		}
-		if t.SubjectUpperFS != nil {
-			upperFS = t.SubjectUpperFS
+		if t.SubjectUpperOn != "" {
+			upperOn = t.SubjectUpperOn
 		}
 	case t.ModelRecipe != nil:
 		recipe = *t.ModelRecipe
 	}
-	err := s.place(t.LowerFS, dir, "lowers", func(dir string) error {
+	err := s.place(t.LowersOn, dir, "lowers", func(dir string) error {
 		for i, l := range recipe.Lowers {
 			l.Dialect = t.Dialect
 			switch convert {
@@ -87,7 +87,7 @@ func (t *Trial) prepare(s *side, dir string) error {
 		return err
 	}
 	if !t.ReadOnly {
-		err := s.place(upperFS, dir, "rw", func(dir string) error {
+		err := s.place(upperOn, dir, "rw", func(dir string) error {
 			s.stack.Upper, s.stack.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 			recipe.Upper.Dialect = t.Dialect
 			return errors.Join(os.Mkdir(s.stack.Upper, 0o755), os.Mkdir(s.stack.Work, 0o755), recipe.Upper.Build(s.stack.Upper))
@@ -103,15 +103,19 @@ func (t *Trial) prepare(s *side, dir string) error {
 
 // place makes a directory in dir, on a file system of its own or not, and fills
 // it.
-func (s *side) place(on harness.Place, dir, name string, fill func(dir string) error) error {
+func (s *side) place(on, dir, name string, fill func(dir string) error) error {
 	p := filepath.Join(dir, name)
 	if err := os.MkdirAll(p, 0o755); err != nil {
 		return err
 	}
-	if on == nil {
+	if on == "" {
 		return fill(p)
 	}
-	remove, err := on(p, func() error { return fill(p) })
+	place, err := harness.NewPlace(on)
+	if err != nil {
+		return err
+	}
+	remove, err := place(p, func() error { return fill(p) })
 	if remove != nil {
 		s.remove = append(s.remove, remove)
 	}

@@ -30,18 +30,21 @@ type Trial struct {
 	ROFlag   bool `json:"roFlag,omitempty"`
 	// Agents is how many processes execute operations; 0 means 1.
 	Agents int `json:"agents,omitempty"`
-	// NoRemount skips the remounts at the end.
+	// NoRemount skips the remounts at the end; NoTree the comparison of the
+	// whole trees as well.
 	NoRemount bool `json:"noRemount,omitempty"`
+	NoTree    bool `json:"noTree,omitempty"`
 
 	// ModelRecipe is what the kernel mounts instead, if it cannot mount
 	// Recipe itself; it must show the same tree.
 	ModelRecipe *Recipe `json:"-"`
-	// LowerFS is what the lowers of each side lie on, UpperFS the upper and
-	// the workdir, if not on the file system of Where.
-	LowerFS, UpperFS harness.Place `json:"-"`
-	// SubjectUpperFS is what those of the subject lie on, if the kernel
-	// cannot use it.
-	SubjectUpperFS harness.Place `json:"-"`
+	// LowersOn is what the lowers of each side lie on, UpperOn the upper and
+	// the workdir, if not on the file system of Where; see harness.NewPlace.
+	LowersOn string `json:"lowersOn,omitempty"`
+	UpperOn  string `json:"upperOn,omitempty"`
+	// SubjectUpperOn is UpperOn of the subject alone, where the kernel cannot
+	// use it.
+	SubjectUpperOn string `json:"subjectUpperOn,omitempty"`
 
 	// Where, Model and Subject are the machine's part of a trial.
 	Where   string          `json:"-"`
@@ -91,7 +94,7 @@ func (t *Trial) Run() (diffs []Diff, err error) {
 	}
 	t.freed, t.ended = false, false
 	diffs, err = t.compareOps(model, subject)
-	if err != nil || t.ended {
+	if err != nil || t.ended || t.NoTree {
 		return diffs, err
 	}
 	modelTree, d, err := t.compareTrees("tree at the end", model, subject)
@@ -231,7 +234,7 @@ func (t *Trial) remounts(want Result, model, subject *side) (diffs []Diff, err e
 	}
 	var ids string
 	for i, st := range steps {
-		if st.s == subject && st.cross && (t.Convert != "" || t.ModelRecipe != nil || t.SubjectUpperFS != nil) {
+		if st.s == subject && st.cross && (t.Convert != "" || t.ModelRecipe != nil || t.SubjectUpperOn != "") {
 			continue // the kernel cannot mount these layers
 		}
 		if err := st.s.up(t, st.m); err != nil {

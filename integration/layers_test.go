@@ -1,0 +1,160 @@
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/integration/harness"
+	"github.com/plyfs/plyfs/integration/oracle"
+)
+
+// TestLowerFileSystems compares random runs whose lowers lie on another file
+// system than the upper: other inode numbers, other file handles or none, no
+// whiteout devices. The upper is on disk.
+func TestLowerFileSystems(t *testing.T) {
+	needOracle(t)
+	for _, fs := range []string{"tmpfs", "xfs", "btrfs", "ext4", "kernel", subject(t).Name()} {
+		t.Run(fs, func(t *testing.T) {
+			needPlace(t, fs)
+			_, union := harness.NewMounter(fs)
+			for seed := range int64(len(mountOptions)) {
+				// Links there are left to the named cases.
+				o := oracle.GenOptions{Ops: 150, XWhiteouts: union == nil, NoHardlinks: fs == "kernel" || fs == "btrfs"}
+				tr := &oracle.Trial{Seed: seed, Where: base, Options: mountOptions[seed], LowersOn: fs}
+				tr.Recipe = oracle.GenRecipe(seed, o)
+				tr.Gen = oracle.NewGenerator(seed, o)
+				runTrial(t, tr, fmt.Sprintf("lower-%s-%d", fs, seed))
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+// TestUpperFileSystems compares random runs whose upper lies on another file
+// system than the lowers, which are on disk.
+func TestUpperFileSystems(t *testing.T) {
+	needOracle(t)
+	for _, fs := range []string{"tmpfs", "xfs", "btrfs"} {
+		t.Run(fs, func(t *testing.T) {
+			needPlace(t, fs)
+			for seed := range int64(len(mountOptions)) {
+				o := oracle.GenOptions{Ops: 150}
+				tr := &oracle.Trial{Seed: seed, Where: base, Options: mountOptions[seed], UpperOn: fs}
+				tr.Recipe = oracle.GenRecipe(seed, o)
+				tr.Gen = oracle.NewGenerator(seed, o)
+				runTrial(t, tr, fmt.Sprintf("upper-%s-%d", fs, seed))
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+// TestUpperOnUnion puts the upper of plyfs on a writable union, where whiteouts
+// cannot be devices, and compares with the kernel on a plain directory. Both
+// layers of unions are mounted again.
+func TestUpperOnUnion(t *testing.T) {
+	needOracle(t)
+	for _, fs := range []string{subject(t).Name(), "kernel"} {
+		t.Run(fs, func(t *testing.T) {
+			for seed := range int64(len(mountOptions)) {
+				o := oracle.GenOptions{Ops: 150, XWhiteouts: true}
+				tr := &oracle.Trial{Seed: seed, Where: base, Options: mountOptions[seed], SubjectUpperOn: fs}
+				tr.Recipe = oracle.GenRecipe(seed, o)
+				tr.Recipe.Upper = oracle.Layer{}
+				tr.Gen = oracle.NewGenerator(seed, o)
+				runTrial(t, tr, fmt.Sprintf("upper-on-%s-%d", fs, seed))
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+// TestKernelUpperOnUnion: the kernel takes no upper on a union, as none of them
+// has RENAME_WHITEOUT; plyfs is refused as the kernel's own is.
+func TestKernelUpperOnUnion(t *testing.T) {
+	needOracle(t)
+	for _, by := range []harness.Mounter{subject(t), harness.Kernel{}} {
+		stack, target := tempStack(t, filepath.Join(base, "upper-on-"+by.Name()), oracle.Layer{})
+		m, err := by.Mount(stack, target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nested := harness.Stack{Lowers: stack.Lowers, Upper: filepath.Join(target, "upper"), Work: filepath.Join(target, "work")}
+		c := agent(t, m)
+		mustDo(t, c, "mkdir upper mode=0755")
+		mustDo(t, c, "mkdir work mode=0755")
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		on := filepath.Join(base, "on-"+by.Name())
+		if err := os.Mkdir(on, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if m, err := (harness.Kernel{}).Mount(nested, on); !errors.Is(err, unix.EINVAL) {
+			t.Errorf("upper on %s: %v, not EINVAL", by.Name(), err)
+			if err == nil {
+				t.Error(m.Unmount())
+			}
+		}
+		if err := m.Unmount(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestDialectOptions is TestDialects with every choice of mount options that
+// the dialect allows.
+func TestDialectOptions(t *testing.T) {
+	needOracle(t)
+	for _, tc := range []struct {
+		name             string
+		dialect, convert string
+		options          [][]string
+	}{
+		{"aufs", "", "aufs", mountOptions[1:]},
+		{"auto", "", "auto", mountOptions[1:]},
+		{"userxattr", "userxattr", "", mountOptions[1:2]},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for i, options := range tc.options {
+				seed := int64(100 + i)
+				o := oracle.GenOptions{PlainNames: true, Ops: 200}
+				tr := &oracle.Trial{Seed: seed, Where: fastDir(t), Dialect: tc.dialect, Convert: tc.convert, Options: options}
+				tr.Recipe = oracle.GenRecipe(seed, o)
+				tr.Gen = oracle.NewGenerator(seed, o)
+				runTrial(t, tr, fmt.Sprintf("dialect-%s-%d", tc.name, seed))
+			}
+		})
+	}
+}
+
+// needPlace skips where a file system cannot be made.
+func needPlace(t *testing.T, name string) {
+	t.Helper()
+	place, err := harness.NewPlace(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "probe")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	remove, err := place(dir, func() error { return nil })
+	if errors.Is(err, harness.ErrNoPlace) {
+		harness.Skip(t, "%v", err)
+	}
+	if err := errors.Join(err, remove()); err != nil {
+		t.Fatal(err)
+	}
+}
