@@ -6,12 +6,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/integration/archive"
 	"github.com/plyfs/plyfs/integration/harness"
@@ -209,4 +211,110 @@ func archiveOptions(i int) archive.Options {
 	return []archive.Options{
 		{}, {LayersLast: true}, {Compress: "gzip"}, {Format: "oci"}, {Format: "oci", Compress: "zstd", LayersLast: true}, {Format: "oci", Compress: "gzip"},
 	}[i%6]
+}
+
+// TestContainerTree changes containers at random, commits and exports them
+// while they are mounted and afterwards, and expects of both images the tree
+// that the container's mount showed: with owners, times, attributes, hard
+// links and content, whatever its writable layer only refers to.
+func TestContainerTree(t *testing.T) {
+	needOracle(t)
+	for seed := range int64(8) {
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			s := newStore(t)
+			file := filepath.Join(t.TempDir(), "image.tar")
+			if err := imageOf(t, "test:base", imageRecipe(seed)).Write(file, archive.Options{}); err != nil {
+				t.Fatal(err)
+			}
+			s.run("load", "-i", file)
+			s.run("create", "test:base", "c")
+			target := t.TempDir()
+			s.run("mount", "--suid", "--dev", "c", target)
+			ops := changeContainer(t, seed, target, func() { s.commitAndExport("c", "live") })
+			want := snapshotOf(t, target)
+			changes := s.run("diff", "c")
+			s.run("umount", target)
+			s.commitAndExport("c", "after")
+			if d := cmp.Diff(changes, s.run("diff", "c")); d != "" {
+				t.Errorf("diff after umount: %s", d)
+			}
+			if d := cmp.Diff(diffIDs(t, s, "live:commit"), diffIDs(t, s, "after:commit")); d != "" {
+				t.Errorf("commit after umount: %s", d)
+			}
+			if d := cmp.Diff(diffIDs(t, s, "live:export"), diffIDs(t, s, "after:export")); d != "" {
+				t.Errorf("export after umount: %s", d)
+			}
+			for _, ref := range []string{"after:commit", "after:export"} {
+				s.run("mount", "--suid", "--dev", ref, target)
+				got := snapshotOf(t, target)
+				s.run("umount", target)
+				// A count in the mount includes links that whiteouts of the
+				// image hide, and of which a copy knows nothing.
+				for _, l := range oracle.DiffLines(linkCount.ReplaceAllString(want.Out, ""), linkCount.ReplaceAllString(got.Out, "")) {
+					t.Errorf("%s: %s", ref, l)
+				}
+			}
+			s.run("check", "--deep")
+			if t.Failed() {
+				for _, op := range ops {
+					t.Log(op)
+				}
+			}
+		})
+	}
+}
+
+var linkCount = regexp.MustCompile(` nlink=\d+`)
+
+// commitAndExport makes the images TAG:commit and TAG:export of a container.
+func (s *store) commitAndExport(container, tag string) {
+	s.t.Helper()
+	s.run("commit", container, tag+":commit")
+	flat := filepath.Join(s.t.TempDir(), "flat.tar")
+	s.run("export", "-o", flat, container)
+	s.run("import", flat, tag+":export")
+}
+
+// changeContainer executes random operations in a container's mount and then
+// calls last, with the files still open.
+func changeContainer(t testing.TB, seed int64, dir string, last func()) (done []oracle.Op) {
+	t.Helper()
+	c, err := oracle.StartAgent(dir, 1, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	g := oracle.NewGenerator(seed, oracle.GenOptions{PlainNames: true, Ops: 200})
+	do := func(op oracle.Op) {
+		if ofInitLayer(op.Path) || ofInitLayer(op.To) || op.Op == "mknod" && op.Mode&unix.S_IFMT == unix.S_IFSOCK {
+			return
+		}
+		r, err := c.Do(op)
+		if err != nil {
+			t.Fatalf("%v: %v", op, err)
+		}
+		g.Observe(op, r)
+		done = append(done, op)
+	}
+	for more := true; more; {
+		var op oracle.Op
+		if g.WantsPaths() {
+			do(oracle.Op{Op: "paths"})
+		} else if op, more = g.Next(); more {
+			do(op)
+		}
+	}
+	last()
+	return done
+}
+
+// ofInitLayer reports whether a path leads to what a container has besides its
+// image, which every container gets anew.
+func ofInitLayer(path oracle.Name) bool {
+	first, _, _ := strings.Cut(string(path), "/")
+	return slices.Contains([]string{".dockerenv", "dev", "etc", "proc", "sys"}, first)
 }
