@@ -359,7 +359,7 @@ func TestKillServerAtEveryStep(t *testing.T) {
 	})
 	total := 0
 	for _, p := range fault.Points {
-		if k.count[p.Name] == 0 {
+		if k.count[p.Name] == 0 && !strings.Contains(flag.Lookup("test.run").Value.String(), "/") {
 			t.Errorf("no story reaches the point %s", p.Name)
 		}
 		total += k.count[p.Name]
