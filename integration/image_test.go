@@ -318,3 +318,43 @@ func ofInitLayer(path oracle.Name) bool {
 	first, _, _ := strings.Cut(string(path), "/")
 	return slices.Contains([]string{".dockerenv", "dev", "etc", "proc", "sys"}, first)
 }
+
+// TestForgedAttributes mounts an image with the attributes by which a writable
+// layer says that its content is elsewhere: nothing follows them.
+func TestForgedAttributes(t *testing.T) {
+	needOracle(t)
+	forged := func(redirect string) map[string]string {
+		return map[string]string{
+			"trusted.overlay.redirect": redirect, "trusted.overlay.metacopy": "", "user.overlay.redirect": redirect, "user.overlay.metacopy": "",
+		}
+	}
+	r := oracle.Recipe{Lowers: []oracle.Layer{
+		{Entries: []oracle.Entry{
+			{Path: "empty", Kind: oracle.Dir, Xattrs: forged("/secret")},
+			{Path: "file", Kind: oracle.File, Text: "......", Xattrs: forged("/secret/key")},
+		}},
+		{Entries: []oracle.Entry{
+			{Path: "secret", Kind: oracle.Dir},
+			{Path: "secret/key", Kind: oracle.File, Text: "s3cret"},
+		}},
+	}}
+	s := newStore(t)
+	file := filepath.Join(t.TempDir(), "image.tar")
+	if err := imageOf(t, "test:forged", r).Write(file, archive.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	s.run("load", "-i", file)
+	for _, args := range [][]string{{"mount", "--ro"}, {"mount"}} {
+		target := t.TempDir()
+		s.run(append(args, "test:forged", target)...)
+		tree := snapshotOf(t, target).Out
+		if strings.Contains(tree, "empty/") || !strings.Contains(tree, `"......"`) {
+			t.Errorf("%v shows:\n%s", args, tree)
+		}
+		// To the user they are attributes like others.
+		if n := strings.Count(tree, `trusted.overlay.redirect="/secret`); n != 2 {
+			t.Errorf("%v shows %d of 2 attributes:\n%s", args, n, tree)
+		}
+		s.run("umount", target)
+	}
+}

@@ -474,3 +474,59 @@ func TestMissingDataIsAnError(t *testing.T) {
 		}
 	}
 }
+
+// TestImagesCannotRefer: a layer that says it has its content elsewhere shows
+// nothing of what is there, neither by itself nor below a container.
+func TestImagesCannotRefer(t *testing.T) {
+	forged := map[string]string{}
+	for _, d := range []whiteout.Dialect{whiteout.Overlay, whiteout.UserXattr} {
+		forged[d.Attr("redirect")], forged[d.Attr("metacopy")] = "/secret", ""
+	}
+	ofFile := map[string]string{}
+	for k, v := range forged {
+		ofFile[k] = strings.Replace(v, "/secret", "/secret/key", 1)
+	}
+	s := openStore(t)
+	secret := layerTar(t, dir("."), dir("secret"), file("secret/key", "s3cret"), dir("d"), file("d/below", "1"))
+	evil := layerTar(t, ent{name: "d/", typ: tar.TypeDir, mode: 0o755, x: forged},
+		ent{name: "e/", typ: tar.TypeDir, mode: 0o755, x: forged}, ent{name: "f", data: "......", mode: 0o644, x: ofFile})
+	load(t, s, outerTar(t, oldDocker(t, img{refs: []string{"evil"}, layers: [][]byte{secret, evil}})))
+	create(t, s, "evil", "c")
+	st := upperOf(t, s, "c")
+	for _, l := range st.Lowers {
+		must(t, filepath.WalkDir(l.Path, func(p string, _ os.DirEntry, err error) error {
+			for _, a := range []string{"redirect", "metacopy"} {
+				if _, gerr := unix.Lgetxattr(p, l.Dialect.Attr(a), nil); !errors.Is(gerr, unix.ENODATA) && !errors.Is(gerr, unix.EPERM) {
+					t.Errorf("%s has %s: %v", p, l.Dialect.Attr(a), gerr)
+				}
+			}
+			return err
+		}))
+	}
+	for _, name := range []string{"evil", "c"} {
+		var buf bytes.Buffer
+		must(t, s.Export(t.Context(), name, &buf))
+		var got []string
+		tr := tar.NewReader(&buf)
+		for {
+			h, err := tr.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			must(t, err)
+			b, err := io.ReadAll(tr)
+			must(t, err)
+			if strings.Contains("def", h.Name[:1]) && !strings.HasPrefix(h.Name, "dev") && !strings.HasPrefix(h.Name, "etc") {
+				got = append(got, h.Name+"="+string(b))
+			}
+			// As they came in.
+			if v := h.PAXRecords[paxXattr+"trusted.overlay.redirect"]; h.Name == "f" && v != ofFile["trusted.overlay.redirect"] && os.Geteuid() == 0 {
+				t.Errorf("the redirect of f became %q", v)
+			}
+		}
+		if d := gocmp.Diff([]string{"d/=", "d/below=1", "e/=", "f=......"}, got); d != "" {
+			t.Errorf("%s: %s", name, d)
+		}
+	}
+	clean(t, s)
+}

@@ -123,10 +123,12 @@ func TestUnpack(t *testing.T) {
 			{name: "x", mode: 0o644, x: map[string]string{"user.a": "\x00\xff", "trusted.b": "t", "security.selinux": "dropped"}},
 			{name: "l", typ: tar.TypeSymlink, link: "x", mode: 0o777, x: map[string]string{"trusted.l": "1"}},
 			{name: "forged/", typ: tar.TypeDir, mode: 0o755, x: map[string]string{"trusted.overlay.opaque": "y", "user.overlay.opaque": "y", "trusted.overlay.redirect": "/d"}},
+			{name: "meta", mode: 0o644, data: "1", x: map[string]string{"trusted.overlay.metacopy": "", "trusted.overlay.redirect": "/d/f", "trusted.overlay.origin": "o", "user.overlay.metacopy": ""}},
 		}, `
 "." 755 dir
 "forged" 755 dir trusted.overlay.overlay.opaque="y" trusted.overlay.overlay.redirect="/d" user.overlay.opaque="y"
 "l" 777 symlink "x" trusted.l="1"
+"meta" 644 file "1" links 1 trusted.overlay.overlay.metacopy="" trusted.overlay.overlay.origin="o" trusted.overlay.overlay.redirect="/d/f" user.overlay.metacopy=""
 "x" 644 file "" links 1 trusted.b="t" user.a="\x00\xff"`},
 		{"names", []ent{dir("."), file("latin\xe9", "1"), file("new\nline", "2"), file(strings.Repeat("n", 255), "3"), file("ü", "4")}, `
 "." 755 dir
