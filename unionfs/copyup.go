@@ -176,6 +176,9 @@ func (fs *FS) addOrigin(n *inode, o *original, links uint32) error {
 		o.split = true
 		return nil
 	}
+	if !fs.keepsOrigin(n.typ()) {
+		return nil
+	}
 	attrs, err := fs.originXattr(n.low)
 	if err != nil {
 		return err

@@ -81,7 +81,7 @@ func (fs *FS) lowerChild(p *inode, f *found) (*inode, error) {
 	}
 	n := newInode(fs.nodes.idFor(f.low), facts.ino, uint32(f.low.typ())<<12, f.low)
 	n.prot = facts.prot
-	if fs.index == nil || facts.links < 2 {
+	if fs.index == nil || facts.links < 2 || !fs.keepsOrigin(n.typ()) {
 		return fs.adoptChild(p, f, n)
 	}
 	have, err := fs.lowerLink(n, &facts)

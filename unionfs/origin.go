@@ -24,6 +24,12 @@ import (
 //
 // They are those of kernel overlayfs, and mean the same.
 
+// keepsOrigin reports whether an object of the type can have our attributes:
+// those of users are for regular files and directories only (xattr(7)).
+func (fs *FS) keepsOrigin(typ uint32) bool {
+	return fs.xattrs && (typ == unix.S_IFREG || typ == unix.S_IFDIR || fs.upper.dialect.Prefix() != whiteout.UserPrefix)
+}
+
 // markImpure notes that a directory of the upper will hold an object with an
 // origin, so that the next mount looks for inode numbers in it.
 func (fs *FS) markImpure(p *inode, dirfd int) error {
