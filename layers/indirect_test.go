@@ -391,6 +391,7 @@ var indirectCases = []struct {
 }
 
 func TestIndirectUppersBecomePlainLayers(t *testing.T) {
+	s := openStore(t)
 	for name, d := range dialects(t) {
 		for _, c := range indirectCases {
 			t.Run(name+"/"+c.name, func(t *testing.T) {
@@ -411,14 +412,14 @@ func TestIndirectUppersBecomePlainLayers(t *testing.T) {
 				if d := gocmp.Diff(c.diff, diff); d != "" {
 					t.Errorf("diff: %s", d)
 				}
-				sameTree(t, st, buf.Bytes())
+				sameTree(t, s, st, buf.Bytes())
 			})
 		}
 	}
 }
 
 // sameTree checks that a layer on the lowers shows what the upper shows.
-func sameTree(t testing.TB, st Stack, layer []byte) {
+func sameTree(t testing.TB, s *Store, st Stack, layer []byte) {
 	t.Helper()
 	tars := [][]byte{layer}
 	for i, l := range st.Lowers {
@@ -428,7 +429,7 @@ func sameTree(t testing.TB, st Stack, layer []byte) {
 		tars = append(tars, buf.Bytes())
 	}
 	slices.Reverse(tars)
-	made := loadLayers(t, openStore(t), tars...)
+	made := loadLayers(t, s, tars...)
 	union, err := openUnion(st)
 	must(t, err)
 	defer union.Close()
