@@ -330,6 +330,7 @@ func TestKillServerAtEveryStep(t *testing.T) {
 	if !ok || sub.Name() != "plyfs" {
 		harness.Skip(t, "needs the fault points of plyfs")
 	}
+	fastDir(t) // made here, not by several stories at once
 	k := &kills{count: make(map[string]int)}
 	t.Run("stories", func(t *testing.T) {
 		for name, trials := range killCases() {
