@@ -195,6 +195,7 @@ func (fs *FS) born(c *change, name string, fd int) (*inode, error) {
 	n.where = alias{c.p, name}
 	c.p.refs.Add(1)
 	fs.nodes.add(n)
+	fs.trim.note()
 	if fd >= 0 {
 		fs.fds.put(&n.fd, fd, true).release()
 	}

@@ -114,6 +114,7 @@ func (fs *FS) adoptChild(p *inode, f *found, n *inode) (*inode, error) {
 	p.refs.Add(1) // the caller's request keeps p alive
 	have, ok := p.dir.adopt(f, n, fs.nodes)
 	if ok && have == nil {
+		fs.trim.note()
 		return n, nil
 	}
 	// n is known to nobody: it is simply left to the garbage collector.

@@ -6,16 +6,16 @@ import (
 	"time"
 )
 
-// trimmer gives memory back to the system after the kernel has forgotten many
-// inodes. The garbage collector alone would keep it, until much later, for new
-// ones.
+// trimmer gives memory back to the system after the kernel has come to know or
+// has forgotten many inodes. The garbage collector alone would keep what listing
+// directories has left behind, or the inodes themselves, until much later.
 type trimmer struct {
-	dropped atomic.Uint64
-	timer   *time.Timer
+	seen  atomic.Uint64
+	timer *time.Timer
 }
 
 const (
-	trimEvery = 8192            // dropped inodes
+	trimEvery = 8192            // inodes
 	trimDelay = 2 * time.Second // after the last such lot: they come in bursts
 )
 
@@ -25,9 +25,9 @@ func newTrimmer() *trimmer {
 	return t
 }
 
-// note counts one dropped inode.
+// note counts one inode that has come or gone.
 func (t *trimmer) note() {
-	if t.dropped.Add(1)%trimEvery == 0 {
+	if t.seen.Add(1)%trimEvery == 0 {
 		t.timer.Reset(trimDelay)
 	}
 }
