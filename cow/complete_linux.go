@@ -10,12 +10,14 @@ import (
 	"github.com/plyfs/plyfs/cow/fsat"
 )
 
-// Complete gives data to a copy that so far has attributes only: the first size
-// bytes of data are copied to fd, in place, and made durable; then the attribute
-// mark, which says that the data is elsewhere, is removed. fd is open for reading
-// and writing. A crash before the last step leaves a file whose data is still
-// taken from elsewhere, up to its size.
-func (w *Work) Complete(fd, data int, size int64, mark string) error {
+// Complete gives data to a copy that so far has attributes only: data is copied
+// to fd, in place, and made durable; then the attribute mark, which says that the
+// data is elsewhere, is removed. fd is open for reading and writing. A crash
+// before the last step leaves a file whose data is still taken from elsewhere.
+//
+// All data is copied, even if the caller is about to truncate the file: kernel
+// overlayfs reads a file that is marked beyond the size that its attributes say.
+func (w *Work) Complete(fd, data int, mark string) error {
 	var st unix.Stat_t
 	if err := fsat.Fstat(fd, &st); err != nil {
 		return err
@@ -24,13 +26,12 @@ func (w *Work) Complete(fd, data int, size int64, mark string) error {
 	if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("read capabilities: %w", err)
 	}
-	size = min(size, st.Size)
-	if err := copyData(fd, data, size); err != nil {
+	if err := copyData(fd, data, st.Size); err != nil {
 		return fmt.Errorf("copy data: %w", err)
 	}
 	fault.Point("complete.copied")
 	// What is behind the end of the data is a hole.
-	if err := unix.Ftruncate(fd, size); err != nil {
+	if err := unix.Ftruncate(fd, st.Size); err != nil {
 		return fmt.Errorf("set size: %w", err)
 	}
 	if err := restore(fd, &st, caps); err != nil {

@@ -40,7 +40,7 @@ func (fs *FS) ensureData(n *inode, size int64) error {
 		meta = true // somebody may have been faster
 	}
 	if meta {
-		return fs.completeData(n, size)
+		return fs.completeData(n)
 	}
 	return nil
 }
@@ -295,6 +295,7 @@ func (fs *FS) publishOrphan(n *inode, t *cow.Temp) error {
 // nowUpper switches n to its copy. Preconditions: n.mu is held exclusively.
 func (fs *FS) nowUpper(n *inode, t *cow.Temp, st *unix.Stat_t, meta bool) {
 	n.upper, n.meta = true, meta
+	n.ownExtra().copied.Store(true)
 	if n.extra().group != nil {
 		fs.severalNames(n, st)
 	}
@@ -315,9 +316,8 @@ func (fs *FS) severalNames(n *inode, st *unix.Stat_t) {
 	fs.nodes.addTo(n, e.upID, upperObjects)
 }
 
-// completeData brings the first size bytes of a file's data to its attributes
-// in the upper.
-func (fs *FS) completeData(n *inode, size int64) error {
+// completeData brings a file's data to its attributes in the upper.
+func (fs *FS) completeData(n *inode) error {
 	mu := &n.ownExtra().copyMu
 	mu.Lock()
 	defer mu.Unlock()
@@ -346,12 +346,13 @@ func (fs *FS) completeData(n *inode, size int64) error {
 	if err != nil {
 		return fmt.Errorf("copy up data: open the copy: %w", err)
 	}
-	if err := fs.work.Complete(fd, from, size, fs.upper.dialect.Attr("metacopy")); err != nil {
+	if err := fs.work.Complete(fd, from, fs.upper.dialect.Attr("metacopy")); err != nil {
 		fsat.Close(fd)
 		return fmt.Errorf("copy up data: %w", err)
 	}
 	n.mu.Lock()
 	n.meta = false
+	n.ownExtra().copied.Store(true)
 	fs.fds.drop(&n.fd)
 	fs.fds.put(&n.fd, fd, true).release()
 	n.mu.Unlock()

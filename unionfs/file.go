@@ -187,10 +187,17 @@ func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 		return fs.status("fsync", n, err)
 	}
 	defer h.release()
-	if in.FsyncFlags&fsyncData != 0 {
+	// What has been copied up has got its name, or lost a mark, in a way that
+	// fdatasync(2) does not always make durable (ext4: it looks at the size).
+	copied := n.extra().copied.Load()
+	if in.FsyncFlags&fsyncData != 0 && !copied {
 		return fs.status("fsync", n, unix.Fdatasync(h.fd))
 	}
-	return fs.status("fsync", n, unix.Fsync(h.fd))
+	err = unix.Fsync(h.fd)
+	if err == nil && copied {
+		n.ownExtra().copied.Store(false)
+	}
+	return fs.status("fsync", n, err)
 }
 
 // syncFd returns a descriptor of the file in the upper, whether its data is
