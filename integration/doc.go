@@ -7,6 +7,8 @@
 //	                    fuse-overlayfs), unmounts, watches for hangs and leaks
 //	oracle/             layer stacks, operations, the agent that executes them,
 //	                    comparison, generator, reduction of a failing run
+//	crash/              stories that a kill or a power cut interrupts; a disk that
+//	                    records what is written to it
 //	archive/            image archives, right and wrong ones
 //	testdata/cases/     named oracle cases, one small script per rule
 //	testdata/script/    command-line tests (testscript)
@@ -16,7 +18,9 @@
 //	signals_test.go     clients killed in the middle of an operation
 //	dialect_test.go     .wh. and userxattr layers against the same stack in
 //	                    the overlay dialect
-//	crash_test.go       kill -9 of the mount server during writes
+//	crash_test.go       kill -9 of the mount server during writes, and at every step
+//	powerloss_test.go   the power goes at many moments
+//	memory_test.go      what the server takes for an inode, and gives back
 //	script_test.go      the verbs of the command line
 //	image_test.go       archives: load, mount, compare, save
 //	parallel_test.go    many processes at once, leaks
@@ -45,6 +49,8 @@
 //	-oracle.duration D      length of the random runs (default 30s)
 //	-oracle.replay FILE     execute a saved run
 //	-oracle.limit D         how long one operation may take (1m)
+//	-powerloss.cuts N       how often the power goes
+//	-crash.all              kill at every arrival at every step
 //	-oracle.trace           log every operation with the kernel's result
 //	-oracle.reduce          reduce a failing run before it is saved
 //
