@@ -89,7 +89,7 @@ func settle(t *testing.T, pid, limit int) (now int) {
 		if now = anonymous(t, pid); now <= limit {
 			break
 		}
-		time.Sleep(200 * time.Millisecond) // polling: the kernel says FORGET when it likes
+		<-time.After(200 * time.Millisecond) // polling: the kernel says FORGET when it likes
 	}
 	return now
 }
