@@ -91,9 +91,16 @@ func entries(lines ...string) []oracle.Entry {
 // each flag.
 func TestRenameMatrix(t *testing.T) {
 	needOracle(t)
-	for _, flag := range []string{"", "NOREPLACE", "EXCHANGE"} {
-		t.Run("flags="+flag, func(t *testing.T) {
-			tr := &oracle.Trial{Where: fastDir(t)}
+	for _, variant := range []struct{ flag, redirect string }{
+		{"", "off"},
+		{"NOREPLACE", "off"},
+		{"EXCHANGE", "off"},
+		{"", "on"},
+		{"EXCHANGE", "on"},
+	} {
+		flag := variant.flag
+		t.Run("flags="+flag+",redirect="+variant.redirect, func(t *testing.T) {
+			tr := &oracle.Trial{Where: fastDir(t), Options: []string{"redirect_dir=" + variant.redirect}}
 			upper := oracle.Layer{Entries: []oracle.Entry{{Kind: oracle.Dir, Mode: 0o777}}}
 			mid := oracle.Layer{Entries: []oracle.Entry{{Kind: oracle.Dir}}}
 			lower := oracle.Layer{Entries: []oracle.Entry{{Kind: oracle.Dir}}}
@@ -132,7 +139,7 @@ func TestRenameMatrix(t *testing.T) {
 				}
 			}
 			tr.Recipe = oracle.Recipe{Upper: upper, Lowers: []oracle.Layer{mid, lower}}
-			runTrial(t, tr, "rename-matrix-"+flag)
+			runTrial(t, tr, "rename-matrix-"+flag+"-"+variant.redirect)
 		})
 	}
 }

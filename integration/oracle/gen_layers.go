@@ -15,8 +15,12 @@ type GenOptions struct {
 	Unprivileged bool
 	// NoHardlinks leaves out hard links in lowers.
 	NoHardlinks bool
+	// NoLinks makes no hard links, in lowers or by operations. The kernel
+	// treats names of one file as several where it has no file handles.
+	NoLinks bool
 	// PlainNames leaves out what means something in another dialect: names
-	// that begin with .wh. and attributes of other unions.
+	// that begin with .wh. or leave no room for it, and attributes of other
+	// unions.
 	PlainNames bool
 	// XWhiteouts makes the whiteouts of lowers without devices, as on
 	// another union.
@@ -57,7 +61,8 @@ func (g *gen) chance(percent int) bool { return g.IntN(100) < percent }
 
 func (g *gen) name() Name {
 	if g.chance(12) {
-		if n := pick(g, oddNames); !g.o.PlainNames || !strings.HasPrefix(string(n), ".wh.") {
+		n := pick(g, oddNames)
+		if !g.o.PlainNames || !strings.HasPrefix(string(n), ".wh.") && len(".wh."+n) <= 255 {
 			return n
 		}
 	}
@@ -194,7 +199,7 @@ func (g *gen) layer(n int, upper bool) Layer {
 			files = append(files, p)
 		case k < 72:
 			e.Kind, e.Target = Symlink, g.target()
-		case k < 76 && len(files) > 0 && !g.o.NoHardlinks:
+		case k < 76 && len(files) > 0 && !g.o.NoHardlinks && !g.o.NoLinks:
 			e = Entry{Path: p, Kind: Hardlink, Target: pick(g, files)}
 		case k < 80:
 			e.Kind, e.Mode = pick(g, []Kind{Fifo, Socket}), 0o644
@@ -311,6 +316,9 @@ func (n *Generator) Next() (Op, bool) {
 	}
 	n.left--
 	op := n.g.op()
+	for n.g.o.NoLinks && (op.Op == "link" || op.Op == "linkfd") {
+		op = n.g.op()
+	}
 	if !n.g.o.Unprivileged && n.g.chance(30) {
 		op.User = 1 + n.g.IntN(2)
 	}

@@ -24,7 +24,7 @@ import (
 //	p fifo    s socket    c char 1:3    b block 4095:77
 //	w whiteout    x xwhiteout
 //	[options]
-//	readonly    roflag    agents=2    noremount    userxattr
+//	readonly    roflag    agents=2    noremount    notree    userxattr
 //	lowers=xfs    upper=tmpfs:1000000              what they lie on, see harness.NewPlace
 //	index=on    redirect_dir=on    metacopy=on     of the mounts, see harness.Defaults
 //	[ops]
@@ -83,6 +83,8 @@ func (t *Trial) parseLine(section string, words []string) error {
 				t.ROFlag = true
 			case "noremount":
 				t.NoRemount = true
+			case "notree":
+				t.NoTree = true
 			case "lowers":
 				t.LowersOn = value
 			case "upper":

@@ -45,7 +45,7 @@ type Entry struct {
 	Rdev   [2]uint32         `json:"rdev,omitzero"`
 	Xattrs map[string]string `json:"xattrs,omitempty"` // values: see EncodeValue
 	Flags  string            `json:"flags,omitempty"`  // letters of chattr(1)
-	Fill   int               `json:"fill,omitempty"`   // of a directory: so many empty files
+	Fill   int               `json:"fill,omitempty"`   // of a directory: so many empty files; of a hard link: so many more
 }
 
 // Layer is a list of entries, parents first.
@@ -184,6 +184,11 @@ func (l Layer) buildEntry(dir string, e Entry) error {
 			return err
 		}
 	case Hardlink:
+		for i := range e.Fill {
+			if err := unix.Link(filepath.Join(dir, string(e.Target)), fmt.Sprintf("%s%06d", p, i)); err != nil {
+				return err
+			}
+		}
 		return unix.Link(filepath.Join(dir, string(e.Target)), p)
 	case Fifo:
 		if err := unix.Mknod(p, unix.S_IFIFO|0o600, 0); err != nil {

@@ -140,7 +140,7 @@ func (t *Trial) compareOps(model, subject *side) (diffs []Diff, err error) {
 			return diffs, err
 		}
 		if d, ok := t.differ(op, want, got); ok {
-			if t.emptyForUs(op, want, got, model) || t.longRedirect(want, got) {
+			if t.emptyForUs(op, want, got, model) || t.longRedirect(want, got) || t.farCopy(op, want, got) {
 				t.ended = true
 				return diffs, nil
 			}
