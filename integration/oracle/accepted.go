@@ -29,6 +29,7 @@ var Accepted = []Difference{
 	{"rmdir of an upper directory with whiteouts that hide nothing", "overlayfs says ENOTEMPTY; plyfs removes it"},
 	{"mmap of a descriptor opened read-only before the copy-up", "kernel overlayfs shows old data through it for ever; plyfs shows the new"},
 	{"copy_file_range between a file of a lower and one of an upper on another file system", "the kernel says EXDEV; plyfs copies"},
+	{"EPERM for an immutable file or another error, if there are two reasons", "the kernel looks at flags first; in front of a FUSE server it knows of none and looks at permissions and types"},
 	{"COLLAPSE_RANGE, INSERT_RANGE and others of fallocate", "the FUSE protocol has KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE only"},
 	{"f_bfree, f_bavail, f_ffree, f_files of statfs", "they change between two calls"},
 	{"O_DIRECT with unaligned buffers", "EINVAL comes from the file system below; FUSE has no such limit"},

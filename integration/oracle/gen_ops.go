@@ -280,7 +280,13 @@ func (g *gen) metaOp() Op {
 	case 20, 21:
 		return Op{Op: "listxattr", Path: p, Flags: g.follow()}
 	case 22:
-		return Op{Op: "cat", Path: g.file()}
+		if g.o.Unprivileged || g.chance(50) {
+			return Op{Op: "cat", Path: g.file()}
+		}
+		return pick(g, []Op{
+			{Op: "getflags", Path: p},
+			{Op: "setflags", Path: p, Flags: pick(g, []string{"", "", "d", "dA", "i"})},
+		})
 	default:
 		return Op{Op: "put", Path: p, Text: fmt.Sprint("text ", g.IntN(1000)), Flags: pick(g, []string{"CREAT|TRUNC", "TRUNC", "APPEND", "CREAT|EXCL"})}
 	}

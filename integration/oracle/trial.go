@@ -57,6 +57,8 @@ type Trial struct {
 	// freed: the kernel refused to change an object that is unlinked and
 	// was never copied up; see Accepted.
 	freed bool
+	// flagged: files were made immutable or append-only.
+	flagged bool
 	// ended: an accepted difference left different trees behind.
 	ended bool
 	// Stats, if not nil, counts operation → errno of the model.
@@ -92,7 +94,7 @@ func (t *Trial) Run() (diffs []Diff, err error) {
 			return nil, err
 		}
 	}
-	t.freed, t.ended = false, false
+	t.freed, t.flagged, t.ended = false, false, false
 	diffs, err = t.compareOps(model, subject)
 	if err != nil || t.ended || t.NoTree {
 		return diffs, err
