@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	flagSeed     = flag.Int64("oracle.seed", 0, "first seed of the random runs; 0: from the clock")
+	flagSeed     = flag.Int64("oracle.seed", 0, "first seed of the random runs; 0: 1, and of the soak one from the clock")
 	flagDuration = flag.Duration("oracle.duration", 30*time.Second, "length of the random runs")
 	flagReplay   = flag.String("oracle.replay", "", "saved run to execute")
 	flagTrace    = flag.Bool("oracle.trace", false, "log every operation with the kernel's result")

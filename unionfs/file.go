@@ -298,6 +298,9 @@ func (fs *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32
 	if src == nil || dst == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
+	if err := dst.protected(immutable); err != nil { // kernel: generic_copy_file_checks
+		return 0, fs.status("copy_file_range", dst, err)
+	}
 	if err := fs.ensureAllData(dst); err != nil {
 		return 0, fs.status("copy_file_range", dst, err)
 	}

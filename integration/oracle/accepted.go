@@ -30,6 +30,7 @@ var Accepted = []Difference{
 	{"mmap of a descriptor opened read-only before the copy-up", "kernel overlayfs shows old data through it for ever; plyfs shows the new"},
 	{"copy_file_range between a file of a lower and one of an upper on another file system", "the kernel says EXDEV; plyfs copies"},
 	{"EPERM for an immutable file or another error, if there are two reasons", "the kernel looks at flags first; in front of a FUSE server it knows of none and looks at permissions and types"},
+	{"EPERM of access(W_OK) of an immutable file, and of copy_file_range of nothing into one", "FUSE has no word for immutable, and the kernel answers both without asking the server; opening and writing give EPERM"},
 	{"COLLAPSE_RANGE, INSERT_RANGE and others of fallocate", "the FUSE protocol has KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE only"},
 	{"f_bfree, f_bavail, f_ffree, f_files of statfs", "they change between two calls"},
 	{"O_DIRECT with unaligned buffers", "EINVAL comes from the file system below; FUSE has no such limit"},

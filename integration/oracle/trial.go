@@ -59,6 +59,8 @@ type Trial struct {
 	freed bool
 	// flagged: files were made immutable or append-only.
 	flagged bool
+	// linked: the lower objects ("is=…") that were given another name.
+	linked map[string]bool
 	// ended: an accepted difference left different trees behind.
 	ended bool
 	// Stats, if not nil, counts operation → errno of the model.
@@ -94,7 +96,7 @@ func (t *Trial) Run() (diffs []Diff, err error) {
 			return nil, err
 		}
 	}
-	t.freed, t.flagged, t.ended = false, false, false
+	t.freed, t.flagged, t.linked, t.ended = false, false, nil, false
 	diffs, err = t.compareOps(model, subject)
 	if err != nil || t.ended || t.NoTree {
 		return diffs, err
@@ -142,7 +144,7 @@ func (t *Trial) compareOps(model, subject *side) (diffs []Diff, err error) {
 			return diffs, err
 		}
 		if d, ok := t.differ(op, want, got); ok {
-			if t.emptyForUs(op, want, got, model) || t.longRedirect(want, got) || t.farCopy(op, want, got) {
+			if t.emptyForUs(op, want, got, model) || t.longRedirect(op, want, got) || t.farCopy(op, want, got) {
 				t.ended = true
 				return diffs, nil
 			}
@@ -151,6 +153,9 @@ func (t *Trial) compareOps(model, subject *side) (diffs []Diff, err error) {
 			if len(diffs) >= maxDiffs {
 				return diffs, nil
 			}
+		}
+		if err := t.noteLink(op, want, got, subject); err != nil {
+			return diffs, err
 		}
 		if t.Gen != nil {
 			t.Gen.Observe(op, want)
