@@ -157,6 +157,9 @@ func runTrial(t *testing.T, tr *oracle.Trial, name string) {
 	if len(diffs) == 0 && err == nil {
 		return
 	}
+	if errors.Is(err, harness.ErrNoPlace) {
+		harness.Skip(t, "%v", err)
+	}
 	if *flagReduce {
 		kind := oracle.Signature(diffs, err)
 		small := oracle.Reduce(*tr, 3*time.Minute, func(c oracle.Trial) bool {

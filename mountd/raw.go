@@ -6,11 +6,15 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/plyfs/plyfs/mountd/holder"
+	"github.com/plyfs/plyfs/unionfs/transport"
 )
 
 // RawMount mounts directories, without a store, and returns once the mount is
 // live. Its processes keep nothing of the caller.
 func RawMount(ctx context.Context, o *RawOptions, target string) error {
+	if o.Remount {
+		return marked(ErrMount, o.remount(target))
+	}
 	spec, err := o.Spec(target)
 	if err != nil {
 		return marked(ErrMount, err)
@@ -21,6 +25,18 @@ func RawMount(ctx context.Context, o *RawOptions, target string) error {
 	}
 	_, err = p.Go(ctx)
 	return marked(ErrMount, err)
+}
+
+// remount changes the flags of a live mount.
+func (o *RawOptions) remount(target string) error {
+	dir, err := resolveDir("mount point", target)
+	if err != nil {
+		return err
+	}
+	return transport.Remount(transport.MountOptions{
+		Target: dir, ReadOnly: o.ReadOnly, NoSuid: o.NoSuid, NoDev: o.NoDev, NoExec: o.NoExec,
+		NoAtime: o.NoAtime, StrictAtime: o.StrictAtime, NoDirAtime: o.NoDirAtime,
+	})
 }
 
 // RawServe is RawMount in the foreground: it returns when the mount has ended.

@@ -29,6 +29,9 @@ type RawOptions struct {
 	NoDev       bool
 	NoExec      bool
 	NoAtime     bool
+	StrictAtime bool
+	NoDirAtime  bool
+	Remount     bool
 	FSName      string
 	Subtype     string
 	Debug       bool
@@ -139,7 +142,11 @@ func (o *RawOptions) set(key, val string, hasVal bool) (known bool, err error) {
 	case "noexec", "exec":
 		o.NoExec = key == "noexec"
 	case "noatime", "atime", "relatime", "strictatime":
-		o.NoAtime = key == "noatime"
+		o.NoAtime, o.StrictAtime = key == "noatime", key == "strictatime"
+	case "nodiratime", "diratime":
+		o.NoDirAtime = key == "nodiratime"
+	case "remount":
+		o.Remount = true
 	case "allow_other":
 		o.AllowOther = true
 	case "fsname":
@@ -184,6 +191,8 @@ func (o *RawOptions) set(key, val string, hasVal bool) (known bool, err error) {
 // check reports what no set of directories could make valid.
 func (o *RawOptions) check() error {
 	switch {
+	case o.Remount: // of a mount that knows its layers
+		return nil
 	case len(o.Lowers) == 0:
 		return errors.New("no layer given: -o lowerdir=DIR[:DIR…] is needed")
 	case o.Upper != "" && o.Work == "":
@@ -201,7 +210,7 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 	s := holder.Spec{
 		Volatile: o.Volatile, FSName: o.FSName, Subtype: o.Subtype, ReadOnly: o.ReadOnly,
 		AllowOther: o.AllowOther, NoSuid: o.NoSuid, NoDev: o.NoDev, NoExec: o.NoExec,
-		NoAtime: o.NoAtime, Debug: o.Debug, Metacopy: o.Metacopy, NoIndex: o.NoIndex,
+		NoAtime: o.NoAtime, StrictAtime: o.StrictAtime, NoDirAtime: o.NoDirAtime, Debug: o.Debug, Metacopy: o.Metacopy, NoIndex: o.NoIndex,
 	}
 	own := "overlay" // the dialect of what we write, and of lowers by default
 	if !mayUseTrusted() || o.Dialect == "userxattr" {

@@ -25,7 +25,7 @@ func (fs *FS) attr(n *inode, out *fuse.Attr) error {
 	var st unix.Stat_t
 	n.mu.RLock()
 	err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) })
-	if err == nil && n.meta {
+	if err == nil && (n.meta || !n.upper && fs.lowers.dataElsewhere(n.low)) {
 		var data unix.Stat_t
 		err = fs.lowers.stat(n.low, &data)
 		st.Blocks = data.Blocks // its space is where its data is
@@ -99,8 +99,33 @@ func realRdev(wire uint32) uint64 {
 // (default_permissions) and asks only where it must not be told ENOSYS.
 func (fs *FS) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { return fuse.OK }
 
-// Statx implements STATX; GETATTR says all we know.
-func (fs *FS) Statx(<-chan struct{}, *fuse.StatxIn, *fuse.StatxOut) fuse.Status { return fuse.ENOSYS }
+// Statx implements STATX, which the kernel sends when somebody wants to know the
+// time of birth: that of the real object, so of a copy, as on kernel overlayfs.
+func (fs *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
+	n := fs.nodes.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	var a fuse.Attr
+	if err := fs.attr(n, &a); err != nil {
+		return fs.status("statx", n, err)
+	}
+	var st unix.Statx_t
+	err := fs.withReal(n, func(dirfd int, name string) error { return fsat.Statx(dirfd, name, unix.STATX_BTIME, &st) })
+	if err != nil {
+		return fs.status("statx", n, err)
+	}
+	rdev := realRdev(a.Rdev)
+	out.Statx = fuse.Statx{
+		Mask: unix.STATX_BASIC_STATS | st.Mask&unix.STATX_BTIME,
+		Ino:  a.Ino, Size: a.Size, Blocks: a.Blocks, Blksize: a.Blksize, Mode: uint16(a.Mode), Nlink: a.Nlink, Uid: a.Uid, Gid: a.Gid,
+		Atime: fuse.SxTime{Sec: a.Atime, Nsec: a.Atimensec}, Btime: fuse.SxTime{Sec: uint64(st.Btime.Sec), Nsec: st.Btime.Nsec},
+		Ctime: fuse.SxTime{Sec: a.Ctime, Nsec: a.Ctimensec}, Mtime: fuse.SxTime{Sec: a.Mtime, Nsec: a.Mtimensec},
+		RdevMajor: unix.Major(rdev), RdevMinor: unix.Minor(rdev),
+	}
+	out.SetTimeout(forever)
+	return fuse.OK
+}
 
 // Readlink implements READLINK.
 func (fs *FS) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {

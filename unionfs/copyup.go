@@ -304,7 +304,7 @@ func (fs *FS) nowUpper(n *inode, t *cow.Temp, st *unix.Stat_t, meta bool) {
 	}
 	fs.fds.drop(&n.fd)
 	if fd := t.TakeFd(); fd >= 0 {
-		fs.fds.put(&n.fd, fd, true).release()
+		fs.keepData(n, fd)
 	}
 }
 
@@ -354,7 +354,7 @@ func (fs *FS) completeData(n *inode) error {
 	n.meta = false
 	n.ownExtra().copied.Store(true)
 	fs.fds.drop(&n.fd)
-	fs.fds.put(&n.fd, fd, true).release()
+	fs.keepData(n, fd)
 	n.mu.Unlock()
 	fs.invalidate(n.id, false)
 	return nil

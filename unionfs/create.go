@@ -197,7 +197,7 @@ func (fs *FS) born(c *change, name string, fd int) (*inode, error) {
 	fs.nodes.add(n)
 	fs.trim.note()
 	if fd >= 0 {
-		fs.fds.put(&n.fd, fd, true).release()
+		fs.keepData(n, fd)
 	}
 	c.p.dir.setUpper(name, n, false)
 	return n, nil

@@ -15,6 +15,7 @@
 //	lookup.go readdir.go attr.go xattr.go file.go      requests that read
 //	create.go link.go remove.go rename.go setattr.go   requests that change names or attributes
 //	flags.go            inode flags (chattr)
+//	atime.go            access times
 //	acl.go caller.go    what new objects inherit; what a request does not tell of its caller
 //	copyup.go           when and in what order package cow is called
 //	fdcache.go          descriptors, a bounded cache

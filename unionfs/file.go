@@ -31,6 +31,9 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 	if err == nil && write {
 		n.writers.Add(1)
 	}
+	if err == nil && in.Flags&unix.O_ACCMODE == unix.O_RDONLY {
+		fs.accessed(n, in.Flags)
+	}
 	out.OpenFlags = openFlags
 	return fs.status("open", n, err)
 }
@@ -93,6 +96,7 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRes
 		}
 		done += m
 	}
+	fs.accessed(n, in.Flags)
 	return fuse.ReadResultData(buf[:done]), fuse.OK
 }
 

@@ -129,7 +129,7 @@ func (fs *FS) setFlags(n *inode, get, set uint32, b flagBits, want []byte) error
 	var buf, have [fsxattrSize]byte
 	copy(buf[:], want[:b.size])
 	binary.NativeEndian.PutUint32(buf[:], flags&^b.of(immutable|appendOnly))
-	return fs.withFileLocked(n, func(fd int) error {
+	err := fs.withFileLocked(n, func(fd int) error {
 		if err := fsat.Ioctl(fd, get, have[:]); err != nil {
 			return err
 		}
@@ -138,6 +138,8 @@ func (fs *FS) setFlags(n *inode, get, set uint32, b flagBits, want []byte) error
 		}
 		return fsat.Ioctl(fd, set, buf[:])
 	})
+	fs.invalidate(n.id, false) // st_ctime: for the kernel an ioctl changes nothing
+	return err
 }
 
 // setProtection records the protections of an object in the upper.
@@ -202,24 +204,28 @@ func (fs *FS) withFileLocked(n *inode, fn func(fd int) error) error {
 	if n.typ() != unix.S_IFREG && !n.isDir() {
 		return unix.ENOTTY
 	}
-	return fs.withRealLocked(n, func(dirfd int, name string) (err error) {
-		var fd int
-		if n.isDir() {
-			if name == "" {
-				name = "."
-			}
-			fd, err = fsat.OpenName(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-		} else if name == "" {
-			fd, err = fsat.Reopen(dirfd, unix.O_RDONLY)
-		} else {
-			fd, err = fsat.OpenRegular(dirfd, name, unix.O_RDONLY)
+	return fs.withRealLocked(n, func(dirfd int, name string) error { return openReal(n, dirfd, name, fn) })
+}
+
+// openReal calls fn with a descriptor of the file or directory behind n, which
+// is (dirfd, name), open for reading.
+func openReal(n *inode, dirfd int, name string, fn func(fd int) error) (err error) {
+	var fd int
+	if n.isDir() {
+		if name == "" {
+			name = "."
 		}
-		if err != nil {
-			return err
-		}
-		defer fsat.Close(fd)
-		return fn(fd)
-	})
+		fd, err = fsat.OpenName(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	} else if name == "" {
+		fd, err = fsat.Reopen(dirfd, unix.O_RDONLY)
+	} else {
+		fd, err = fsat.OpenRegular(dirfd, name, unix.O_RDONLY)
+	}
+	if err != nil {
+		return err
+	}
+	defer fsat.Close(fd)
+	return fn(fd)
 }
 
 // protected returns EPERM if n has one of the protections.

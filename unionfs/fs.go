@@ -34,6 +34,8 @@ type FS struct {
 	xattrs   bool        // the upper can hold our attributes
 	xwhite   bool        // whiteouts are files with an attribute
 	index    *linkIndex  // nil: hard links of the lowers are not kept
+	atime    Atime       // of files, and of directories with
+	dirAtime bool
 
 	lockFd  int // the upper directory, open for its lock
 	mountFd int // the private copy of the mount that the upper lies in, or -1
@@ -131,11 +133,14 @@ func (fs *FS) open(o Options) error {
 }
 
 func (fs *FS) openUpper(o Options) error {
-	upper, workdir, err := fs.openPair(o.Upper, o.Work)
+	upper, workdir, err := fs.openPair(o)
 	if err != nil {
 		return err
 	}
-	if err := fs.openWork(o, upper, workdir); err != nil {
+	if err = fs.openWork(o, upper, workdir); err == nil {
+		err = fs.openAtime(o)
+	}
+	if err != nil {
 		fsat.Close(workdir)
 		return err
 	}
@@ -188,7 +193,8 @@ func (fs *FS) openWork(o Options, upper, workdir int) (err error) {
 // mount that both lie in (renames do not work from one mount to another), so
 // that what is mounted below them later does not show; without the privilege
 // for that, or in different mounts, as they are.
-func (fs *FS) openPair(upper, work string) (upperFd, workFd int, err error) {
+func (fs *FS) openPair(o Options) (upperFd, workFd int, err error) {
+	upper, work := o.Upper, o.Work
 	u, err := resolve(upper)
 	if err != nil {
 		return -1, -1, fmt.Errorf("upperdir %q: %w", upper, err)
@@ -208,7 +214,7 @@ func (fs *FS) openPair(upper, work string) (upperFd, workFd int, err error) {
 		}
 		return fsat.OpenBeneath(base, rel, unix.O_PATH|unix.O_DIRECTORY)
 	}
-	if base, err := fsat.CloneTree(common, false); err == nil {
+	if base, err := fsat.CloneTree(common, false, o.Atime == AtimeNever); err == nil {
 		fs.mountFd = base
 		if upperFd, err = beneath(base, u); err == nil {
 			if workFd, err = beneath(base, w); err == nil {

@@ -80,6 +80,11 @@ type Options struct {
 	// NoIndex gives up hard links of lower files when one of them is copied up.
 	NoIndex bool
 
+	// Atime is when reading changes access times in the upper; NoDirAtime
+	// keeps those of directories.
+	Atime      Atime
+	NoDirAtime bool
+
 	// Volatile drops every durability promise: no fsync reaches the disk.
 	Volatile bool
 

@@ -51,6 +51,9 @@ func (fs *FS) readDir(n *inode, in *fuse.ReadIn, add func(*dirEntry) bool) fuse.
 	if err := fs.load(n); err != nil {
 		return fs.status("readdir", n, err)
 	}
+	if in.Offset == 0 {
+		fs.accessed(n, 0)
+	}
 	after := in.Offset
 	if after < cookieDot {
 		if !add(&dirEntry{name: ".", cookie: cookieDot, ino: n.ino, typ: unix.DT_DIR}) {

@@ -117,14 +117,25 @@ func (fs *FS) dataFdLocked(n *inode, write bool) (*fdHandle, error) {
 			return fs.lowers.open(n.low)
 		}
 		if o := n.extra().orphan; o.fd >= 0 {
-			return fsat.Reopen(o.fd, flags)
+			fd, err = fsat.Reopen(o.fd, flags)
+		} else {
+			err = fs.withRealLocked(n, func(dirfd int, name string) (e error) {
+				fd, e = fsat.OpenRegular(dirfd, name, flags)
+				return e
+			})
 		}
-		err = fs.withRealLocked(n, func(dirfd int, name string) (e error) {
-			fd, e = fsat.OpenRegular(dirfd, name, flags)
-			return e
-		})
+		if err == nil {
+			quiet(fd)
+		}
 		return fd, err
 	})
+}
+
+// keepData keeps the descriptor fd of a file's data in the upper, open for
+// reading and writing, for whoever needs it next.
+func (fs *FS) keepData(n *inode, fd int) {
+	quiet(fd)
+	fs.fds.put(&n.fd, fd, true).release()
 }
 
 // again runs fn until it does not report that what it looked at has moved.

@@ -26,7 +26,8 @@ func newOverlayCommand() *cobra.Command {
                     aufs (.wh. files) or auto (all of them)
   userxattr         user.overlay.* instead of trusted.overlay.* everywhere
   volatile          no sync ever reaches the disk
-  ro nosuid nodev noexec noatime allow_other fsname=NAME debug
+  redirect_dir=on|follow|nofollow|off metacopy=on|off index=on|off
+  ro nosuid nodev noexec noatime nodiratime strictatime allow_other fsname=NAME debug
 
 A backslash takes the special meaning from a comma, colon or backslash in a path.
 The command returns once the mount is live. With -f it stays, and unmounts on Ctrl-C.`,

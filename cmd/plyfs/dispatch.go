@@ -72,12 +72,19 @@ func dropIn(ctx context.Context, name string, style mountd.RawStyle, args []stri
 	switch len(dirs) {
 	case 1:
 	case 2: // the first is the source column of fstab
+		if style == mountd.OverlayStyle {
+			// Shown in the mount table, as for every file system.
+			opts = append([]string{"fsname=" + escapeOption(dirs[0])}, opts...)
+		}
 		dirs = dirs[1:]
 	default:
 		return usagef("%s: one mount point expected, got %d", name, len(dirs))
 	}
 	return rawMount(ctx, style, opts, dirs[0], foreground)
 }
+
+// escapeOption makes any text the value of a mount option.
+func escapeOption(v string) string { return strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(v) }
 
 // printDropInVersion prints what podman info shows; the first words of the
 // second line are what callers of fuse-overlayfs look for.

@@ -57,9 +57,13 @@ func ReadDir(fd int, fn func(Dirent) error) error {
 	}
 }
 
-// ReadDirBeneath lists the directory behind the O_PATH descriptor fd.
+// ReadDirBeneath lists the directory behind the O_PATH descriptor fd, without a
+// trace in its access time where the caller may do that.
 func ReadDirBeneath(fd int, fn func(Dirent) error) error {
-	d, err := OpenName(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	d, err := OpenName(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME, 0)
+	if err == unix.EPERM { // O_NOATIME is for owners and root
+		d, err = OpenName(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	}
 	if err != nil {
 		return err
 	}

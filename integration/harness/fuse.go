@@ -58,6 +58,9 @@ func (f FUSE) Args(s Stack, target string) []string {
 	if s.ReadOnly {
 		o = append(o, "ro")
 	}
+	if s.Atime != "" {
+		o = append(o, s.Atime)
+	}
 	o = append(o, s.Extra...)
 	args := append([]string(nil), f.argv...)
 	return append(args, "-o", strings.Join(o, ","), target)

@@ -20,6 +20,8 @@ type Stack struct {
 	Dialect string
 	// ReadOnly mounts with MS_RDONLY although there is an upper.
 	ReadOnly bool
+	// Atime is "", "noatime", "nodiratime" or "strictatime".
+	Atime string
 	// Options are options of overlayfs that say what may be written to the
 	// upper, as key=value. They replace those of Defaults.
 	Options []string
@@ -141,6 +143,14 @@ func (Kernel) Mount(s Stack, target string) (Mount, error) {
 	var attr int
 	if s.ReadOnly {
 		attr |= unix.MOUNT_ATTR_RDONLY
+	}
+	switch s.Atime {
+	case "noatime":
+		attr |= unix.MOUNT_ATTR_NOATIME
+	case "nodiratime":
+		attr |= unix.MOUNT_ATTR_NODIRATIME
+	case "strictatime":
+		attr |= unix.MOUNT_ATTR_STRICTATIME
 	}
 	mfd, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, attr)
 	if err != nil {

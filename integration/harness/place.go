@@ -23,8 +23,8 @@ var ErrNoPlace = errors.New("no such file system here")
 var imageSizes = map[string]int64{"ext4": 64 << 20, "xfs": 400 << 20, "btrfs": 256 << 20}
 
 // NewPlace returns the place of that name: ext4, xfs, btrfs, tmpfs, or a union
-// by one of the mounters. After a colon may stand the size in bytes, or the
-// options of a union.
+// by one of the mounters. After a colon may stand the size in bytes, of btrfs with
+// a quota ("300000000,quota=BYTES"), or the options of a union.
 func NewPlace(name string) (Place, error) {
 	kind, arg, _ := strings.Cut(name, ":")
 	size, isImage := imageSizes[kind]
@@ -42,6 +42,7 @@ func NewPlace(name string) (Place, error) {
 	if kind == "tmpfs" {
 		size = 64 << 20
 	}
+	arg, quota, _ := strings.Cut(arg, ",quota=")
 	if arg != "" {
 		n, err := strconv.ParseInt(arg, 10, 64)
 		if err != nil {
@@ -52,7 +53,10 @@ func NewPlace(name string) (Place, error) {
 	if kind == "tmpfs" {
 		return onTmpfs(size), nil
 	}
-	return onImage(kind, size), nil
+	if quota != "" && kind != "btrfs" {
+		return nil, fmt.Errorf("file system %q: quotas are for btrfs; others let root go beyond them", name)
+	}
+	return onImage(kind, size, quota), nil
 }
 
 func onTmpfs(size int64) Place {
@@ -65,7 +69,7 @@ func onTmpfs(size int64) Place {
 }
 
 // onImage is a file system in a sparse file next to the directory.
-func onImage(kind string, size int64) Place {
+func onImage(kind string, size int64, quota string) Place {
 	return func(dir string, fill func() error) (func() error, error) {
 		image := dir + ".img"
 		mkfs, err := exec.LookPath("mkfs." + kind)
@@ -86,7 +90,15 @@ func onImage(kind string, size int64) Place {
 			return nil, errors.Join(fmt.Errorf("%w: mount %s: %w: %s", ErrNoPlace, kind, err, out), os.Remove(image))
 		}
 		remove := func() error { return errors.Join(umount(dir), os.Remove(image)) }
-		return remove, errors.Join(os.Chmod(dir, 0o755), fill())
+		if err := errors.Join(os.Chmod(dir, 0o755), fill()); err != nil || quota == "" {
+			return remove, err
+		}
+		for _, args := range [][]string{{"quota", "enable", dir}, {"qgroup", "limit", quota, dir}} {
+			if out, err := run(exec.Command("btrfs", args...), time.Minute); err != nil {
+				return remove, fmt.Errorf("set quota: %w: %s", err, out)
+			}
+		}
+		return remove, nil
 	}
 }
 

@@ -14,7 +14,7 @@ var Accepted = []Difference{
 	{"st_nlink of directories", "overlayfs says 1 for a merged directory and what the upper says for others"},
 	{"st_size, st_blocks, st_blksize of directories; st_blocks, st_blksize of files", "allocation is the business of the file system below"},
 	{"where holes are", "a copy-up of the kernel fills small holes, plyfs keeps them; what SEEK_DATA and SEEK_HOLE say must be true"},
-	{"st_atime, except right after it was set", "a FUSE server reads ahead, and relatime depends on when"},
+	{"st_atime of a file that was opened and not read, or written and read through one descriptor", "the kernel does not tell a FUSE server of reads from its cache: plyfs changes the time at the open for reading, kernel overlayfs at the first read"},
 	{"st_ctime", "cannot be set, always recent"},
 	{"order of a listing", "unspecified; types, completeness and cookies are compared"},
 	{"whiteouts in a listing", "the kernel lists a whiteout in a directory that only one layer has, though lookup says ENOENT; plyfs does not"},

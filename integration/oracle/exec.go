@@ -70,6 +70,8 @@ func init() {
 		"chmod":       opChmod,       // [Path Mode]
 		"chown":       opChown,       // [Path UID GID]
 		"lchown":      opLchown,      // [Path UID GID]
+		"atime":       opAtime,       // [Path]
+		"btime":       opBtime,       // [Path]
 		"utimens":     opUtimens,     // [Path Atime Mtime Flags=NOFOLLOW]
 		"truncate":    opTruncate,    // [Path Len]
 		"getxattr":    opGetxattr,    // [Path Attr Flags=NOFOLLOW]

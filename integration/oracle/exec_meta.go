@@ -96,6 +96,28 @@ func futimens(fd int, ts []unix.Timespec) error {
 	return nil
 }
 
+// opAtime shows the access time of a name.
+func opAtime(_ *agent, op Op) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(op.path(), &st); err != nil {
+		return "", err
+	}
+	return showTime(unix.Timespec{Sec: st.Atim.Sec, Nsec: st.Atim.Nsec}), nil
+}
+
+// opBtime shows the time of birth of a name.
+func opBtime(_ *agent, op Op) (string, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, op.path(), unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st)
+	if err != nil {
+		return "", err
+	}
+	if st.Mask&unix.STATX_BTIME == 0 {
+		return "none", nil
+	}
+	return showTime(unix.Timespec{Sec: st.Btime.Sec, Nsec: int64(st.Btime.Nsec)}), nil
+}
+
 func opUtimens(a *agent, op Op) (string, error) {
 	ts, err := op.times()
 	if err != nil {

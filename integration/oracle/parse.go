@@ -25,6 +25,7 @@ import (
 //	w whiteout    x xwhiteout
 //	[options]
 //	readonly    roflag    agents=2    noremount    notree    userxattr
+//	noatime    nodiratime    strictatime
 //	lowers=xfs    upper=tmpfs:1000000              what they lie on, see harness.NewPlace
 //	index=on    redirect_dir=on    metacopy=on     of the mounts, see harness.Defaults
 //	[ops]
@@ -85,6 +86,8 @@ func (t *Trial) parseLine(section string, words []string) error {
 				t.NoRemount = true
 			case "notree":
 				t.NoTree = true
+			case "noatime", "nodiratime", "strictatime":
+				t.Atime = w
 			case "lowers":
 				t.LowersOn = value
 			case "upper":

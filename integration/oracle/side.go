@@ -52,7 +52,7 @@ func unprotect(dir string) {
 
 // prepare builds the layers of one side.
 func (t *Trial) prepare(s *side, dir string) error {
-	s.stack.Dialect, s.stack.Options = t.Dialect, t.Options
+	s.stack.Dialect, s.stack.Options, s.stack.Atime = t.Dialect, t.Options, t.Atime
 	recipe, upperOn, convert := t.Recipe, t.UpperOn, ""
 	switch {
 	case s.name == "subject":

@@ -28,6 +28,8 @@ type Trial struct {
 	// ReadOnly mounts without an upper; ROFlag with one, but read-only.
 	ReadOnly bool `json:"readOnly,omitempty"`
 	ROFlag   bool `json:"roFlag,omitempty"`
+	// Atime is as in harness.Stack.
+	Atime string `json:"atime,omitempty"`
 	// Agents is how many processes execute operations; 0 means 1.
 	Agents int `json:"agents,omitempty"`
 	// NoRemount skips the remounts at the end; NoTree the comparison of the

@@ -30,14 +30,16 @@ type Spec struct {
 	NoIndex  bool             `json:"noIndex,omitempty"`
 	Volatile bool             `json:"volatile,omitempty"`
 
-	FSName     string `json:"fsName,omitempty"`
-	Subtype    string `json:"subtype,omitempty"`
-	ReadOnly   bool   `json:"readOnly,omitempty"`
-	AllowOther bool   `json:"allowOther,omitempty"`
-	NoSuid     bool   `json:"noSuid,omitempty"`
-	NoDev      bool   `json:"noDev,omitempty"`
-	NoExec     bool   `json:"noExec,omitempty"`
-	NoAtime    bool   `json:"noAtime,omitempty"`
+	FSName      string `json:"fsName,omitempty"`
+	Subtype     string `json:"subtype,omitempty"`
+	ReadOnly    bool   `json:"readOnly,omitempty"`
+	AllowOther  bool   `json:"allowOther,omitempty"`
+	NoSuid      bool   `json:"noSuid,omitempty"`
+	NoDev       bool   `json:"noDev,omitempty"`
+	NoExec      bool   `json:"noExec,omitempty"`
+	NoAtime     bool   `json:"noAtime,omitempty"`
+	StrictAtime bool   `json:"strictAtime,omitempty"`
+	NoDirAtime  bool   `json:"noDirAtime,omitempty"`
 
 	// Debug makes the request loop log every request.
 	Debug bool `json:"debug,omitempty"`
@@ -76,6 +78,13 @@ func (s *Spec) paths() []string {
 }
 
 func (s *Spec) unionOptions() unionfs.Options {
+	atime := unionfs.AtimeRelative
+	switch {
+	case s.NoAtime:
+		atime = unionfs.AtimeNever
+	case s.StrictAtime:
+		atime = unionfs.AtimeStrict
+	}
 	return unionfs.Options{
 		Lowers:       s.Lowers,
 		Upper:        s.Upper.Path,
@@ -84,21 +93,25 @@ func (s *Spec) unionOptions() unionfs.Options {
 		Redirect:     s.Redirect,
 		Metacopy:     s.Metacopy,
 		NoIndex:      s.NoIndex,
+		Atime:        atime,
+		NoDirAtime:   s.NoDirAtime,
 		Volatile:     s.Volatile,
 	}
 }
 
 func (s *Spec) mountOptions() transport.MountOptions {
 	return transport.MountOptions{
-		Target:     s.Target,
-		FSName:     s.FSName,
-		Subtype:    s.Subtype,
-		ReadOnly:   s.ReadOnly,
-		AllowOther: s.AllowOther,
-		NoSuid:     s.NoSuid,
-		NoDev:      s.NoDev,
-		NoExec:     s.NoExec,
-		NoAtime:    s.NoAtime,
+		Target:      s.Target,
+		FSName:      s.FSName,
+		Subtype:     s.Subtype,
+		ReadOnly:    s.ReadOnly,
+		AllowOther:  s.AllowOther,
+		NoSuid:      s.NoSuid,
+		NoDev:       s.NoDev,
+		NoExec:      s.NoExec,
+		NoAtime:     s.NoAtime,
+		StrictAtime: s.StrictAtime,
+		NoDirAtime:  s.NoDirAtime,
 	}
 }
 

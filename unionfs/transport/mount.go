@@ -14,15 +14,17 @@ import (
 // MountOptions are what mount(2) is told; the union itself is described by
 // unionfs.Options.
 type MountOptions struct {
-	Target     string // directory to mount on
-	FSName     string // first column of the mount table; "plyfs" if empty
-	Subtype    string // type is "fuse.<Subtype>"; "plyfs" if empty
-	ReadOnly   bool
-	AllowOther bool
-	NoSuid     bool
-	NoDev      bool
-	NoExec     bool
-	NoAtime    bool
+	Target      string // directory to mount on
+	FSName      string // first column of the mount table; "plyfs" if empty
+	Subtype     string // type is "fuse.<Subtype>"; "plyfs" if empty
+	ReadOnly    bool
+	AllowOther  bool
+	NoSuid      bool
+	NoDev       bool
+	NoExec      bool
+	NoAtime     bool
+	StrictAtime bool
+	NoDirAtime  bool
 }
 
 // Mount opens /dev/fuse and mounts it on o.Target: by mount(2) where the
@@ -59,7 +61,28 @@ func mountDirect(o MountOptions) (*os.File, error) {
 	if err := unix.Stat(o.Target, &st); err != nil {
 		return nil, errors.Join(fmt.Errorf("mountpoint %q: %w", o.Target, err), dev.Close())
 	}
-	var flags uintptr
+	opts := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,default_permissions",
+		fd, st.Mode&unix.S_IFMT, os.Geteuid(), os.Getegid())
+	if o.AllowOther {
+		opts += ",allow_other"
+	}
+	if err := unix.Mount(o.FSName, o.Target, "fuse."+o.Subtype, o.flags(), opts); err != nil {
+		return nil, errors.Join(fmt.Errorf("mount on %q: %w", o.Target, err), dev.Close())
+	}
+	return dev, nil
+}
+
+// Remount changes the flags of a live mount, as mount(8) -o remount. Its server
+// keeps to the rules for access times that it was started with.
+func Remount(o MountOptions) error {
+	if err := unix.Mount("", o.Target, "", unix.MS_REMOUNT|o.flags(), ""); err != nil {
+		return fmt.Errorf("remount %q: %w", o.Target, err)
+	}
+	return nil
+}
+
+// flags returns what mount(2) takes as a number.
+func (o MountOptions) flags() (flags uintptr) {
 	for _, f := range []struct {
 		on   bool
 		flag uintptr
@@ -69,20 +92,14 @@ func mountDirect(o MountOptions) (*os.File, error) {
 		{o.NoDev, unix.MS_NODEV},
 		{o.NoExec, unix.MS_NOEXEC},
 		{o.NoAtime, unix.MS_NOATIME},
+		{o.StrictAtime, unix.MS_STRICTATIME},
+		{o.NoDirAtime, unix.MS_NODIRATIME},
 	} {
 		if f.on {
 			flags |= f.flag
 		}
 	}
-	opts := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,default_permissions",
-		fd, st.Mode&unix.S_IFMT, os.Geteuid(), os.Getegid())
-	if o.AllowOther {
-		opts += ",allow_other"
-	}
-	if err := unix.Mount(o.FSName, o.Target, "fuse."+o.Subtype, flags, opts); err != nil {
-		return nil, errors.Join(fmt.Errorf("mount on %q: %w", o.Target, err), dev.Close())
-	}
-	return dev, nil
+	return flags
 }
 
 // fusermount finds the helper that mounts for users (setuid root).

@@ -47,10 +47,14 @@ func Serve(dev *os.File, fs fuse.RawFileSystem, o ServeOptions) error {
 		ExplicitDataCacheControl: true,
 		Debug:                    o.Debug,
 		Logger:                   zap.NewStdLog(log.Named("fuse")),
+		// Without CAP_ASYNC_DIO: the kernel drops the pages that an asynchronous
+		// direct write has made stale when it is submitted, not when it is done.
+		// With CAP_NO_EXPORT_SUPPORT: node ids are forgotten, so a file handle
+		// would not lead back for long; name_to_handle_at(2) says EOPNOTSUPP.
 		// Data is passed through the page cache of the mount only.
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_ALLOW_IDMAP,
 		ExtraCapabilities: fuse.CAP_DONT_MASK | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_HANDLE_KILLPRIV_V2 |
-			fuse.CAP_SETXATTR_EXT | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ASYNC_DIO,
+			fuse.CAP_SETXATTR_EXT | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_NO_EXPORT_SUPPORT,
 		PanicHandler: func(v any) fuse.Status {
 			log.Error("a request made the server panic", zap.Any("panic", v), zap.Stack("stack"))
 			return fuse.EIO
