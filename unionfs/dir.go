@@ -28,7 +28,7 @@ type dirState struct {
 	// born holds the names that have a cookie of their own, in the order of
 	// their cookies; removed ones stay until compacted. Guarded by mu.
 	born       []*dirent
-	removed    int    // entries of born that are removed; guarded by mu
+	gone       map[string]*dirent // entries of born that are removed, by name; guarded by mu
 	nextCookie uint64 // guarded by mu
 
 	dead bool // the directory has been removed; guarded by opMu
@@ -181,7 +181,7 @@ func (f *found) needsWhiteout() bool { return f.low != nil && (!f.white || f.ent
 func (d *dirState) reset() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.list, d.names, d.kids, d.born, d.removed = nil, make(map[string]*dirent), nil, nil, 0
+	d.list, d.names, d.kids, d.born, d.gone = nil, make(map[string]*dirent), nil, nil, nil
 }
 
 // find looks a name up; with ref, a known child comes with a reference.
@@ -300,14 +300,30 @@ func (d *dirState) setUpper(name string, n *inode, keepCookie bool) {
 	case lower != 0 && (keepCookie || e.cookie == lower && e.upper):
 		e.cookie = lower // copied up, or replaced in place
 	default:
-		e.cookie = d.nextCookie
-		d.nextCookie++
-		d.born = append(d.born, e)
+		e = d.bear(e)
 	}
 	if e.entry {
 		e.white, e.entry, e.xform = false, false, false
 	}
 	e.upper, e.typ, e.ino, e.child = true, n.dtype, n.ino, n
+}
+
+// bear gives a new name its cookie: the one that it had before it was removed,
+// or else the next. So a reader who renames what it reads, away and back, comes
+// to an end. It returns the entry to go on with. Preconditions: mu is held
+// exclusively.
+func (d *dirState) bear(e *dirent) *dirent {
+	old := d.gone[e.name]
+	if old == nil {
+		e.cookie = d.nextCookie
+		d.nextCookie++
+		d.born = append(d.born, e)
+		return e
+	}
+	delete(d.gone, e.name)
+	old.gone, old.white, old.entry, old.xform = false, e.white, e.entry, e.xform
+	d.names[e.name] = old
+	return old
 }
 
 // setGone records that the name no longer exists; white says that a whiteout
@@ -317,10 +333,12 @@ func (d *dirState) setGone(name string, white, xform bool) {
 	defer d.mu.Unlock()
 	e := d.entry(name)
 	if e.cookie >= cookieBorn {
-		// The entry in born must not come back to life with its old
-		// cookie: a new name starts a new entry.
-		e.gone = true
-		d.removed++
+		// The entry stays in born, for bear.
+		e.gone, e.upper, e.child = true, false, nil
+		if d.gone == nil {
+			d.gone = make(map[string]*dirent)
+		}
+		d.gone[name] = e
 		d.compact()
 		e = &dirent{name: name, white: e.white, entry: e.entry, xform: e.xform}
 		d.names[name] = e
@@ -338,7 +356,7 @@ func (d *dirState) setGone(name string, white, xform bool) {
 // find their place by cookie, so entries may go at any time. Preconditions: mu
 // is held exclusively.
 func (d *dirState) compact() {
-	if d.removed < 64 || d.removed*2 < len(d.born) {
+	if len(d.gone) < 64 || len(d.gone)*2 < len(d.born) {
 		return
 	}
 	kept := d.born[:0]
@@ -348,7 +366,7 @@ func (d *dirState) compact() {
 		}
 	}
 	clear(d.born[len(kept):])
-	d.born, d.removed = kept, 0
+	d.born, d.gone = kept, nil
 }
 
 // dirEntry is one name as a directory stream shows it.

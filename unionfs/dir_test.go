@@ -110,6 +110,37 @@ func TestDirAgainstModel(t *testing.T) {
 	})
 }
 
+// TestDirEnds: a reader who renames each name that it sees, away and back, comes
+// to the end.
+func TestDirEnds(t *testing.T) {
+	d := newDirState()
+	d.loaded, d.names, d.list = true, map[string]*dirent{}, fakeList{"a", "b", "c"}
+	const n = 1000
+	for i := range n {
+		d.setUpper(fmt.Sprint(i), newInode(1, 1, unix.S_IFREG, nil), false)
+	}
+	for _, temp := range []func(i int) string{
+		func(int) string { return "temp" },
+		func(i int) string { return fmt.Sprint("temp", i) },
+	} {
+		seen := 0
+		for es := d.entriesAfter(0, 1, nil); len(es) > 0; es = d.entriesAfter(es[0].cookie, 1, nil) {
+			if seen++; seen > 3*n {
+				t.Fatalf("%d names seen of %d, and no end", seen, n)
+			}
+			name, tempName := es[0].name, temp(seen)
+			for _, move := range [][2]string{{name, tempName}, {tempName, name}} {
+				if move[0] == move[1] {
+					continue
+				}
+				f := d.find(move[0], false)
+				d.setGone(move[0], f.needsWhiteout(), false)
+				d.setUpper(move[1], newInode(1, 1, unix.S_IFREG, nil), false)
+			}
+		}
+	}
+}
+
 func TestDirInSmallPieces(t *testing.T) {
 	d := newDirState()
 	d.loaded, d.names, d.list = true, map[string]*dirent{}, fakeList{"a", "b", "c"}
