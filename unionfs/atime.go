@@ -9,8 +9,7 @@ import (
 )
 
 // Reading changes the access time as on kernel overlayfs: that of an object in
-// the upper, by the rules of the mount and of the upper's own mount; that of a
-// lower object never. The kernel leaves access times to a FUSE server, and does
+// the upper, by the rules of the mount; that of a lower object never. The kernel leaves access times to a FUSE server, and does
 // not tell it of reads that it serves from its cache. So a file's time changes
 // when it is opened for reading or when a read reaches us, and a directory's
 // when its listing is read from the start.
@@ -37,8 +36,25 @@ const (
 	stNoDirAtime = 1 << 11
 )
 
-// openAtime takes the rules of the mount, and those of the mount that the upper
-// lies in.
+// atimeAttr are the rules for the private copy of the mount that the upper lies
+// in: its own do not count (kernel: ovl_get_upper).
+func (o Options) atimeAttr() (attr uint64) {
+	switch o.Atime {
+	case AtimeStrict:
+		attr = unix.MOUNT_ATTR_STRICTATIME
+	case AtimeNever:
+		attr = unix.MOUNT_ATTR_NOATIME
+	default:
+		attr = unix.MOUNT_ATTR_RELATIME
+	}
+	if o.NoDirAtime {
+		attr |= unix.MOUNT_ATTR_NODIRATIME
+	}
+	return attr
+}
+
+// openAtime takes the rules of the mount, and, where they could not be given to
+// the mount that the upper lies in, those of that, too.
 func (fs *FS) openAtime(o Options) error {
 	fs.atime, fs.dirAtime = o.Atime, !o.NoDirAtime
 	var st unix.Statfs_t

@@ -29,7 +29,7 @@ type dirState struct {
 	// their cookies; removed ones stay until compacted. Guarded by mu.
 	born       []*dirent
 	gone       map[string]*dirent // entries of born that are removed, by name; guarded by mu
-	nextCookie uint64 // guarded by mu
+	nextCookie uint64             // guarded by mu
 
 	dead bool // the directory has been removed; guarded by opMu
 

@@ -214,7 +214,7 @@ func (fs *FS) openPair(o Options) (upperFd, workFd int, err error) {
 		}
 		return fsat.OpenBeneath(base, rel, unix.O_PATH|unix.O_DIRECTORY)
 	}
-	if base, err := fsat.CloneTree(common, false, o.Atime == AtimeNever); err == nil {
+	if base, err := fsat.CloneTree(common, false, o.atimeAttr()); err == nil {
 		fs.mountFd = base
 		if upperFd, err = beneath(base, u); err == nil {
 			if workFd, err = beneath(base, w); err == nil {

@@ -26,7 +26,7 @@ type layer struct {
 // what is mounted below it later does not show and nobody, not even we, can
 // change it; without the privilege for that, as it is.
 func openLower(path string, d whiteout.Dialect) (*layer, error) {
-	fd, err := fsat.CloneTree(path, true, true)
+	fd, err := fsat.CloneTree(path, true, unix.MOUNT_ATTR_NOATIME)
 	if err != nil {
 		fd, err = fsat.OpenTrusted(path)
 	}

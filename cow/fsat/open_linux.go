@@ -37,9 +37,11 @@ func OpenTrusted(path string) (fd int, err error) {
 
 // CloneTree opens a directory that the operator named as a private copy of its
 // mount: what others mount or unmount below it does not show, and with readOnly
-// nothing below it can be changed, not even an access time, which noAtime alone
-// keeps. Where the caller may not do that (it takes CAP_SYS_ADMIN), err is EPERM.
-func CloneTree(path string, readOnly, noAtime bool) (fd int, err error) {
+// nothing below it can be changed. It has the given rules for access times
+// (MOUNT_ATTR__ATIME and MOUNT_ATTR_NODIRATIME), where they are not locked by a
+// user namespace. Where the caller may not do that (it takes CAP_SYS_ADMIN), err
+// is EPERM.
+func CloneTree(path string, readOnly bool, atime uint64) (fd int, err error) {
 	fd, err = unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return -1, err
@@ -48,11 +50,14 @@ func CloneTree(path string, readOnly, noAtime bool) (fd int, err error) {
 	if readOnly {
 		attr.Attr_set = unix.MOUNT_ATTR_RDONLY
 	}
-	if readOnly || noAtime {
-		attr.Attr_set |= unix.MOUNT_ATTR_NOATIME
-		attr.Attr_clr = unix.MOUNT_ATTR__ATIME
+	all := attr
+	all.Attr_set |= atime
+	all.Attr_clr = unix.MOUNT_ATTR__ATIME | unix.MOUNT_ATTR_NODIRATIME&^atime
+	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &all)
+	if err == unix.EPERM {
+		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
 	}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+	if err != nil {
 		_ = unix.Close(fd)
 		return -1, err
 	}
