@@ -23,6 +23,10 @@ type Source struct {
 	Target   string // of a symbolic link
 	Xattrs   []Xattr
 
+	// Flags are inode flags (FS_IOC_SETFLAGS) of a regular file or directory,
+	// where the file system has any.
+	Flags uint32
+
 	// Atime and Mtime are set if SetTimes is.
 	Atime, Mtime unix.Timespec
 	SetTimes     bool
@@ -125,6 +129,11 @@ func (t *Temp) fill(src Source) error {
 			return fmt.Errorf("set times: %w", err)
 		}
 	}
+	if src.Flags != 0 {
+		if err := t.flag(src.Flags); err != nil {
+			return fmt.Errorf("set inode flags: %w", err)
+		}
+	}
 	fault.Point("build.dressed")
 	if t.fd >= 0 && src.Size > 0 && src.Data >= 0 && !t.w.volatile {
 		if err := unix.Fsync(t.fd); err != nil {
@@ -133,6 +142,23 @@ func (t *Temp) fill(src Source) error {
 	}
 	fault.Point("build.synced")
 	return nil
+}
+
+// flag adds inode flags. A file system that has none is no error (kernel:
+// ovl_copy_fileattr).
+func (t *Temp) flag(flags uint32) (err error) {
+	fd := t.fd
+	if fd < 0 {
+		if fd, err = fsat.OpenName(t.w.fd, t.name, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+			return err
+		}
+		defer fsat.Close(fd)
+	}
+	err = fsat.AddFlags(fd, flags)
+	if err == unix.ENOTTY || err == unix.EINVAL || err == unix.EOPNOTSUPP {
+		return nil
+	}
+	return err
 }
 
 // at names the object for calls that take a directory and a name.

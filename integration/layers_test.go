@@ -112,6 +112,58 @@ func TestKernelUpperOnUnion(t *testing.T) {
 	}
 }
 
+// TestInsideLower puts the upper, the workdir and the mount point into a lower, as
+// with lowerdir=/: none of them shows what is written to the union.
+func TestInsideLower(t *testing.T) {
+	needOracle(t)
+	lower := oracle.Layer{Entries: []oracle.Entry{
+		{Path: "f", Kind: oracle.File, Text: "lower"},
+		{Path: "d", Kind: oracle.Dir},
+		{Path: "d/mnt", Kind: oracle.Dir},
+		{Path: "d/x", Kind: oracle.File, Text: "x"},
+	}}
+	script := []string{
+		"lstat in/upper", "readdir in/upper", "lstat in/work", "lstat in/work/work", "lstat in", "readdir in", "readdir d/mnt",
+		"put f text=changed", "cat f", "put new text=new", "put in/other text=other", "readdir in", "rename d/x in/x", "readdir d",
+		"unlink in/x", "rmdir in/upper", "put in/upper/f text=x", "mkdir in/upper/d mode=0755", "rename in/other in/upper/other",
+		"put d/mnt/f text=below", "readdir d/mnt", "lstat d/mnt/d", "readdir .",
+	}
+	results := make(map[string][]string)
+	for _, by := range []harness.Mounter{harness.Kernel{}, subject(t)} {
+		dir := filepath.Join(base, "inside-"+by.Name())
+		stack := harness.Stack{Lowers: []string{dir}, Upper: filepath.Join(dir, "in", "upper"), Work: filepath.Join(dir, "in", "work")}
+		for _, d := range []string{stack.Upper, stack.Work} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := lower.Build(dir); err != nil {
+			t.Fatal(err)
+		}
+		m, err := by.Mount(stack, filepath.Join(dir, "d", "mnt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := agent(t, m)
+		for _, line := range script {
+			r, err := c.Do(op(t, line))
+			if err != nil {
+				t.Fatal(err)
+			}
+			results[by.Name()] = append(results[by.Name()], r.String())
+		}
+		if err := errors.Join(c.Close(), m.Unmount()); err != nil {
+			t.Error(err)
+		}
+	}
+	want, got := results["kernel"], results[subject(t).Name()]
+	for i, line := range script {
+		if want[i] != got[i] {
+			t.Errorf("%s\n\tkernel:  %s\n\tsubject: %s", line, want[i], got[i])
+		}
+	}
+}
+
 // TestDialectOptions is TestDialects with every choice of mount options that
 // the dialect allows.
 func TestDialectOptions(t *testing.T) {

@@ -250,16 +250,19 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 	} else {
 		s.ReadOnly = true
 	}
+	var err error
+	if s.Target, err = resolveMountPoint(target); err != nil {
+		return s, err
+	}
 	var dirs []string
 	for _, l := range s.Lowers {
+		if mayUseTrusted() && isBelow(s.Target, l.Path) {
+			continue // private copies of the layers' mounts do not show the mount
+		}
 		dirs = append(dirs, l.Path)
 	}
 	if s.Upper.Path != "" {
 		dirs = append(dirs, s.Upper.Path, s.Work)
-	}
-	var err error
-	if s.Target, err = resolveMountPoint(target); err != nil {
-		return s, err
 	}
 	return s, checkOverlap(s.Target, dirs)
 }

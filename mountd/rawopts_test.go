@@ -173,10 +173,10 @@ func TestRawSpecResolvesPaths(t *testing.T) {
 }
 
 func TestRawSpecRefusesOverlap(t *testing.T) {
-	dir := mkdirs(t, "a/in", "b", "u", "w", "m")
+	dir := mkdirs(t, "a", "b", "u/in", "w", "m")
 	for _, c := range []struct{ target, err string }{
 		{"a", "is itself a directory of the union"},
-		{"a/in", "is inside"},
+		{"u/in", "is inside"},
 		{"u", "is itself"},
 		{"w", "is itself"},
 		{".", "would cover"},

@@ -129,6 +129,10 @@ func (fs *FS) original(n *inode, size int64, meta bool) (*original, error) {
 				return err
 			}
 		}
+		if n.typ() == unix.S_IFREG || n.isDir() {
+			// What has no flags that can be read has none that matter.
+			_ = openReal(n, dirfd, name, func(fd int) (e error) { src.Flags, e = fsat.CopiedFlags(fd); return e })
+		}
 		var err error
 		src.Xattrs, err = fs.copyableXattrs(lower.dialect, dirfd, name)
 		return err
@@ -138,6 +142,9 @@ func (fs *FS) original(n *inode, size int64, meta bool) (*original, error) {
 	}
 	src.Mode, src.Uid, src.Gid, src.Rdev = st.Mode, int(st.Uid), int(st.Gid), st.Rdev
 	src.Atime, src.Mtime = st.Atim, st.Mtim
+	if v := n.protectionNow().value(); v != nil && fs.xattrs {
+		src.Xattrs = append(src.Xattrs, cow.Xattr{Name: fs.upper.dialect.Attr(protattr), Value: v})
+	}
 	if err := fs.addOrigin(n, o, uint32(st.Nlink)); err != nil {
 		return nil, err
 	}

@@ -142,18 +142,26 @@ func (fs *FS) setFlags(n *inode, get, set uint32, b flagBits, want []byte) error
 	return err
 }
 
-// setProtection records the protections of an object in the upper.
-// Preconditions: n.mu is held exclusively.
-func (fs *FS) setProtection(n *inode, p protection) error {
-	var v []byte
+// protattr is the attribute that holds an object's protections.
+const protattr = "protattr"
+
+// value is how the attribute writes them; nil if there are none.
+func (p protection) value() (v []byte) {
 	if p&appendOnly != 0 {
 		v = append(v, 'a')
 	}
 	if p&immutable != 0 {
 		v = append(v, 'i')
 	}
+	return v
+}
+
+// setProtection records the protections of an object in the upper.
+// Preconditions: n.mu is held exclusively.
+func (fs *FS) setProtection(n *inode, p protection) error {
+	v := p.value()
 	err := fs.withRealLocked(n, func(dirfd int, name string) error {
-		attr := fs.upper.dialect.Attr("protattr")
+		attr := fs.upper.dialect.Attr(protattr)
 		if v == nil {
 			err := fsat.Removexattr(dirfd, name, attr)
 			if errors.Is(err, unix.ENODATA) {
@@ -171,7 +179,7 @@ func (fs *FS) setProtection(n *inode, p protection) error {
 
 // readProtection reads what setProtection has recorded.
 func (fs *FS) readProtection(dirfd int, name string) (p protection, err error) {
-	v, err := fsat.GetxattrValue(dirfd, name, fs.upper.dialect.Attr("protattr"))
+	v, err := fsat.GetxattrValue(dirfd, name, fs.upper.dialect.Attr(protattr))
 	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) {
 		return 0, nil
 	}
@@ -186,13 +194,14 @@ func (fs *FS) readProtection(dirfd int, name string) (p protection, err error) {
 	return p, err
 }
 
-// protectionOf tells the protections of a lower object, whose file system keeps
-// them as flags.
-func protectionOf(st *unix.Statx_t) (p protection) {
-	if st.Attributes&unix.STATX_ATTR_IMMUTABLE != 0 {
+// protectionOf tells the protections that an object has by the flags of its own
+// file system, from its STATX_ATTR_*: so it is with lower objects, and with those
+// of an upper that somebody else has prepared.
+func protectionOf(attributes uint64) (p protection) {
+	if attributes&unix.STATX_ATTR_IMMUTABLE != 0 {
 		p |= immutable
 	}
-	if st.Attributes&unix.STATX_ATTR_APPEND != 0 {
+	if attributes&unix.STATX_ATTR_APPEND != 0 {
 		p |= appendOnly
 	}
 	return p
@@ -228,11 +237,16 @@ func openReal(n *inode, dirfd int, name string, fn func(fd int) error) (err erro
 	return fn(fd)
 }
 
-// protected returns EPERM if n has one of the protections.
-func (n *inode) protected(from protection) error {
+// protectionNow returns the protections.
+func (n *inode) protectionNow() protection {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if n.prot&from != 0 {
+	return n.prot
+}
+
+// protected returns EPERM if n has one of the protections.
+func (n *inode) protected(from protection) error {
+	if n.protectionNow()&from != 0 {
 		return unix.EPERM
 	}
 	return nil

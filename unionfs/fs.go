@@ -37,8 +37,9 @@ type FS struct {
 	atime    Atime       // of files, and of directories with
 	dirAtime bool
 
-	lockFd  int // the upper directory, open for its lock
-	mountFd int // the private copy of the mount that the upper lies in, or -1
+	own     []realID // the upper and the workdir
+	lockFd  int      // the upper directory, open for its lock
+	mountFd int      // the private copy of the mount that the upper lies in, or -1
 
 	inos  *inoMap
 	fds   *fdCache
@@ -129,6 +130,11 @@ func (fs *FS) open(o Options) error {
 		return err
 	}
 	fs.lowers = tree
+	if o.Upper != "" {
+		if err := fs.trap(tree, o); err != nil {
+			return err
+		}
+	}
 	return fs.openRoot()
 }
 
@@ -171,6 +177,11 @@ func (fs *FS) openWork(o Options, upper, workdir int) (err error) {
 	if st.Dev != fs.upper.dev {
 		return fmt.Errorf("%w: workdir %q is not on the file system of upperdir %q", ErrInvalid, o.Work, o.Upper)
 	}
+	fs.own = []realID{{st.Dev, st.Ino}}
+	if err := fsat.Fstat(upper, &st); err != nil {
+		return fmt.Errorf("stat upperdir %q: %w", o.Upper, err)
+	}
+	fs.own = append(fs.own, realID{st.Dev, st.Ino})
 	um, uerr := fsat.MountID(upper)
 	wm, werr := fsat.MountID(workdir)
 	if uerr == nil && werr == nil && um != wm {
@@ -286,8 +297,8 @@ func inside(a, b string) bool {
 	}
 }
 
-// checkNesting refuses directories that lie in each other: what is written to
-// one would change the other behind our back.
+// checkNesting refuses directories that lie in each other where one would be the
+// other's content. The upper and the workdir may lie in a lower: see trap.
 func checkNesting(o Options) error {
 	if o.Upper == "" {
 		return nil
@@ -308,8 +319,29 @@ func checkNesting(o Options) error {
 		if err != nil {
 			return fmt.Errorf("lower %q: %w", l.Path, err)
 		}
-		if inside(upper, lower) || inside(work, lower) || inside(lower, upper) || inside(lower, work) {
-			return fmt.Errorf("%w: upperdir or workdir and lower %q lie in one another", ErrInvalid, l.Path)
+		if inside(lower, upper) || inside(lower, work) {
+			return fmt.Errorf("%w: lower %q lies in upperdir or workdir, or is one of them", ErrInvalid, l.Path)
+		}
+	}
+	return nil
+}
+
+// trap makes the lowers refuse the upper and the workdir, which may lie in one of
+// them: what is written there would change the lowers behind our back (kernel:
+// ovl_setup_trap).
+func (fs *FS) trap(s *scan, o Options) error {
+	upper, err := resolve(o.Upper)
+	if err != nil {
+		return err
+	}
+	work, err := resolve(o.Work)
+	if err != nil {
+		return err
+	}
+	for _, l := range o.Lowers {
+		if inside(upper, l.Path) || inside(work, l.Path) {
+			s.traps = fs.own
+			return nil
 		}
 	}
 	return nil

@@ -203,6 +203,7 @@ func (s *scan) sub(first int) (*scan, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.traps = s.traps
 	s.subs[first].CompareAndSwap(nil, t)
 	return s.subs[first].Load(), nil
 }

@@ -218,9 +218,9 @@ func (t *table) get(id uint64) *inode {
 }
 
 // idFor returns a node id for an object of a lower tree: its slot, unless a
-// forged redirect shows it at two places.
+// redirect that somebody has copied or forged shows it at two places.
 func (t *table) idFor(low lowerObj) uint64 {
-	if t.get(low.slot()) != nil {
+	if n := t.get(low.slot()); n != nil && n.refs.Load() > 0 {
 		return t.newID()
 	}
 	return low.slot()

@@ -79,7 +79,11 @@ func (fs *FS) lowerChild(p *inode, f *found) (*inode, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := newInode(fs.nodes.idFor(f.low), facts.ino, uint32(f.low.typ())<<12, f.low)
+	id := fs.nodes.idFor(f.low)
+	if id != f.low.slot() {
+		facts.ino = id // once it is copied up, it will be another than the one known already
+	}
+	n := newInode(id, facts.ino, uint32(f.low.typ())<<12, f.low)
 	n.prot = facts.prot
 	if fs.index == nil || facts.links < 2 || !fs.keepsOrigin(n.typ()) {
 		return fs.adoptChild(p, f, n)
@@ -133,7 +137,8 @@ func (fs *FS) upperChild(p *inode, f *found) (*inode, error) {
 	}
 	defer h.release()
 	var st unix.Stat_t
-	if err := fsat.Stat(h.fd, f.name, &st); err != nil {
+	attributes, err := fsat.StatAttributes(h.fd, f.name, &st)
+	if err != nil {
 		if err == unix.ENOENT {
 			return nil, errStale
 		}
@@ -144,7 +149,7 @@ func (fs *FS) upperChild(p *inode, f *found) (*inode, error) {
 		return nil, errStale
 	}
 	if typ == unix.S_IFDIR {
-		return fs.upperDirChild(p, f, h.fd, &st)
+		return fs.upperDirChild(p, f, h.fd, &st, protectionOf(attributes))
 	}
 	if n := fs.nodes.byReal(realID{st.Dev, st.Ino}, upperObjects); n != nil {
 		return fs.nameKnown(p, f, n)
@@ -156,6 +161,7 @@ func (fs *FS) upperChild(p *inode, f *found) (*inode, error) {
 	if err != nil {
 		return nil, err
 	}
+	n.prot |= protectionOf(attributes)
 	return fs.adoptChild(p, f, n)
 }
 
@@ -227,7 +233,7 @@ func (fs *FS) dataOf(p *inode, f *found, redirect string) (low lowerObj, err err
 	return low, err
 }
 
-func (fs *FS) upperDirChild(p *inode, f *found, dirfd int, st *unix.Stat_t) (*inode, error) {
+func (fs *FS) upperDirChild(p *inode, f *found, dirfd int, st *unix.Stat_t, flags protection) (*inode, error) {
 	low := f.low
 	if f.white {
 		low = nil
@@ -249,12 +255,14 @@ func (fs *FS) upperDirChild(p *inode, f *found, dirfd int, st *unix.Stat_t) (*in
 		if err != nil {
 			return nil, err
 		}
-		id, ino = fs.nodes.idFor(low), facts.ino
+		if id = fs.nodes.idFor(low); id == low.slot() {
+			ino = facts.ino
+		}
 	} else {
 		id = fs.nodes.newID()
 	}
 	n := newInode(id, ino, unix.S_IFDIR, low)
-	n.upper, n.prot = true, prot
+	n.upper, n.prot = true, prot|flags
 	return fs.adoptChild(p, f, n)
 }
 

@@ -2,6 +2,7 @@ package unionfs
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -80,14 +81,36 @@ func (fs *FS) copyIno(p *inode, dirfd int, e *layerEntry, low lowerObj) (ino uin
 	if err != nil || len(o) == 0 {
 		return 0, false
 	}
+	var f lowerFacts
 	if low != nil && low.typ() == e.typ {
 		if have, err := fs.lowers.origin(low); err == nil && bytes.Equal(have, o) {
-			f, err := fs.lowers.admit(low)
-			return f.ino, err == nil
+			if f, err = fs.lowers.admit(low); err != nil {
+				return 0, false
+			}
+			ok = true
 		}
 	}
-	f, ok := fs.lowers.byOrigin(o)
-	return f.ino, ok
+	if !ok {
+		f, ok = fs.lowers.byOrigin(o)
+	}
+	// A copy of one of several hard links that is not the one in the index
+	// has left the others behind (kernel: ovl_getattr).
+	return f.ino, ok && (f.links < 2 || fs.isIndexed(dirfd, e.name, o))
+}
+
+// isIndexed reports whether the object (dirfd, name), which has the given
+// origin, is what the link index has for that.
+func (fs *FS) isIndexed(dirfd int, name string, origin []byte) bool {
+	entry := hex.EncodeToString(origin)
+	if fs.index == nil || !fs.index.has(entry) {
+		return false
+	}
+	dir, err := fs.index.dir()
+	if err != nil {
+		return false
+	}
+	var a, b unix.Stat_t
+	return fsat.Stat(dir, entry, &a) == nil && fsat.Stat(dirfd, name, &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
 }
 
 // mergedWith returns the lower directory that the directory name of the upper

@@ -25,6 +25,7 @@ type scan struct {
 	rules    indirection
 	top      *scanObj
 	nextSlot atomic.Uint64
+	traps    []realID // directories that must not be looked into
 
 	indirect sync.Map               // *scanObj -> *elsewhere
 	subs     []atomic.Pointer[scan] // subs[i] is the tree of layers[i:], made on demand
@@ -382,11 +383,36 @@ func (s *scan) admit(obj lowerObj) (f lowerFacts, err error) {
 	if o.dtype == unix.DT_DIR && e != nil {
 		return s.facts(e.dirs[len(e.dirs)-1], "")
 	}
+	if o.dtype == unix.DT_DIR && len(s.traps) > 0 {
+		if err := s.avoidTraps(o); err != nil {
+			return f, err
+		}
+	}
 	lowest := o.top
 	if n := len(o.below()); n > 0 {
 		lowest = o.below()[n-1]
 	}
 	return s.facts(o.list.dirs[lowest], o.name())
+}
+
+// avoidTraps says ELOOP of a directory that is, in a layer, one of the traps.
+func (s *scan) avoidTraps(o *scanObj) error {
+	for _, i := range append([]uint16{o.top}, o.below()...) {
+		h, err := s.dirFd(o.list.dirs[i])
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		err = fsat.Stat(h.fd, o.name(), &st)
+		h.release()
+		if err != nil {
+			return err
+		}
+		if slices.Contains(s.traps, realID{st.Dev, st.Ino}) {
+			return unix.ELOOP
+		}
+	}
+	return nil
 }
 
 // facts looks at a name in a real directory, or at the directory itself.
@@ -405,7 +431,7 @@ func (s *scan) factsAt(dirfd int, name string) (f lowerFacts, err error) {
 		return f, err
 	}
 	id := realID{unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino}
-	f.ino, f.prot = s.inos.shown(id.dev, id.ino), protectionOf(&st)
+	f.ino, f.prot = s.inos.shown(id.dev, id.ino), protectionOf(st.Attributes)
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		f.links, f.id = st.Nlink, id
 	}

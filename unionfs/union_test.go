@@ -442,7 +442,7 @@ func TestNewRefuses(t *testing.T) {
 			}
 		}
 	}
-	mk("l", "l/inside", "u", "w", "u/w")
+	mk("l", "u", "u/l", "w", "u/w")
 	p := func(n string) string { return filepath.Join(dir, n) }
 	low := []Layer{{Path: p("l")}}
 	for _, tc := range []struct {
@@ -454,7 +454,8 @@ func TestNewRefuses(t *testing.T) {
 		{"missing lower", Options{Lowers: []Layer{{Path: p("none")}}}, unix.ENOENT},
 		{"upper without workdir", Options{Lowers: low, Upper: p("u")}, ErrInvalid},
 		{"workdir inside the upper", Options{Lowers: low, Upper: p("u"), Work: p("u/w")}, ErrInvalid},
-		{"upper inside a lower", Options{Lowers: low, Upper: p("l/inside"), Work: p("w")}, ErrInvalid},
+		{"lower inside the upper", Options{Lowers: []Layer{{Path: p("u/l")}}, Upper: p("u"), Work: p("w")}, ErrInvalid},
+		{"lower is the upper", Options{Lowers: []Layer{{Path: p("u")}}, Upper: p("u"), Work: p("w")}, ErrInvalid},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			before := openFds(t)

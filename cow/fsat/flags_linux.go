@@ -1,6 +1,7 @@
 package fsat
 
 import (
+	"encoding/binary"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,32 @@ func Ioctl(fd int, cmd uint32, buf []byte) error {
 		}
 		return nil
 	})
+}
+
+// The inode flags that a copy has from its original, of those of FS_IOC_GETFLAGS
+// (kernel: OVL_COPY_FS_FLAGS_MASK).
+const copiedFlags = 0x8 | 0x80 // FS_SYNC_FL, FS_NOATIME_FL
+
+const (
+	iocGetFlags = 0x80086601
+	iocSetFlags = 0x40086602
+)
+
+// CopiedFlags reads the inode flags of an open file that its copy must have.
+func CopiedFlags(fd int) (uint32, error) {
+	var b [4]byte
+	err := Ioctl(fd, iocGetFlags, b[:])
+	return binary.NativeEndian.Uint32(b[:]) & copiedFlags, err
+}
+
+// AddFlags gives an open file inode flags in addition to those it has.
+func AddFlags(fd int, flags uint32) error {
+	var b [4]byte
+	if err := Ioctl(fd, iocGetFlags, b[:]); err != nil {
+		return err
+	}
+	binary.NativeEndian.PutUint32(b[:], binary.NativeEndian.Uint32(b[:])|flags)
+	return Ioctl(fd, iocSetFlags, b[:])
 }
 
 // Statx is statx(2) of name in dirfd, links not followed.

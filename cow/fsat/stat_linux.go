@@ -14,6 +14,26 @@ func Stat(dirfd int, name string, st *unix.Stat_t) error {
 	}
 }
 
+// StatAttributes is Stat that also tells which STATX_ATTR_* the object has.
+func StatAttributes(dirfd int, name string, st *unix.Stat_t) (attributes uint64, err error) {
+	var sx unix.Statx_t
+	if err := Statx(dirfd, name, unix.STATX_BASIC_STATS, &sx); err != nil {
+		return 0, err
+	}
+	ts := func(t unix.StatxTimestamp) unix.Timespec { return unix.Timespec{Sec: t.Sec, Nsec: int64(t.Nsec)} }
+	*st = unix.Stat_t{
+		Dev: unix.Mkdev(sx.Dev_major, sx.Dev_minor), Ino: sx.Ino, Mode: uint32(sx.Mode), Uid: sx.Uid, Gid: sx.Gid,
+		Rdev: unix.Mkdev(sx.Rdev_major, sx.Rdev_minor), Size: int64(sx.Size), Blocks: int64(sx.Blocks),
+		Atim: ts(sx.Atime), Mtim: ts(sx.Mtime), Ctim: ts(sx.Ctime),
+	}
+	convert(&st.Nlink, sx.Nlink)
+	convert(&st.Blksize, sx.Blksize)
+	return sx.Attributes, nil
+}
+
+// convert stores v in a field whose type depends on the architecture.
+func convert[T int32 | int64 | uint32 | uint64](to *T, v uint32) { *to = T(v) }
+
 // Fstat is fstat of an open descriptor, O_PATH included.
 func Fstat(fd int, st *unix.Stat_t) error {
 	return retry(func() error { return unix.Fstat(fd, st) })

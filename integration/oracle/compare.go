@@ -58,6 +58,9 @@ func (t *Trial) differ(op Op, want, got Result) (Diff, bool) {
 	if op.Op == "snapshot" {
 		got.Out = acceptLinks(want.Out, got.Out)
 	}
+	if op.Op == "utimens" && strings.Contains(op.Flags, "NOFOLLOW") && strings.HasSuffix(want.Out, " atime=recent") {
+		got.Out = exactAtime.ReplaceAllString(got.Out, " atime=recent")
+	}
 	if op.Op != "utimens" || op.Mtime == "omit" {
 		got.Out = t.acceptMtime(want.Out, got.Out)
 	}
@@ -84,6 +87,10 @@ func (t *Trial) differ(op Op, want, got Result) (Diff, bool) {
 func unseenByServer(op Op, got Result) bool {
 	return op.Op == "access" || op.Op == "copyrange" && got.Out == "0"
 }
+
+// exactAtime is the access time of a symbolic link. Where the path to it leads
+// through another name of the same link, the kernel has just followed that.
+var exactAtime = regexp.MustCompile(` atime=\S+$`)
 
 // notEmpty says whether an operation failed because a directory is not empty.
 // File systems have two names for that.

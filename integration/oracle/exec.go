@@ -15,6 +15,9 @@ type execFunc func(a *agent, op Op) (string, error)
 // reads are given in brackets; every path is subject to Rel.
 var ops map[string]execFunc
 
+// opRemount is not for agents: the trial ends them.
+func opRemount(*agent, Op) (string, error) { return "", unix.ENOSYS }
+
 func init() {
 	ops = map[string]execFunc{
 		// open files (exec_file.go, exec_map.go)
@@ -58,6 +61,7 @@ func init() {
 		"dirseek":  opDirSeek,  // [Path] every cookie is tried
 		"dirchurn": opDirChurn, // [Path Len Text] Len names come and go between reads
 		"inos":     opInos,     // [Path] inode numbers agree with each other
+		"remount":  opRemount,  // unmount and mount again, with new agents
 		"chdir":    opChdir,    // [Path]
 		"umask":    opUmask,    // [Mode]
 		"fill":     opFill,     // [Path Len] creates Len names in a directory

@@ -336,5 +336,7 @@ func (n *Generator) Observe(op Op, r Result) {
 		}
 	case "close":
 		n.g.open[op.FD] = false
+	case "remount":
+		n.g.open = [10]bool{}
 	}
 }

@@ -116,6 +116,8 @@ func (g *gen) op() Op {
 		return g.nameOp()
 	case k < 98:
 		return g.metaOp()
+	case k == 98 && g.chance(25):
+		return Op{Op: "remount"}
 	default:
 		return pick(g, []Op{{Op: "umask", Mode: pick(g, []uint32{0, 0o022, 0o077, 0o027})}, {Op: "statfs"}, {Op: "snapshot", Path: pick(g, g.dirs)}})
 	}

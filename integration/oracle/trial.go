@@ -124,6 +124,12 @@ func (t *Trial) compareOps(model, subject *side) (diffs []Diff, err error) {
 			return diffs, nil
 		}
 		op := t.Ops[i]
+		if op.Op == "remount" {
+			if err := t.remount(model, subject); err != nil {
+				return diffs, fmt.Errorf("op %d: %w", i, err)
+			}
+			continue
+		}
 		want, err := model.do(op)
 		if err != nil {
 			return diffs, fmt.Errorf("op %d: %w", i, err)
@@ -163,6 +169,23 @@ func (t *Trial) compareOps(model, subject *side) (diffs []Diff, err error) {
 			t.Gen.Observe(op, want)
 		}
 	}
+}
+
+// remount is the operation of that name.
+func (t *Trial) remount(model, subject *side) error {
+	for _, s := range []*side{model, subject} {
+		if err := s.down(); err != nil {
+			return err
+		}
+		if err := s.up(t, s.mounter); err != nil {
+			return err
+		}
+	}
+	t.freed = false
+	if t.Gen != nil {
+		t.Gen.Observe(Op{Op: "remount"}, Result{})
+	}
+	return nil
 }
 
 // changesByFd are the operations that change an open object's attributes.
