@@ -27,7 +27,7 @@ var Accepted = []Difference{
 	{"rename of an object whose path in the lowers has more than 255 bytes, under redirect_dir=on", "the kernel says EXDEV, its redirects are no longer (redirect_max); plyfs stops at PATH_MAX"},
 	{"st_mtime of a directory from which a directory could not be renamed over one that is not empty, under redirect_dir=on", "the kernel has begun by then and changes it; plyfs looks first"},
 	{"ENOTEMPTY or EEXIST for a directory that is not empty", "the kernel passes on what the upper's file system says; plyfs says ENOTEMPTY"},
-	{"rmdir of an upper directory with whiteouts that hide nothing", "overlayfs says ENOTEMPTY; plyfs removes it"},
+	{"rmdir of, or rename over, an upper directory with whiteouts that hide nothing", "overlayfs says ENOTEMPTY; plyfs takes it for the empty directory that it shows"},
 	{"mmap of a descriptor opened read-only before the copy-up", "kernel overlayfs shows old data through it for ever; plyfs shows the new"},
 	{"copy_file_range between a file of a lower and one of an upper on another file system", "the kernel says EXDEV; plyfs copies"},
 	{"EPERM for an immutable file or another error, if there are two reasons", "the kernel looks at flags first; in front of a FUSE server it knows of none and looks at permissions and types"},
