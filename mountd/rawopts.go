@@ -32,6 +32,7 @@ type RawOptions struct {
 	StrictAtime bool
 	NoDirAtime  bool
 	Remount     bool
+	MixedUpper  bool // the upper is read in every form
 	FSName      string
 	Subtype     string
 	Debug       bool
@@ -43,10 +44,12 @@ type RawOptions struct {
 // RawStyle is how the binary was called.
 type RawStyle struct {
 	Dialect string // of the lowers when no option says so
-	FSName  string // first column of the mount table
-	Subtype string
-	NoDev   bool
-	NoAtime bool
+	// MixedUpper: the upper may have been written by fuse-overlayfs.
+	MixedUpper bool
+	FSName     string // first column of the mount table
+	Subtype    string
+	NoDev      bool
+	NoAtime    bool
 }
 
 // The styles of raw mounts.
@@ -56,7 +59,7 @@ var (
 	// FuseOverlayfsStyle is what callers of fuse-overlayfs rely on: type
 	// fuse.fuse-overlayfs, nodev and noatime, and lowers written by anybody.
 	FuseOverlayfsStyle = RawStyle{
-		Dialect: "auto", FSName: "fuse-overlayfs", Subtype: "fuse-overlayfs",
+		Dialect: "auto", MixedUpper: true, FSName: "fuse-overlayfs", Subtype: "fuse-overlayfs",
 		NoDev: true, NoAtime: true,
 	}
 )
@@ -67,7 +70,7 @@ var (
 func ParseRawOptions(style RawStyle, args []string) (*RawOptions, error) {
 	o := &RawOptions{
 		Dialect: style.Dialect, FSName: style.FSName, Subtype: style.Subtype,
-		NoDev: style.NoDev, NoAtime: style.NoAtime,
+		NoDev: style.NoDev, NoAtime: style.NoAtime, MixedUpper: style.MixedUpper,
 		AllowOther: os.Geteuid() == 0,
 	}
 	warned := map[string]bool{}
@@ -239,6 +242,9 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 		}
 		if s.Upper, err = layer(dir, own); err != nil {
 			return s, err
+		}
+		if o.MixedUpper {
+			s.Upper.Dialect = s.Upper.Dialect.Mixed()
 		}
 		if s.Work, err = resolveDir("workdir", o.Work); err != nil {
 			return s, err

@@ -1,6 +1,8 @@
 package unionfs
 
 import (
+	"strings"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -71,8 +73,8 @@ func (fs *FS) create(p *inode, name string, o newObject) (*inode, error) {
 	if fs.readOnly() {
 		return nil, unix.EROFS
 	}
-	if len(name) > unix.NAME_MAX {
-		return nil, unix.ENAMETOOLONG
+	if err := fs.mayName(name); err != nil {
+		return nil, err
 	}
 	if err := p.protected(immutable); err != nil {
 		return nil, err
@@ -105,7 +107,29 @@ func (fs *FS) create(p *inode, name string, o newObject) (*inode, error) {
 		return nil, err
 	}
 	fault.Point("create.done")
+	defer fs.dropMarker(c, &f)
 	return fs.born(c, name, fd)
+}
+
+// mayName refuses names that nothing new may have. Where markers are read, a
+// program could hide files by making some (fuse-overlayfs says EINVAL, too).
+func (fs *FS) mayName(name string) error {
+	switch {
+	case len(name) > unix.NAME_MAX:
+		return unix.ENAMETOOLONG
+	case fs.upper != nil && fs.upper.dialect.ReadsMarkers() && strings.HasPrefix(name, whiteout.MarkerPrefix):
+		return unix.EINVAL
+	}
+	return nil
+}
+
+// dropMarker removes the marker that has hidden the name f in the lowers, now that
+// the upper has an object there: fuse-overlayfs would take the marker to hide that,
+// too. We do not, so a crash before this changes nothing.
+func (fs *FS) dropMarker(c *change, f *found) {
+	if f.white && !f.entry && fsat.Unlink(c.h.fd, whiteout.MarkerPrefix+f.name) == nil {
+		c.p.dir.unmark(f.name)
+	}
 }
 
 // source describes a new object as package cow builds it: with the group,

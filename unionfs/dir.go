@@ -326,6 +326,15 @@ func (d *dirState) bear(e *dirent) *dirent {
 	return old
 }
 
+// unmark records that no marker hides the lower name any more.
+func (d *dirState) unmark(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if e := d.names[name]; e != nil && !e.entry {
+		e.white = false
+	}
+}
+
 // setGone records that the name no longer exists; white says that a whiteout
 // took its place, xform that it is a file with an attribute.
 func (d *dirState) setGone(name string, white, xform bool) {

@@ -25,8 +25,8 @@ func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.En
 }
 
 func (fs *FS) link(n, p *inode, name string) error {
-	if len(name) > unix.NAME_MAX {
-		return unix.ENAMETOOLONG
+	if err := fs.mayName(name); err != nil {
+		return err
 	}
 	if err := errors.Join(n.protected(immutable|appendOnly), p.protected(immutable)); err != nil {
 		return err
@@ -83,6 +83,7 @@ func (fs *FS) link(n, p *inode, name string) error {
 	n.addAlias(alias{p, name})
 	p.refs.Add(1)
 	p.dir.setUpper(name, n, false)
+	fs.dropMarker(c, &f)
 	return nil
 }
 

@@ -24,8 +24,8 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 	if in.Flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
 		return fuse.EINVAL
 	}
-	if len(newName) > unix.NAME_MAX {
-		return fuse.Status(unix.ENAMETOOLONG)
+	if err := fs.mayName(newName); err != nil {
+		return fs.status("rename", to, err)
 	}
 	_, err := again(func() (struct{}, error) {
 		return struct{}{}, fs.renameOnce(from, to, oldName, newName, uint(in.Flags))
@@ -475,4 +475,5 @@ func (m *move) record(o orphan) {
 	}
 	from.dir.setGone(m.f.name, m.left, fs.xwhite)
 	to.dir.setUpper(m.g.name, m.src, m.g.visible())
+	fs.dropMarker(m.to, &m.g)
 }

@@ -23,7 +23,7 @@ const (
 func (d Dialect) ReadsDevices() bool { return d != AUFS }
 
 // ReadsMarkers reports whether ".wh." names are whiteouts and markers.
-func (d Dialect) ReadsMarkers() bool { return d == AUFS || d == Auto }
+func (d Dialect) ReadsMarkers() bool { return d == AUFS || d == Auto || d == AutoUser }
 
 // IsDevice reports whether mode and rdev are those of a whiteout device
 // (kernel: IS_WHITEOUT).
@@ -41,7 +41,7 @@ func (d Dialect) Mark(fd int) (DirMark, error) {
 		attrs = []string{TrustedPrefix + "opaque"}
 	case UserXattr:
 		attrs = []string{UserPrefix + "opaque"}
-	case Auto:
+	case Auto, AutoUser:
 		attrs = []string{TrustedPrefix + "opaque", UserPrefix + "opaque", FusePrefix + "opaque"}
 	}
 	for _, a := range attrs {
@@ -69,7 +69,7 @@ func (d Dialect) IsXWhiteout(fd int) (bool, error) {
 		attrs = []string{TrustedPrefix + "whiteout"}
 	case UserXattr:
 		attrs = []string{UserPrefix + "whiteout"}
-	case Auto:
+	case Auto, AutoUser:
 		attrs = []string{TrustedPrefix + "whiteout", UserPrefix + "whiteout"}
 	}
 	for _, a := range attrs {

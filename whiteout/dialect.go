@@ -20,9 +20,12 @@ const (
 	// Auto reads all of the above, and user.fuseoverlayfs.opaque, mixed in
 	// one layer, as fuse-overlayfs and containers/storage leave it behind.
 	Auto
+	// AutoUser is Auto for an upper in which a user without privileges writes:
+	// what we add is in the form of UserXattr, and in Auto in that of Overlay.
+	AutoUser
 )
 
-var dialectNames = [...]string{Overlay: "overlay", UserXattr: "userxattr", AUFS: "aufs", Auto: "auto"}
+var dialectNames = [...]string{Overlay: "overlay", UserXattr: "userxattr", AUFS: "aufs", Auto: "auto", AutoUser: "auto-user"}
 
 // String returns the name used in options, records and messages.
 func (d Dialect) String() string {
@@ -40,6 +43,15 @@ func ParseDialect(s string) (Dialect, error) {
 		}
 	}
 	return 0, fmt.Errorf("unknown whiteout dialect %q: expected overlay, userxattr, aufs or auto", s)
+}
+
+// Mixed returns the dialect that writes as d does and reads all forms; d is Overlay
+// or UserXattr.
+func (d Dialect) Mixed() Dialect {
+	if d == UserXattr {
+		return AutoUser
+	}
+	return Auto
 }
 
 // MarshalText and UnmarshalText give JSON the same names.

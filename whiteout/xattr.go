@@ -19,11 +19,12 @@ var privatePrefixes = [...][]string{
 	UserXattr: {UserPrefix},
 	AUFS:      {TrustedPrefix},
 	Auto:      {TrustedPrefix, UserPrefix, FusePrefix},
+	AutoUser:  {TrustedPrefix, UserPrefix, FusePrefix},
 }
 
 // Prefix is where the dialect's own attributes live when it is written.
 func (d Dialect) Prefix() string {
-	if d == UserXattr {
+	if d == UserXattr || d == AutoUser {
 		return UserPrefix
 	}
 	return TrustedPrefix

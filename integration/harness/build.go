@@ -50,6 +50,24 @@ func Binary() (string, error) {
 	return binary.path, binary.err
 }
 
+// dropIn returns the path of the plyfs binary under the name of fuse-overlayfs.
+func dropIn() (string, error) {
+	bin, err := Binary()
+	if err != nil {
+		return "", err
+	}
+	if binary.dir == "" {
+		if binary.dir, err = os.MkdirTemp("", "plyfs-bin-"); err != nil {
+			return "", err
+		}
+	}
+	link := filepath.Join(binary.dir, "fuse-overlayfs")
+	if err := os.Symlink(bin, link); err != nil && !os.IsExist(err) {
+		return "", err
+	}
+	return link, nil
+}
+
 // RemoveBinary deletes what Binary built. TestMain calls it last.
 func RemoveBinary() {
 	if binary.dir != "" {

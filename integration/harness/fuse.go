@@ -22,6 +22,7 @@ type FUSE struct {
 	name string
 	argv []string
 	plus bool // understands repeated lowerdir+= and dialect=
+	more []string
 	Env  []string
 }
 
@@ -61,7 +62,7 @@ func (f FUSE) Args(s Stack, target string) []string {
 	if s.Atime != "" {
 		o = append(o, s.Atime)
 	}
-	o = append(o, s.Extra...)
+	o = append(append(o, f.more...), s.Extra...)
 	args := append([]string(nil), f.argv...)
 	return append(args, "-o", strings.Join(o, ","), target)
 }

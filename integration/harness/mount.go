@@ -51,7 +51,7 @@ func (s Stack) options() map[string]string {
 
 // Mounter mounts stacks in one way.
 type Mounter interface {
-	// Name says which way: "plyfs", "kernel", "fuse-overlayfs".
+	// Name says which way: "plyfs", "drop-in", "kernel", "fuse-overlayfs".
 	Name() string
 	// Mount mounts s on target, which must exist, and returns when the mount
 	// answers.
@@ -85,10 +85,16 @@ func NewMounter(name string) (Mounter, error) {
 			return nil, err
 		}
 		return FUSE{name: name, argv: []string{bin, "overlay", "-f"}, plus: true}, nil
+	case "drop-in": // plyfs, called by the name of fuse-overlayfs
+		bin, err := dropIn()
+		if err != nil {
+			return nil, err
+		}
+		return FUSE{name: name, argv: []string{bin, "-f"}, plus: true, more: []string{"suid", "dev", "relatime"}}, nil
 	case "fuse-overlayfs":
 		return FUSE{name: name, argv: []string{"fuse-overlayfs", "-f"}}, nil
 	}
-	return nil, fmt.Errorf("unknown mounter %q: expected plyfs, kernel or fuse-overlayfs", name)
+	return nil, fmt.Errorf("unknown mounter %q: expected plyfs, drop-in, kernel or fuse-overlayfs", name)
 }
 
 // Kernel is overlayfs of the running kernel.

@@ -25,6 +25,8 @@ type GenOptions struct {
 	// XWhiteouts makes the whiteouts of lowers without devices, as on
 	// another union.
 	XWhiteouts bool
+	// NoXWhiteouts makes only devices.
+	NoXWhiteouts bool
 }
 
 // plainNames is small, so that layers and operations meet.
@@ -218,7 +220,7 @@ func (g *gen) layer(n int, upper bool) Layer {
 			e = Entry{Path: p, Kind: Whiteout}
 			// In an opaque directory the kernel hides them from lookup, but
 			// lists them and refuses to remove the directory.
-			if (g.chance(10) || g.o.XWhiteouts) && !upper {
+			if (g.chance(10) || g.o.XWhiteouts) && !upper && !g.o.NoXWhiteouts {
 				if have[d] != Opaque {
 					e = Entry{Path: p, Kind: XWhiteout, Mtime: g.when()}
 				} else if g.o.XWhiteouts {

@@ -90,6 +90,9 @@ func (t *Trial) prepare(s *side, dir string) error {
 		err := s.place(upperOn, dir, "rw", func(dir string) error {
 			s.stack.Upper, s.stack.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 			recipe.Upper.Dialect = t.Dialect
+			if s.name == "subject" && t.ConvertUpper != "" {
+				recipe.Upper.Dialect = t.ConvertUpper
+			}
 			return errors.Join(os.Mkdir(s.stack.Upper, 0o755), os.Mkdir(s.stack.Work, 0o755), recipe.Upper.Build(s.stack.Upper))
 		})
 		if err != nil {

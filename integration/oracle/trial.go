@@ -25,6 +25,9 @@ type Trial struct {
 	// Convert writes the subject's lowers in another dialect than the
 	// kernel's, and mounts them with it.
 	Convert string `json:"convert,omitempty"`
+	// ConvertUpper writes the subject's upper in another dialect than the
+	// kernel's, as somebody has left it; the mount has to find that out.
+	ConvertUpper string `json:"convertUpper,omitempty"`
 	// ReadOnly mounts without an upper; ROFlag with one, but read-only.
 	ReadOnly bool `json:"readOnly,omitempty"`
 	ROFlag   bool `json:"roFlag,omitempty"`
@@ -110,6 +113,55 @@ func (t *Trial) Run() (diffs []Diff, err error) {
 	}
 	d, err = t.remounts(modelTree, model, subject)
 	return append(diffs, d...), err
+}
+
+// Reread makes operations by the model, and compares what the tree is then with
+// what the subject shows of the same upper.
+func (t *Trial) Reread() (diffs []Diff, err error) {
+	if err := os.MkdirAll(t.Where, 0o755); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(t.Where, "trial-")
+	if err != nil {
+		return nil, err
+	}
+	s := &side{name: "model", mounter: t.Model}
+	defer func() { err = errors.Join(err, s.down(), s.clear(), removeAll(dir)) }()
+	if err := errors.Join(os.Chmod(dir, 0o755), t.prepare(s, filepath.Join(dir, s.name))); err != nil {
+		return nil, err
+	}
+	if err := s.up(t, t.Model); err != nil {
+		return nil, err
+	}
+	for i := 0; ; i++ {
+		if t.Gen != nil {
+			t.generate()
+		}
+		if i >= len(t.Ops) {
+			break
+		}
+		r, err := s.do(t.Ops[i])
+		if err != nil {
+			return nil, fmt.Errorf("op %d: %w", i, err)
+		}
+		if t.Gen != nil {
+			t.Gen.Observe(t.Ops[i], r)
+		}
+	}
+	var seen [2]Result
+	for i, m := range []harness.Mounter{t.Model, t.Subject} {
+		// The model, too, is asked after a remount: it forgets what it has not
+		// written down.
+		if err := errors.Join(s.down(), s.up(t, m)); err != nil {
+			return nil, err
+		}
+		if seen[i], err = s.do(Op{Op: "snapshot"}); err != nil {
+			return nil, err
+		}
+		// fuse-overlayfs knows of no links after a remount.
+		seen[i].Out = sameName.ReplaceAllString(nlink.ReplaceAllString(seen[i].Out, ""), "")
+	}
+	return t.diffTrees(fmt.Sprintf("an upper of %s, mounted by %s", t.Model.Name(), t.Subject.Name()), seen[0], seen[1]), nil
 }
 
 // maxDiffs ends a run that has gone wrong for good.
@@ -266,7 +318,7 @@ func (t *Trial) remounts(want Result, model, subject *side) (diffs []Diff, err e
 	}
 	var ids string
 	for i, st := range steps {
-		if st.s == subject && st.cross && (t.Convert != "" || t.ModelRecipe != nil || t.SubjectUpperOn != "") {
+		if st.s == subject && st.cross && (t.Convert != "" || t.ConvertUpper != "" || t.ModelRecipe != nil || t.SubjectUpperOn != "") {
 			continue // the kernel cannot mount these layers
 		}
 		if err := st.s.up(t, st.m); err != nil {
