@@ -21,7 +21,7 @@ func resolveMountPoint(target string) (string, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("%w; create the directory first", err)
-	case errors.Is(err, unix.ENOTCONN):
+	case errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ECONNABORTED):
 		return "", fmt.Errorf("%w: a dead mount is on it; detach it with `plyfs umount -l`", err)
 	case errors.Is(err, unix.ENOTDIR):
 		return "", fmt.Errorf("%w; a mount point must be a directory", err)

@@ -9,13 +9,15 @@ import (
 )
 
 // Reading changes the access time as on kernel overlayfs: that of an object in
-// the upper, by the rules of the mount; that of a lower object never. The kernel leaves access times to a FUSE server, and does
-// not tell it of reads that it serves from its cache. So a file's time changes
-// when it is opened for reading or when a read reaches us, and a directory's
-// when its listing is read from the start.
+// the upper, by the rules of the mount; that of a lower object never. The kernel
+// leaves access times to a FUSE server, and does not tell it of reads that it
+// serves from its cache. So a file whose time is due is opened for reading without
+// its cache, and the first read reaches us; and the listing of a directory is read
+// anew after each change, when its time is due, too.
 //
 // To set a time changes st_ctime, too, which a read must not do. So the real
-// object is read instead; all other descriptors of the upper are O_NOATIME.
+// object is read instead; all other descriptors of the upper are O_NOATIME. The
+// kernel asks for the time again after each request to read.
 
 // Atime is when reading changes access times.
 type Atime uint8
@@ -83,50 +85,49 @@ func (a Atime) due(st *unix.Stat_t) bool {
 		time.Now().UnixNano()-at >= int64(day)
 }
 
-// accessed notes that a file or directory is read through a descriptor that has
-// the given open flags. What goes wrong costs an access time, no more.
-func (fs *FS) accessed(n *inode, flags uint32) {
-	if fs.upper == nil || fs.atime == AtimeNever || flags&unix.O_NOATIME != 0 || n.isDir() && !fs.dirAtime {
-		return
-	}
-	if fs.readReal(n) {
-		fs.invalidate(n.id, false)
-	}
+// watches reports whether a read of n by a descriptor that has the given open
+// flags can change its access time.
+func (fs *FS) watches(n *inode, flags uint32) bool {
+	return fs.upper != nil && fs.atime != AtimeNever && flags&unix.O_NOATIME == 0 && (fs.dirAtime || !n.isDir())
 }
 
-// readReal reads something of an object of the upper whose access time is due.
-func (fs *FS) readReal(n *inode) bool {
+// atimeDue reports whether the next read of n will change its access time.
+func (fs *FS) atimeDue(n *inode) bool {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	if !n.upper {
 		return false
 	}
 	var st unix.Stat_t
-	if h := fs.fds.peek(&n.fd); h != nil && !n.meta {
-		err := fsat.Fstat(h.fd, &st)
-		h.release()
-		if err != nil || !fs.atime.due(&st) {
-			return false
+	if h := fs.fds.peek(&n.fd); h != nil {
+		defer h.release()
+		if !n.meta {
+			return fsat.Fstat(h.fd, &st) == nil && fs.atime.due(&st)
 		}
 	}
-	done := false
+	err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) })
+	return err == nil && fs.atime.due(&st)
+}
+
+// accessed notes that a file or directory has been read by a descriptor that has
+// the given open flags. What goes wrong costs an access time, no more.
+func (fs *FS) accessed(n *inode, flags uint32) {
+	if !fs.watches(n, flags) || !fs.atimeDue(n) {
+		return
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
 	_ = fs.withRealLocked(n, func(dirfd int, name string) error {
-		if err := fsat.Stat(dirfd, name, &st); err != nil || !fs.atime.due(&st) {
-			return err
-		}
-		var one [1]byte
+		var buf [512]byte
 		return openReal(n, dirfd, name, func(fd int) (err error) {
 			if n.isDir() {
-				var some [512]byte
-				_, err = unix.Getdents(fd, some[:])
+				_, err = unix.Getdents(fd, buf[:])
 			} else {
-				_, err = unix.Pread(fd, one[:], 0)
+				_, err = unix.Pread(fd, buf[:1], 0)
 			}
-			done = err == nil
 			return err
 		})
 	})
-	return done
 }
 
 // quiet keeps what we read through a descriptor of the upper from changing the

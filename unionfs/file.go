@@ -31,10 +31,10 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 	if err == nil && write {
 		n.writers.Add(1)
 	}
-	if err == nil && in.Flags&unix.O_ACCMODE == unix.O_RDONLY {
-		fs.accessed(n, in.Flags)
-	}
 	out.OpenFlags = openFlags
+	if err == nil && !write && fs.watches(n, in.Flags) && fs.atimeDue(n) {
+		out.OpenFlags &^= fuse.FOPEN_KEEP_CACHE
+	}
 	return fs.status("open", n, err)
 }
 

@@ -1,7 +1,9 @@
 package harness
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,7 +64,7 @@ func dropIn() (string, error) {
 		}
 	}
 	link := filepath.Join(binary.dir, "fuse-overlayfs")
-	if err := os.Symlink(bin, link); err != nil && !os.IsExist(err) {
+	if err := os.Symlink(bin, link); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
 	return link, nil

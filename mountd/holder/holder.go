@@ -327,7 +327,8 @@ func dead(mountpoint string) bool {
 	}()
 	select {
 	case err := <-answer:
-		return errors.Is(err, unix.ENOTCONN)
+		// The latter if the connection ended while the question was on its way.
+		return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
 	case <-time.After(deadAnswer):
 		return false
 	}
