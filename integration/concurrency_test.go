@@ -227,18 +227,5 @@ func TestManyProcesses(t *testing.T) {
 		}
 	}
 	verify("at the end", m)
-	if err := m.Unmount(); err != nil {
-		t.Fatal(err)
-	}
-	for _, by := range []harness.Mounter{subject(t), harness.Kernel{}} {
-		m, err := by.Mount(stack, target)
-		if err != nil {
-			t.Fatal(err)
-		}
-		verify("mounted again by "+by.Name(), m)
-		if err := m.Unmount(); err != nil {
-			t.Error(err)
-		}
-	}
-	workSwept(t, stack.Work)
+	mountAgain(t, m, stack, verify)
 }

@@ -63,22 +63,36 @@ func TestParallel(t *testing.T) {
 	if first.Ghosts != "" || strings.Contains(first.Out, "listed twice") || strings.Contains(first.Out, ": E") {
 		t.Errorf("names that do not exist: %s; in\n%s", first.Ghosts, first.Out)
 	}
+	mountAgain(t, m, stack, sameTree(t, first.Out))
+}
+
+// mountAgain unmounts m, the mount of stack, lets plyfs and then the kernel mount it
+// again, and calls check on each of these mounts.
+func mountAgain(t *testing.T, m harness.Mount, stack harness.Stack, check func(by string, m harness.Mount)) {
+	t.Helper()
 	if err := m.Unmount(); err != nil {
 		t.Fatal(err)
 	}
 	for _, by := range []harness.Mounter{subject(t), harness.Kernel{}} {
-		m, err := by.Mount(stack, target)
+		m, err := by.Mount(stack, m.Target())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if lines := oracle.DiffLines(first.Out, snapshotOf(t, target).Out); len(lines) > 0 {
-			t.Errorf("mounted again by %s (- before, + after):\n%s", by.Name(), strings.Join(lines[:min(len(lines), 20)], "\n"))
-		}
+		check("mounted again by "+by.Name(), m)
 		if err := m.Unmount(); err != nil {
 			t.Error(err)
 		}
 	}
 	workSwept(t, stack.Work)
+}
+
+// sameTree is a check for mountAgain: the tree is what a snapshot says.
+func sameTree(t *testing.T, want string) func(by string, m harness.Mount) {
+	return func(by string, m harness.Mount) {
+		if lines := oracle.DiffLines(want, snapshotOf(t, m.Target()).Out); len(lines) > 0 {
+			t.Errorf("%s (- before, + after):\n%s", by, strings.Join(lines[:min(len(lines), 20)], "\n"))
+		}
+	}
 }
 
 // hammer runs n processes on a mount for some time; a hang aborts the mount.

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/plyfs/plyfs/integration/harness"
 	"github.com/plyfs/plyfs/integration/oracle"
 )
 
@@ -120,22 +119,7 @@ func killClientsOf(t *testing.T, options []string) {
 	if after.Ghosts != "" {
 		t.Errorf("names that do not exist: %s", after.Ghosts)
 	}
-	if err := m.Unmount(); err != nil {
-		t.Fatal(err)
-	}
-	for _, by := range []harness.Mounter{subject(t), harness.Kernel{}} {
-		m, err := by.Mount(stack, target)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d := oracle.DiffLines(after.Out, snapshotOf(t, target).Out); len(d) > 0 {
-			t.Errorf("mounted again by %s (- before, + after):\n%s", by.Name(), strings.Join(d[:min(len(d), 20)], "\n"))
-		}
-		if err := m.Unmount(); err != nil {
-			t.Error(err)
-		}
-	}
-	workSwept(t, stack.Work)
+	mountAgain(t, m, stack, sameTree(t, after.Out))
 }
 
 // large picks the lines of the large files from a snapshot.

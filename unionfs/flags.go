@@ -23,10 +23,9 @@ const (
 	appendOnly
 )
 
-// The ioctls that the kernel passes on, and where they have the two flags.
+// The ioctls that the kernel passes on besides those of package fsat, and where
+// they have the two flags.
 const (
-	fsIocGetFlags   = 0x80086601
-	fsIocSetFlags   = 0x40086602
 	fsIocFsGetXattr = 0x801c581f
 	fsIocFsSetXattr = 0x401c5820
 
@@ -78,12 +77,12 @@ func (fs *FS) Ioctl(_ <-chan struct{}, in *fuse.IoctlIn, inbuf []byte, _ *fuse.I
 	}
 	var err error
 	switch in.Cmd {
-	case fsIocGetFlags:
+	case fsat.IocGetFlags:
 		err = fs.getFlags(n, in.Cmd, inodeFlags, outbuf)
 	case fsIocFsGetXattr:
 		err = fs.getFlags(n, in.Cmd, fsxattrBits, outbuf)
-	case fsIocSetFlags:
-		err = fs.setFlags(n, fsIocGetFlags, in.Cmd, inodeFlags, inbuf)
+	case fsat.IocSetFlags:
+		err = fs.setFlags(n, fsat.IocGetFlags, in.Cmd, inodeFlags, inbuf)
 	case fsIocFsSetXattr:
 		err = fs.setFlags(n, fsIocFsGetXattr, in.Cmd, fsxattrBits, inbuf)
 	default:

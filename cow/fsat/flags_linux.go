@@ -25,26 +25,27 @@ func Ioctl(fd int, cmd uint32, buf []byte) error {
 // (kernel: OVL_COPY_FS_FLAGS_MASK).
 const copiedFlags = 0x8 | 0x80 // FS_SYNC_FL, FS_NOATIME_FL
 
+// FS_IOC_GETFLAGS and FS_IOC_SETFLAGS.
 const (
-	iocGetFlags = 0x80086601
-	iocSetFlags = 0x40086602
+	IocGetFlags = 0x80086601
+	IocSetFlags = 0x40086602
 )
 
 // CopiedFlags reads the inode flags of an open file that its copy must have.
 func CopiedFlags(fd int) (uint32, error) {
 	var b [4]byte
-	err := Ioctl(fd, iocGetFlags, b[:])
+	err := Ioctl(fd, IocGetFlags, b[:])
 	return binary.NativeEndian.Uint32(b[:]) & copiedFlags, err
 }
 
 // AddFlags gives an open file inode flags in addition to those it has.
 func AddFlags(fd int, flags uint32) error {
 	var b [4]byte
-	if err := Ioctl(fd, iocGetFlags, b[:]); err != nil {
+	if err := Ioctl(fd, IocGetFlags, b[:]); err != nil {
 		return err
 	}
 	binary.NativeEndian.PutUint32(b[:], binary.NativeEndian.Uint32(b[:])|flags)
-	return Ioctl(fd, iocSetFlags, b[:])
+	return Ioctl(fd, IocSetFlags, b[:])
 }
 
 // Statx is statx(2) of name in dirfd, links not followed.
