@@ -32,7 +32,7 @@ func newWork(t *testing.T) (w *Work, upper int, dir string) {
 			t.Fatal(err)
 		}
 	}
-	w, err := OpenWork(openDir(t, filepath.Join(dir, "work")), false)
+	w, err := OpenWork(openDir(t, filepath.Join(dir, "work")), WorkOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +191,7 @@ func TestSweep(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "keep"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	w, err := OpenWork(openDir(t, dir), false)
+	w, err := OpenWork(openDir(t, dir), WorkOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +206,7 @@ func TestSweep(t *testing.T) {
 
 func TestWorkIsLocked(t *testing.T) {
 	_, _, dir := newWork(t)
-	w2, err := OpenWork(openDir(t, filepath.Join(dir, "work")), false)
+	w2, err := OpenWork(openDir(t, filepath.Join(dir, "work")), WorkOptions{})
 	if !errors.Is(err, ErrInUse) {
 		t.Errorf("second OpenWork: %v, %v; want ErrInUse", w2, err)
 	}

@@ -3,6 +3,8 @@ package cow
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -47,9 +49,23 @@ const (
 var ErrVolatile = errors.New("an earlier volatile mount was not unmounted in order, so what it wrote may be incomplete: " +
 	"discard the upper, or remove \"incompat\" from the \"work\" directory to use it all the same")
 
-// OpenWork locks and empties the scratch directory below the directory
-// workdir. With volatile nothing is ever synced.
-func OpenWork(workdir int, volatile bool) (*Work, error) {
+// LeftUnsynced reports whether the directory workdir has the mark of such a mount.
+func LeftUnsynced(workdir string) bool {
+	_, err := os.Lstat(filepath.Join(workdir, workName, incompatName))
+	return err == nil
+}
+
+// WorkOptions say how a scratch directory is used.
+type WorkOptions struct {
+	// Volatile: nothing is ever synced.
+	Volatile bool
+	// TakeUnsynced takes an upper that a volatile mount has left behind
+	// without a sync. Otherwise it is refused with ErrVolatile.
+	TakeUnsynced bool
+}
+
+// OpenWork locks and empties the scratch directory below the directory workdir.
+func OpenWork(workdir int, o WorkOptions) (*Work, error) {
 	if err := fsat.Mkdir(workdir, workName, 0o700); err != nil && err != unix.EEXIST {
 		return nil, fmt.Errorf("create %q in the workdir: %w", workName, err)
 	}
@@ -57,7 +73,7 @@ func OpenWork(workdir int, volatile bool) (*Work, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %q in the workdir: %w", workName, err)
 	}
-	w := &Work{fd: fd, volatile: volatile}
+	w := &Work{fd: fd, volatile: o.Volatile}
 	if err := LockDir(fd); err != nil {
 		w.Close()
 		return nil, fmt.Errorf("lock the workdir: %w", err)
@@ -71,7 +87,7 @@ func OpenWork(workdir int, volatile bool) (*Work, error) {
 	for _, acl := range []string{"system.posix_acl_default", "system.posix_acl_access"} {
 		_ = fsat.Removexattr(fd, "", acl) // usually absent
 	}
-	if err := w.prepare(); err != nil {
+	if err := w.prepare(o); err != nil {
 		w.Close()
 		return nil, err
 	}
@@ -111,12 +127,12 @@ func LockDir(fd int) error {
 }
 
 // prepare empties the scratch directory and marks it if the mount is volatile.
-func (w *Work) prepare() error {
+func (w *Work) prepare(o WorkOptions) error {
 	var st unix.Stat_t
 	switch err := fsat.Stat(w.fd, incompatName, &st); {
-	case err == nil:
+	case err == nil && !o.TakeUnsynced:
 		return ErrVolatile
-	case err != unix.ENOENT:
+	case err != nil && err != unix.ENOENT:
 		return fmt.Errorf("look at the workdir: %w", err)
 	}
 	if err := w.sweep(); err != nil {

@@ -69,7 +69,7 @@ var mountOptions = [][]string{
 func randomTrial(t *testing.T, seed int64) *oracle.Trial {
 	// Links in lowers behave in their own ways, and would hide other things.
 	o := oracle.GenOptions{NoHardlinks: seed%3 != 0}
-	tr := &oracle.Trial{Seed: seed, Where: fastDir(t), Options: mountOptions[seed%int64(len(mountOptions))]}
+	tr := &oracle.Trial{Seed: seed, Where: fastDir(t), Options: mountOptions[seed%int64(len(mountOptions))], Agents: 1 + int(seed%2)}
 	if seed%5 == 0 {
 		tr.Where = base // a file system on disk
 	}

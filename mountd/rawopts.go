@@ -32,10 +32,11 @@ type RawOptions struct {
 	StrictAtime bool
 	NoDirAtime  bool
 	Remount     bool
-	MixedUpper  bool // the upper is read in every form
-	FSName      string
-	Subtype     string
-	Debug       bool
+	// ForeignUpper is as in RawStyle.
+	ForeignUpper bool
+	FSName       string
+	Subtype      string
+	Debug        bool
 
 	// Warnings are sentences about words that have no effect, one per word.
 	Warnings []string
@@ -44,12 +45,14 @@ type RawOptions struct {
 // RawStyle is how the binary was called.
 type RawStyle struct {
 	Dialect string // of the lowers when no option says so
-	// MixedUpper: the upper may have been written by fuse-overlayfs.
-	MixedUpper bool
-	FSName     string // first column of the mount table
-	Subtype    string
-	NoDev      bool
-	NoAtime    bool
+	// ForeignUpper: the upper may be one of fuse-overlayfs. It is read in every
+	// form, and if a volatile mount has left it without a sync, that is worth a
+	// warning and no more.
+	ForeignUpper bool
+	FSName       string // first column of the mount table
+	Subtype      string
+	NoDev        bool
+	NoAtime      bool
 }
 
 // The styles of raw mounts.
@@ -59,7 +62,7 @@ var (
 	// FuseOverlayfsStyle is what callers of fuse-overlayfs rely on: type
 	// fuse.fuse-overlayfs, nodev and noatime, and lowers written by anybody.
 	FuseOverlayfsStyle = RawStyle{
-		Dialect: "auto", MixedUpper: true, FSName: "fuse-overlayfs", Subtype: "fuse-overlayfs",
+		Dialect: "auto", ForeignUpper: true, FSName: "fuse-overlayfs", Subtype: "fuse-overlayfs",
 		NoDev: true, NoAtime: true,
 	}
 )
@@ -70,7 +73,7 @@ var (
 func ParseRawOptions(style RawStyle, args []string) (*RawOptions, error) {
 	o := &RawOptions{
 		Dialect: style.Dialect, FSName: style.FSName, Subtype: style.Subtype,
-		NoDev: style.NoDev, NoAtime: style.NoAtime, MixedUpper: style.MixedUpper,
+		NoDev: style.NoDev, NoAtime: style.NoAtime, ForeignUpper: style.ForeignUpper,
 		AllowOther: os.Geteuid() == 0,
 	}
 	warned := map[string]bool{}
@@ -207,6 +210,16 @@ func (o *RawOptions) check() error {
 	return nil
 }
 
+// LookAtUpper adds a warning if the upper is used although it may be incomplete.
+func (o *RawOptions) LookAtUpper() {
+	if !o.ForeignUpper || o.Work == "" {
+		return
+	}
+	if err := unionfs.LeftUnsynced(o.Work); err != nil {
+		o.Warnings = append(o.Warnings, fmt.Sprintf("upperdir %q is used all the same: %v", o.Upper, err))
+	}
+}
+
 // Spec resolves every path against the working directory, checks the mount
 // point and returns what to hand to package holder.
 func (o *RawOptions) Spec(target string) (holder.Spec, error) {
@@ -243,7 +256,8 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 		if s.Upper, err = layer(dir, own); err != nil {
 			return s, err
 		}
-		if o.MixedUpper {
+		if o.ForeignUpper {
+			s.TakeUnsynced = true
 			s.Upper.Dialect = s.Upper.Dialect.Mixed()
 		}
 		if s.Work, err = resolveDir("workdir", o.Work); err != nil {

@@ -194,7 +194,7 @@ func (fs *FS) openWork(o Options, upper, workdir int) (err error) {
 	if err := cow.LockDir(fs.lockFd); err != nil {
 		return fmt.Errorf("upperdir %q: %w", o.Upper, err)
 	}
-	if fs.work, err = cow.OpenWork(workdir, o.Volatile); err != nil {
+	if fs.work, err = cow.OpenWork(workdir, cow.WorkOptions{Volatile: o.Volatile, TakeUnsynced: o.TakeUnsynced}); err != nil {
 		return fmt.Errorf("workdir %q: %w", o.Work, err)
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/cow"
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/whiteout"
 )
@@ -48,6 +49,15 @@ func newLayer(fd int, path string, d whiteout.Dialect) (*layer, error) {
 		return nil, fmt.Errorf("open layer %q: %w", path, err)
 	}
 	return &layer{path: path, dialect: d, root: fd, dev: st.Dev, uuid: fsat.FSUUID(fd)}, nil
+}
+
+// LeftUnsynced returns an error if a volatile mount has left the upper that belongs
+// to the directory workdir behind without a sync.
+func LeftUnsynced(workdir string) error {
+	if cow.LeftUnsynced(workdir) {
+		return cow.ErrVolatile
+	}
+	return nil
 }
 
 func (l *layer) close() {

@@ -87,6 +87,9 @@ type Options struct {
 
 	// Volatile drops every durability promise: no fsync reaches the disk.
 	Volatile bool
+	// TakeUnsynced takes an upper that an earlier volatile mount has left
+	// behind without a sync, which is refused otherwise.
+	TakeUnsynced bool
 
 	// Logger receives what an operator must know. Nil means no logging.
 	Logger *zap.Logger

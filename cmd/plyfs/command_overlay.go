@@ -50,6 +50,7 @@ func rawMount(ctx context.Context, style mountd.RawStyle, opts []string, target 
 	if err != nil {
 		return usage(err)
 	}
+	o.LookAtUpper()
 	for _, w := range o.Warnings {
 		fmt.Fprintln(os.Stderr, "plyfs: warning: "+printable(w))
 	}

@@ -277,6 +277,13 @@ type Generator struct {
 	asked int // what left was when it was last told what exists
 }
 
+// onSlot are the operations on open files.
+var onSlot = map[string]bool{
+	"open": true, "close": true, "read": true, "pread": true, "write": true, "pwrite": true, "ftruncate": true, "fallocate": true,
+	"seek": true, "copyrange": true, "fsync": true, "fdatasync": true, "fstat": true, "fchmod": true, "fchown": true, "futimens": true,
+	"flock": true, "ofdlock": true, "mmapread": true, "mmapwrite": true, "linkfd": true, "readdirfd": true, "fsetxattr": true, "fgetxattr": true,
+}
+
 // NewGenerator makes o.Ops operations from a seed.
 func NewGenerator(seed int64, o GenOptions) *Generator {
 	if o.Ops == 0 {
@@ -323,6 +330,12 @@ func (n *Generator) Next() (Op, bool) {
 	}
 	if !n.g.o.Unprivileged && n.g.chance(30) {
 		op.User = 1 + n.g.IntN(2)
+	}
+	if onSlot[op.Op] {
+		// Each process has its own slots; the second has the last ones.
+		op.Agent = op.FD / 4
+	} else if n.g.chance(20) {
+		op.Agent = 1
 	}
 	return op, true
 }

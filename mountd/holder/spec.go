@@ -29,6 +29,8 @@ type Spec struct {
 	Metacopy bool             `json:"metacopy,omitempty"`
 	NoIndex  bool             `json:"noIndex,omitempty"`
 	Volatile bool             `json:"volatile,omitempty"`
+	// TakeUnsynced is as in unionfs.Options.
+	TakeUnsynced bool `json:"takeUnsynced,omitempty"`
 
 	FSName      string `json:"fsName,omitempty"`
 	Subtype     string `json:"subtype,omitempty"`
@@ -96,6 +98,7 @@ func (s *Spec) unionOptions() unionfs.Options {
 		Atime:        atime,
 		NoDirAtime:   s.NoDirAtime,
 		Volatile:     s.Volatile,
+		TakeUnsynced: s.TakeUnsynced,
 	}
 }
 
