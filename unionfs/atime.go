@@ -88,33 +88,57 @@ func (a Atime) due(st *unix.Stat_t) bool {
 // watches reports whether a read of n by a descriptor that has the given open
 // flags can change its access time.
 func (fs *FS) watches(n *inode, flags uint32) bool {
-	return fs.upper != nil && fs.atime != AtimeNever && flags&unix.O_NOATIME == 0 && (fs.dirAtime || !n.isDir())
+	return fs.upper != nil && fs.atime != AtimeNever && flags&unix.O_NOATIME == 0 && (fs.dirAtime || !n.isDir()) &&
+		!n.extra().noAtime.Load()
 }
 
 // atimeDue reports whether the next read of n will change its access time.
 func (fs *FS) atimeDue(n *inode) bool {
+	st, ok := fs.times(n)
+	return ok && fs.atime.due(&st)
+}
+
+// times looks at an object of the upper.
+func (fs *FS) times(n *inode) (st unix.Stat_t, ok bool) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	if !n.upper {
-		return false
+		return st, false
 	}
-	var st unix.Stat_t
 	if h := fs.fds.peek(&n.fd); h != nil {
 		defer h.release()
 		if !n.meta {
-			return fsat.Fstat(h.fd, &st) == nil && fs.atime.due(&st)
+			err := fsat.Fstat(h.fd, &st)
+			return st, err == nil
 		}
 	}
 	err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) })
-	return err == nil && fs.atime.due(&st)
+	return st, err == nil
 }
 
 // accessed notes that a file or directory has been read by a descriptor that has
 // the given open flags. What goes wrong costs an access time, no more.
 func (fs *FS) accessed(n *inode, flags uint32) {
-	if !fs.watches(n, flags) || !fs.atimeDue(n) {
+	if !fs.watches(n, flags) {
 		return
 	}
+	before, ok := fs.times(n)
+	if !ok || !fs.atime.due(&before) {
+		return
+	}
+	fs.readReal(n)
+	const tick = time.Second // more than the granularity of times
+	after, ok := fs.times(n)
+	if ok && after.Atim == before.Atim && time.Since(time.Unix(after.Atim.Unix())) > tick {
+		// It has the inode flag "no atime", say. Without this it would be read
+		// past the kernel's cache for ever.
+		n.ownExtra().noAtime.Store(true)
+	}
+}
+
+// readReal reads something of the real file or directory behind n, an object of
+// the upper.
+func (fs *FS) readReal(n *inode) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	_ = fs.withRealLocked(n, func(dirfd int, name string) error {

@@ -137,6 +137,9 @@ func (fs *FS) setFlags(n *inode, get, set uint32, b flagBits, want []byte) error
 		}
 		return fsat.Ioctl(fd, set, buf[:])
 	})
+	if e := n.ext.Load(); e != nil {
+		e.noAtime.Store(false)
+	}
 	fs.invalidate(n.id, false) // st_ctime: for the kernel an ioctl changes nothing
 	return err
 }

@@ -46,6 +46,8 @@ type inodeExtra struct {
 	copyMu sync.Mutex
 	// copied: copied up, in whole or in part, and not synced since.
 	copied atomic.Bool
+	// noAtime: reading it changes no access time, whatever the mount says.
+	noAtime atomic.Bool
 
 	upID   realID  // of an object in the upper that has several names; guarded by inode.mu
 	orphan orphan  // of an object of the upper without a name; guarded by inode.mu

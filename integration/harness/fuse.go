@@ -113,7 +113,7 @@ type fuseMount struct {
 	name, target string
 	dev          string // "major:minor"
 	cmd          *exec.Cmd
-	log          lockedBuffer
+	log          LockedBuffer
 	done         chan struct{} // closed after the server ended
 	waitErr      error         // valid after done
 }
@@ -237,15 +237,17 @@ func abortConnection(dev string) {
 	_ = os.WriteFile(filepath.Join(ctl, minor, "abort"), []byte("1"), 0)
 }
 
-// lockedBuffer keeps the first and the last part of what a server prints.
-type lockedBuffer struct {
+// LockedBuffer keeps the beginning of what a process prints, and can be read
+// while that runs.
+type LockedBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer // guarded by mu
 }
 
 const maxLog = 1 << 20
 
-func (b *lockedBuffer) Write(p []byte) (int, error) {
+// Write implements io.Writer.
+func (b *LockedBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.buf.Len() < maxLog {
@@ -254,7 +256,8 @@ func (b *lockedBuffer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (b *lockedBuffer) String() string {
+// String returns what has been written so far.
+func (b *LockedBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.String()

@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"strconv"
 	"time"
+
+	"github.com/plyfs/plyfs/integration/harness"
 )
 
 // Client is the test's end of an agent process.
@@ -19,7 +21,7 @@ type Client struct {
 	in     io.WriteCloser
 	out    *json.Decoder
 	enc    *json.Encoder
-	stderr bytes.Buffer
+	stderr harness.LockedBuffer
 	done   chan error
 	limit  time.Duration
 }
