@@ -11,9 +11,10 @@ import (
 // Reading changes the access time as on kernel overlayfs: that of an object in
 // the upper, by the rules of the mount; that of a lower object never. The kernel
 // leaves access times to a FUSE server, and does not tell it of reads that it
-// serves from its cache. So a file whose time is due is opened for reading without
-// its cache, and the first read reaches us; and the listing of a directory is read
-// anew after each change, when its time is due, too.
+// serves from its cache. So when a file whose time is due is opened for reading,
+// the kernel is made to forget its first page, and to read it reaches us; and the
+// listing of a directory is read anew after each change, when its time is due,
+// too.
 //
 // To set a time changes st_ctime, too, which a read must not do. So the real
 // object is read instead; all other descriptors of the upper are O_NOATIME. The
@@ -130,8 +131,7 @@ func (fs *FS) accessed(n *inode, flags uint32) {
 	const tick = time.Second // more than the granularity of times
 	after, ok := fs.times(n)
 	if ok && after.Atim == before.Atim && time.Since(time.Unix(after.Atim.Unix())) > tick {
-		// It has the inode flag "no atime", say. Without this it would be read
-		// past the kernel's cache for ever.
+		// It has the inode flag "no atime", say, and would be due for ever.
 		n.ownExtra().noAtime.Store(true)
 	}
 }

@@ -62,10 +62,13 @@ func (fs *FS) copyUpNow(n *inode, size int64, meta bool) error {
 		if err == nil {
 			// The copy has times, blocks and perhaps a link count of its own;
 			// the directory had another time for a moment.
-			fs.invalidate(n.id, false)
-			if parent != nil {
-				// A cached listing has the old inode number.
-				fs.invalidate(parent.id, n.inoNow() != ino)
+			fs.staleAttr(n)
+			switch {
+			case parent == nil:
+			case n.inoNow() != ino: // a cached listing has the old number
+				fs.staleAll(parent)
+			default:
+				fs.staleAttr(parent)
 			}
 		}
 		if err != errStale {
@@ -363,6 +366,6 @@ func (fs *FS) completeData(n *inode) error {
 	fs.fds.drop(&n.fd)
 	fs.keepData(n, fd)
 	n.mu.Unlock()
-	fs.invalidate(n.id, false)
+	fs.staleAttr(n)
 	return nil
 }

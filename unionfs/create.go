@@ -56,7 +56,7 @@ func (c *change) end() {
 // changed makes the kernel forget the attributes of a directory whose names
 // have changed. The kernel does that by itself, but not in a way that a GETATTR
 // under way at the same time would notice: its old answer would be kept.
-func (fs *FS) changed(p *inode) { fs.invalidate(p.id, false) }
+func (fs *FS) changed(p *inode) { fs.staleAttr(p) }
 
 // newObject is what a request asks to create.
 type newObject struct {

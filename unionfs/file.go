@@ -33,7 +33,7 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 	}
 	out.OpenFlags = openFlags
 	if err == nil && !write && fs.watches(n, in.Flags) && fs.atimeDue(n) {
-		out.OpenFlags &^= fuse.FOPEN_KEEP_CACHE
+		fs.staleStart(n)
 	}
 	return fs.status("open", n, err)
 }

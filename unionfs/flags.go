@@ -140,7 +140,7 @@ func (fs *FS) setFlags(n *inode, get, set uint32, b flagBits, want []byte) error
 	if e := n.ext.Load(); e != nil {
 		e.noAtime.Store(false)
 	}
-	fs.invalidate(n.id, false) // st_ctime: for the kernel an ioctl changes nothing
+	fs.staleAttr(n) // st_ctime: for the kernel an ioctl changes nothing
 	return err
 }
 

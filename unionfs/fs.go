@@ -54,9 +54,8 @@ type FS struct {
 
 	renameMu sync.RWMutex
 
-	// invalidate makes the kernel forget the attributes of a node, and with
-	// content its pages or listing. It is set before the first request.
-	invalidate func(nodeid uint64, content bool)
+	// invalidate is what SetInvalidator has set.
+	invalidate func(nodeid uint64, off, length int64)
 }
 
 // forever is how long the kernel may keep what we tell it.
@@ -86,7 +85,7 @@ func New(o Options) (*FS, error) {
 		return nil, err
 	}
 	fs := &FS{log: o.Logger, inos: newInoMap(), nodes: newTable(), trim: newTrimmer(), volatile: o.Volatile, lockFd: -1, mountFd: -1}
-	fs.invalidate = func(uint64, bool) {}
+	fs.invalidate = func(uint64, int64, int64) {}
 	if fs.log == nil {
 		fs.log = zap.NewNop()
 	}
@@ -390,18 +389,23 @@ func (fs *FS) SetDebug(bool) {}
 
 // Init is called by go-fuse's own server only.
 func (fs *FS) Init(s *fuse.Server) {
-	fs.SetInvalidator(func(nodeid uint64, content bool) {
-		off := int64(-1)
-		if content {
-			off = 0
-		}
-		s.InodeNotify(nodeid, off, 0)
-	})
+	fs.SetInvalidator(func(nodeid uint64, off, length int64) { s.InodeNotify(nodeid, off, length) })
 }
 
-// SetInvalidator tells the union how to make the kernel forget the attributes
-// of a node, and with content also its pages, or a directory's listing. The transport calls it before the first request.
-func (fs *FS) SetInvalidator(fn func(nodeid uint64, content bool)) { fs.invalidate = fn }
+// SetInvalidator tells the union how to make the kernel forget the attributes of a
+// node, and the pages of a file or the listing of a directory from off on: length
+// bytes, or all if length is 0. If off is negative, only the attributes. The
+// transport calls it before the first request.
+func (fs *FS) SetInvalidator(fn func(nodeid uint64, off, length int64)) { fs.invalidate = fn }
+
+// staleAttr makes the kernel forget the attributes of n.
+func (fs *FS) staleAttr(n *inode) { fs.invalidate(n.id, -1, 0) }
+
+// staleStart makes it forget the first page, too.
+func (fs *FS) staleStart(n *inode) { fs.invalidate(n.id, 0, 1) }
+
+// staleAll makes it forget all that it has of n.
+func (fs *FS) staleAll(n *inode) { fs.invalidate(n.id, 0, 0) }
 
 // OnUnmount is called after the last request.
 func (fs *FS) OnUnmount() {}

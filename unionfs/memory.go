@@ -1,6 +1,7 @@
 package unionfs
 
 import (
+	"runtime"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -20,9 +21,16 @@ const (
 )
 
 func newTrimmer() *trimmer {
-	t := &trimmer{timer: time.AfterFunc(time.Hour, debug.FreeOSMemory)}
+	t := &trimmer{timer: time.AfterFunc(time.Hour, trim)}
 	t.timer.Stop()
 	return t
+}
+
+// trim collects twice: what lies in a sync.Pool, such as the buffers of those who
+// answered a burst of requests, survives the first time.
+func trim() {
+	runtime.GC()
+	debug.FreeOSMemory()
 }
 
 // note counts one inode that has come or gone.

@@ -176,7 +176,7 @@ func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, d
 	if attr == aclAccess {
 		// The mode has changed with it. The kernel forgets it by itself, but
 		// not in a way that a GETATTR under way would notice.
-		fs.invalidate(n.id, false)
+		fs.staleAttr(n)
 	}
 	return fs.status(op, n, err)
 }

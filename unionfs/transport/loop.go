@@ -332,18 +332,16 @@ func (l *loop) write(reply []byte) bool {
 	}
 }
 
-// invalidate tells the kernel to forget the attributes of a node
-// (FUSE_NOTIFY_INVAL_INODE without a range). A node it does not know is no
-// error.
-func (l *loop) invalidate(nodeid uint64, content bool) {
+// invalidate tells the kernel to forget the attributes of a node, and its pages in
+// the range (FUSE_NOTIFY_INVAL_INODE). A node it does not know is no error.
+func (l *loop) invalidate(nodeid uint64, off, length int64) {
 	const notifyInvalInode = 2
 	var msg [outHeaderSize + 24]byte
 	binary.NativeEndian.PutUint32(msg[0:], uint32(len(msg)))
 	binary.NativeEndian.PutUint32(msg[4:], notifyInvalInode)
 	binary.NativeEndian.PutUint64(msg[16:], nodeid)
-	if !content {
-		binary.NativeEndian.PutUint64(msg[24:], ^uint64(0)) // offset -1: attributes only
-	}
+	binary.NativeEndian.PutUint64(msg[24:], uint64(off))
+	binary.NativeEndian.PutUint64(msg[32:], uint64(length))
 	for {
 		_, err := unix.Write(l.fd, msg[:])
 		switch err {

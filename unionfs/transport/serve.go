@@ -80,5 +80,5 @@ func Serve(dev *os.File, fs fuse.RawFileSystem, o ServeOptions) error {
 // invalidator is a file system that changes attributes without the kernel's
 // knowledge.
 type invalidator interface {
-	SetInvalidator(fn func(nodeid uint64, content bool))
+	SetInvalidator(fn func(nodeid uint64, off, length int64))
 }
