@@ -25,6 +25,7 @@
 //	image_test.go       archives: load, mount, compare, save
 //	parallel_test.go    many processes at once, leaks
 //	userns_test.go      the random runs inside a user namespace
+//	user_test.go        a mount by an ordinary user, through fusermount3
 //	posix_test.go       go-fuse's posixtest on a mount
 //
 // # Kernel overlayfs is the oracle
