@@ -2,6 +2,7 @@ package cow
 
 import (
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -46,6 +47,8 @@ type Temp struct {
 	w    *Work
 	name string
 	fd   int // regular file: open for reading and writing; else -1
+	// late is a mode to be set when the directory is in its place; 0: none.
+	late uint32
 }
 
 // Build makes the object in the scratch directory.
@@ -111,18 +114,22 @@ func (t *Temp) fill(src Source) error {
 			return fmt.Errorf("set owner: %w", err)
 		}
 	}
+	// An ordinary user needs write permission for user attributes, and to
+	// move a directory; and the mode goes with the ACLs, which come after it.
+	if err := t.setXattrs(src, func(attr string) bool { return strings.HasPrefix(attr, "user.") }); err != nil {
+		return err
+	}
 	if src.Mode&unix.S_IFMT != unix.S_IFLNK {
-		if err := fsat.Chmod(at, name, src.Mode&0o7777); err != nil {
+		mode := src.Mode & 0o7777
+		if src.Mode&unix.S_IFMT == unix.S_IFDIR && mode&0o200 == 0 && unix.Geteuid() != 0 {
+			t.late, mode = mode, mode|0o200
+		}
+		if err := fsat.Chmod(at, name, mode); err != nil {
 			return fmt.Errorf("set mode: %w", err)
 		}
 	}
-	for _, x := range src.Xattrs {
-		if err := fsat.Setxattr(at, name, x.Name, x.Value, 0); err != nil {
-			if err == unix.EOPNOTSUPP && !mustKeep(x.Name, src) {
-				continue
-			}
-			return fmt.Errorf("set attribute %s: %w", x.Name, err)
-		}
+	if err := t.setXattrs(src, func(attr string) bool { return !strings.HasPrefix(attr, "user.") }); err != nil {
+		return err
 	}
 	if src.SetTimes {
 		if err := fsat.Utimes(at, name, [2]unix.Timespec{src.Atime, src.Mtime}); err != nil {
@@ -141,6 +148,23 @@ func (t *Temp) fill(src Source) error {
 		}
 	}
 	fault.Point("build.synced")
+	return nil
+}
+
+// setXattrs sets those attributes that are wanted now.
+func (t *Temp) setXattrs(src Source, now func(attr string) bool) error {
+	at, name := t.at()
+	for _, x := range src.Xattrs {
+		if !now(x.Name) {
+			continue
+		}
+		if err := fsat.Setxattr(at, name, x.Name, x.Value, 0); err != nil {
+			if err == unix.EOPNOTSUPP && !mustKeep(x.Name, src) {
+				continue
+			}
+			return fmt.Errorf("set attribute %s: %w", x.Name, err)
+		}
+	}
 	return nil
 }
 
@@ -186,6 +210,11 @@ func (t *Temp) Publish(dirfd int, name string, flags uint) error {
 		return err
 	}
 	fault.Point("build.published")
+	if t.late != 0 {
+		if err := fsat.Chmod(dirfd, name, t.late); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	}
 	if flags&unix.RENAME_EXCHANGE != 0 {
 		t.w.Remove(t.name)
 	}

@@ -13,7 +13,10 @@ import (
 // Complete gives data to a copy that so far has attributes only: data is copied
 // to fd, in place, and made durable; then the attribute mark, which says that the
 // data is elsewhere, is removed. fd is open for reading and writing. A crash
-// before the last step leaves a file whose data is still taken from elsewhere.
+// before the last step leaves a file whose data is still taken from elsewhere, but
+// before the attributes that writing changes are restored, it has lost its
+// capabilities and modification time (as on the kernel). Nobody else may change
+// the attributes meanwhile.
 //
 // All data is copied, even if the caller is about to truncate the file: kernel
 // overlayfs reads a file that is marked beyond the size that its attributes say.
@@ -27,7 +30,8 @@ func (w *Work) Complete(fd, data int, mark string) error {
 		return fmt.Errorf("read capabilities: %w", err)
 	}
 	if err := copyData(fd, data, st.Size); err != nil {
-		return fmt.Errorf("copy data: %w", err)
+		// The file goes on as it was, so it must look as it did.
+		return errors.Join(fmt.Errorf("copy data: %w", err), restore(fd, &st, caps))
 	}
 	fault.Point("complete.copied")
 	// What is behind the end of the data is a hole.

@@ -22,7 +22,9 @@
 //	temp synced, not renamed         litter                       swept
 //	renamed, directory not synced    old or new state, complete   nothing to do
 //	replaced object in workdir       litter                       swept
-//	Complete: data copied            file marked as metacopy      its data is still the lower's
+//	Complete: data copied            file marked as metacopy,     its data is still the lower's
+//	                                 times and capabilities lost
+//	Complete: restored               file marked as metacopy      its data is still the lower's
 //	Complete: synced                 same                         same
 //	Complete: mark removed           complete                     nothing to do
 //

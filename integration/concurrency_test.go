@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/plyfs/plyfs/integration/harness"
 	"github.com/plyfs/plyfs/integration/oracle"
@@ -105,6 +106,40 @@ func TestCopyUpElsewhere(t *testing.T) {
 		t.Error(err)
 	}
 	workSwept(t, stack.Work)
+}
+
+// TestChmodDuringCompletion: what is changed about a file while its data follows a
+// copy-up without data stays changed.
+func TestChmodDuringCompletion(t *testing.T) {
+	needOracle(t)
+	lower := oracle.Layer{Entries: []oracle.Entry{{Path: "large", Kind: oracle.File, Size: 64 << 20, Seed: 1, Mode: 0o4755}}}
+	stack, target := tempStack(t, filepath.Join(base, "completion"), lower)
+	stack.Options = []string{"redirect_dir=on", "metacopy=on"}
+	m, err := subject(t).Mount(stack, target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writer, other := agent(t, m), agent(t, m)
+	mustDo(t, other, "utimens large atime=1000000000.5 mtime=1000000000.5")
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if r, err := writer.Do(oracle.Op{Op: "open", Path: "large", Flags: "WRONLY"}); err != nil || r.Err != "" {
+			t.Errorf("open: %v %v", r, err)
+		}
+	})
+	<-time.After(10 * time.Millisecond) // into the copy, with luck; right in any case
+	mustDo(t, other, "chmod large mode=0755")
+	mustDo(t, other, "utimens large atime=500000000.5 mtime=500000000.5")
+	mustDo(t, other, "setxattr large attr=user.a value=1")
+	wg.Wait()
+	const want = "file 0755 0:0 nlink=1 size=67108864 mtime=500000000.000000005"
+	if got := mustDo(t, other, "lstat large").Out; got != want {
+		t.Errorf("%s, not %s", got, want)
+	}
+	mustDo(t, other, "getxattr large attr=user.a")
+	if err := errors.Join(writer.Close(), other.Close(), m.Unmount()); err != nil {
+		t.Error(err)
+	}
 }
 
 // nameOwner is a process of TestManyProcesses, and what it knows of its names.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -160,6 +161,60 @@ func TestInsideLower(t *testing.T) {
 	for i, line := range script {
 		if want[i] != got[i] {
 			t.Errorf("%s\n\tkernel:  %s\n\tsubject: %s", line, want[i], got[i])
+		}
+	}
+}
+
+// TestSameUUID: two layers on copies of one disk image, which have the same inode
+// numbers and file handles for different files.
+func TestSameUUID(t *testing.T) {
+	needOracle(t)
+	needPlace(t, "ext4")
+	dir := filepath.Join(base, "same-uuid")
+	path := func(name string) string { return filepath.Join(dir, name) }
+	stack := harness.Stack{Upper: path("upper"), Work: path("work")}
+	for _, d := range []string{path("merged"), path("1"), path("2"), stack.Upper, stack.Work} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	command := func(script string) {
+		t.Helper()
+		cmd := exec.Command("sh", "-ec", script)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", script, err, out)
+		}
+	}
+	command(`truncate -s 16M 1.img; mkfs.ext4 -q 1.img; mount -o loop 1.img 1; echo > 1/x; ln 1/x 1/y; umount 1; cp 1.img 2.img`)
+	t.Cleanup(func() { command("umount 1; umount 2; rm 1.img 2.img") })
+	command(`for i in 1 2; do mount -o loop $i.img $i; mkdir $i/in$i; mv $i/x $i/y $i/in$i; echo image $i > $i/in$i/x; done`)
+	stack.Lowers = []string{path("1"), path("2")}
+	for range 2 { // the second time from what the first has written
+		m, err := subject(t).Mount(stack, path("merged"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := agent(t, m)
+		for i, want := range []string{`"image 1\nmore"`, `"image 2\nmore"`} {
+			p := oracle.Name(fmt.Sprintf("in%d/x", i+1))
+			r, err := c.Do(oracle.Op{Op: "cat", Path: p})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Out != want {
+				mustDo(t, c, fmt.Sprintf("put %s text=more flags=APPEND", p))
+				r = mustDo(t, c, fmt.Sprintf("cat %s", p))
+			}
+			if r.Out != want {
+				t.Errorf("%s: %s, not %s", p, r.Out, want)
+			}
+			if r := mustDo(t, c, fmt.Sprintf("cat in%d/y", i+1)); r.Out != fmt.Sprintf(`"image %d\n"`, i+1) {
+				t.Errorf("in%d/y: %s", i+1, r.Out)
+			}
+		}
+		if err := errors.Join(c.Close(), m.Unmount()); err != nil {
+			t.Error(err)
 		}
 	}
 }

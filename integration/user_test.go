@@ -28,8 +28,10 @@ printf new > created; printf 12345 > created; chmod 600 created
 chmod 4755 tool; echo x >> tool; stat -c %a tool
 chmod 2755 tool; truncate -s 1 tool; stat -c %a tool
 cp -a dir copied; mv dir/x dir/y; rm -r gone; mkdir gone; touch gone/new
+chmod 640 readonly; echo w >> readonly; mv readonly2 moved; touch -d @5 moved; ln moved moved2; chmod 755 rodir; touch rodir/new
 ln low hard; ln -s low sym; mkfifo fifo; rm -f unlinked
 touch -d @1000000000 hard; mv -f created replaced; rm -r copied/sub
+printf ro > own; chmod 444 own; mv own own2; ln own2 own3; cat own3
 exec 3<> big; rm big; printf end >&3; exec 3>&-
 find . -type d -printf '%p %y %m %U:%G\n' | sort
 find . ! -type d -printf '%p %y %m %U:%G %s %n %l\n' | sort
@@ -62,6 +64,10 @@ func TestUserMount(t *testing.T) {
 		{Path: "dir/sub", Kind: oracle.Dir},
 		{Path: "dir/sub/z", Kind: oracle.Symlink, Target: "../x"},
 		{Path: "gone", Kind: oracle.Dir},
+		{Path: "readonly", Kind: oracle.File, Text: "r", Mode: 0o444},
+		{Path: "readonly2", Kind: oracle.File, Text: "r2", Mode: 0o400},
+		{Path: "rodir", Kind: oracle.Dir, Mode: 0o555},
+		{Path: "rodir/z", Kind: oracle.File, Text: "z"},
 		{Path: "gone/old", Kind: oracle.File, Text: "old"},
 	}}
 	for _, d := range []string{"lower", "plain", "upper", "work", "merged"} {

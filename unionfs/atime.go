@@ -11,10 +11,10 @@ import (
 // Reading changes the access time as on kernel overlayfs: that of an object in
 // the upper, by the rules of the mount; that of a lower object never. The kernel
 // leaves access times to a FUSE server, and does not tell it of reads that it
-// serves from its cache. So when a file whose time is due is opened for reading,
-// the kernel is made to forget its first page, and to read it reaches us; and the
-// listing of a directory is read anew after each change, when its time is due,
-// too.
+// serves from its cache. So a small file whose time is due is opened for reading
+// without its cache, and the first read reaches us; a large one would lose too
+// much. The listing of a directory is read anew after each change, when its time
+// is due, too.
 //
 // To set a time changes st_ctime, too, which a read must not do. So the real
 // object is read instead; all other descriptors of the upper are O_NOATIME. The
@@ -93,10 +93,13 @@ func (fs *FS) watches(n *inode, flags uint32) bool {
 		!n.extra().noAtime.Load()
 }
 
-// atimeDue reports whether the next read of n will change its access time.
-func (fs *FS) atimeDue(n *inode) bool {
+// mustSeeRead reports whether the next read of a file has to reach us. (To make the
+// kernel forget one page is no way out: that waits for readers of the page, whose
+// requests may wait for us.)
+func (fs *FS) mustSeeRead(n *inode) bool {
+	const large = 1 << 20
 	st, ok := fs.times(n)
-	return ok && fs.atime.due(&st)
+	return ok && st.Size <= large && fs.atime.due(&st)
 }
 
 // times looks at an object of the upper.

@@ -326,6 +326,21 @@ func (fs *FS) severalNames(n *inode, st *unix.Stat_t) {
 	fs.nodes.addTo(n, e.upID, upperObjects)
 }
 
+// holdIncomplete keeps a metacopied file as it is while its attributes are changed:
+// completeData would put back those that it has found. It returns what to call
+// then.
+func (n *inode) holdIncomplete() (release func()) {
+	n.mu.RLock()
+	meta := n.meta
+	n.mu.RUnlock()
+	if !meta {
+		return func() {}
+	}
+	mu := &n.ownExtra().copyMu
+	mu.Lock()
+	return mu.Unlock
+}
+
 // completeData brings a file's data to its attributes in the upper.
 func (fs *FS) completeData(n *inode) error {
 	mu := &n.ownExtra().copyMu
@@ -358,6 +373,7 @@ func (fs *FS) completeData(n *inode) error {
 	}
 	if err := fs.work.Complete(fd, from, fs.upper.dialect.Attr("metacopy")); err != nil {
 		fsat.Close(fd)
+		fs.staleAttr(n)
 		return fmt.Errorf("copy up data: %w", err)
 	}
 	n.mu.Lock()

@@ -93,7 +93,9 @@ func (fs *FS) create(p *inode, name string, o newObject) (*inode, error) {
 		return nil, err
 	}
 	fd := -1
-	if !f.entry && int(o.uid) == unix.Geteuid() && int(o.gid) == unix.Getegid() {
+	// A directory over a lower name has to be opaque, which takes two steps.
+	overLower := o.mode&unix.S_IFMT == unix.S_IFDIR && f.low != nil
+	if !f.entry && !overLower && int(o.uid) == unix.Geteuid() && int(o.gid) == unix.Getegid() {
 		// The file system gives it the right owner, group and ACL by
 		// itself, in one step.
 		if !inherits {
@@ -137,6 +139,7 @@ func (fs *FS) dropMarker(c *change, f *found) {
 func (c *change) source(o newObject) (src *cow.Source, inherits bool, err error) {
 	src = &cow.Source{Mode: o.mode, Uid: int(o.uid), Gid: int(o.gid), Rdev: o.rdev, Target: o.target, Data: -1}
 	isDir, isLink := o.mode&unix.S_IFMT == unix.S_IFDIR, o.mode&unix.S_IFMT == unix.S_IFLNK
+	src.Flags = c.p.dir.flagsFor(c.h.fd, o.mode&unix.S_IFMT)
 	var st unix.Stat_t
 	if err := fsat.Fstat(c.h.fd, &st); err != nil {
 		return nil, false, err

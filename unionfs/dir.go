@@ -34,6 +34,9 @@ type dirState struct {
 	dead bool // the directory has been removed; guarded by opMu
 
 	acl atomic.Int32 // aclUnknown, aclNone or aclPresent
+	// flags are the inode flags that new regular files and directories get;
+	// nil: not known yet.
+	flags atomic.Pointer[handedDown]
 	// impure: the directory in the upper is marked as one that holds copies.
 	impure atomic.Bool
 	// xmarked: it is marked as one that holds whiteouts in the form of files.

@@ -70,7 +70,8 @@
 // In this order; a goroutine that holds one takes only those further down:
 //
 //	inodeExtra.copyMu
-//	                one copy-up of this object; held while its data is copied
+//	                one copy-up of this object; held while its data is copied, and
+//	                while attributes of a file without its data are changed
 //	dirState.opMu   one name-changing request in this directory at a time; of two
 //	                directories the ancestor's first, else the lower node id's
 //	inode.mu        where the object is; shared while a call by name on it runs,

@@ -32,8 +32,8 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 		n.writers.Add(1)
 	}
 	out.OpenFlags = openFlags
-	if err == nil && !write && fs.watches(n, in.Flags) && fs.atimeDue(n) {
-		fs.staleStart(n)
+	if err == nil && !write && fs.watches(n, in.Flags) && fs.mustSeeRead(n) {
+		out.OpenFlags &^= fuse.FOPEN_KEEP_CACHE
 	}
 	return fs.status("open", n, err)
 }

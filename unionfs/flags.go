@@ -117,6 +117,12 @@ func (fs *FS) setFlags(n *inode, get, set uint32, b flagBits, want []byte) error
 	if err := fs.ensureUpper(n); err != nil {
 		return err
 	}
+	if n.isDir() {
+		// Not while an object is made that would inherit them.
+		n.dir.opMu.Lock()
+		defer n.dir.opMu.Unlock()
+		defer n.dir.flags.Store(nil)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	flags := binary.NativeEndian.Uint32(want)
@@ -237,6 +243,33 @@ func openReal(n *inode, dirfd int, name string, fn func(fd int) error) (err erro
 	}
 	defer fsat.Close(fd)
 	return fn(fd)
+}
+
+// handedDown are the inode flags that a directory hands down.
+type handedDown struct{ file, dir uint32 }
+
+// flagsFor returns the inode flags of a new object of the type in the directory of
+// the upper behind dirfd. Most are made elsewhere first, where the file system would
+// give them other flags. One that has no flags hands down none.
+func (d *dirState) flagsFor(dirfd int, typ uint32) uint32 {
+	h := d.flags.Load()
+	if h == nil {
+		h = new(handedDown)
+		if fd, err := fsat.OpenName(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0); err == nil {
+			if file, dir, err := fsat.InheritedFlags(fd); err == nil {
+				h.file, h.dir = file, dir
+			}
+			fsat.Close(fd)
+		}
+		d.flags.Store(h)
+	}
+	switch typ {
+	case unix.S_IFREG:
+		return h.file
+	case unix.S_IFDIR:
+		return h.dir
+	}
+	return 0
 }
 
 // protectionNow returns the protections.

@@ -124,16 +124,13 @@ func (fs *FS) open(o Options) error {
 		opened.direct, opened.index = l.Direct, len(layers)
 		layers = append(layers, opened)
 	}
+	useHandles(layers)
 	tree, err := newScan(layers, fs.fds, fs.inos, fs.rules)
 	if err != nil {
 		return err
 	}
 	fs.lowers = tree
-	if o.Upper != "" {
-		if err := fs.trap(tree, o); err != nil {
-			return err
-		}
-	}
+	fs.trap(tree)
 	return fs.openRoot()
 }
 
@@ -326,24 +323,14 @@ func checkNesting(o Options) error {
 }
 
 // trap makes the lowers refuse the upper and the workdir, which may lie in one of
-// them: what is written there would change the lowers behind our back (kernel:
-// ovl_setup_trap).
-func (fs *FS) trap(s *scan, o Options) error {
-	upper, err := resolve(o.Upper)
-	if err != nil {
-		return err
-	}
-	work, err := resolve(o.Work)
-	if err != nil {
-		return err
-	}
-	for _, l := range o.Lowers {
-		if inside(upper, l.Path) || inside(work, l.Path) {
+// them, by whatever path they were named: what is written there would change the
+// lowers behind our back (kernel: ovl_setup_trap).
+func (fs *FS) trap(s *scan) {
+	for _, l := range s.layers {
+		if fs.upper != nil && l.dev == fs.upper.dev {
 			s.traps = fs.own
-			return nil
 		}
 	}
-	return nil
 }
 
 // Close writes the upper's file system out and closes every descriptor. Call it when no request can come any more.
@@ -400,9 +387,6 @@ func (fs *FS) SetInvalidator(fn func(nodeid uint64, off, length int64)) { fs.inv
 
 // staleAttr makes the kernel forget the attributes of n.
 func (fs *FS) staleAttr(n *inode) { fs.invalidate(n.id, -1, 0) }
-
-// staleStart makes it forget the first page, too.
-func (fs *FS) staleStart(n *inode) { fs.invalidate(n.id, 0, 1) }
 
 // staleAll makes it forget all that it has of n.
 func (fs *FS) staleAll(n *inode) { fs.invalidate(n.id, 0, 0) }

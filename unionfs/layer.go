@@ -17,6 +17,9 @@ type layer struct {
 	root    int    // O_PATH
 	dev     uint64 // of the root
 	uuid    fsat.UUID
+	// handles: an object can be described by its file handle, for good and
+	// unlike any of another layer. See useHandles.
+	handles bool
 	// direct: nothing in the layer refers to another place.
 	direct bool
 	// index is the layer's place in the stack; the topmost lower has 0.
@@ -60,6 +63,29 @@ func LeftUnsynced(workdir string) error {
 	return nil
 }
 
+// useHandles finds out which layers have file handles that can be relied on: those
+// of a FUSE server mean nothing after its next mount, and those of two file systems
+// with the same name, or without one, cannot be told apart (kernel:
+// ovl_get_fsid, ovl_lower_uuid_ok).
+func useHandles(layers []*layer) {
+	devs := make(map[fsat.UUID]uint64)
+	shared := make(map[fsat.UUID]bool)
+	for _, l := range layers {
+		if dev, ok := devs[l.uuid]; ok && dev != l.dev {
+			shared[l.uuid] = true
+		}
+		devs[l.uuid] = l.dev
+	}
+	for _, l := range layers {
+		var st unix.Statfs_t
+		if shared[l.uuid] || unix.Fstatfs(l.root, &st) != nil || st.Type == unix.FUSE_SUPER_MAGIC {
+			continue
+		}
+		_, err := fsat.Origin(l.root, "", l.uuid)
+		l.handles = err == nil
+	}
+}
+
 func (l *layer) close() {
 	fsat.Close(l.root)
 	l.root = -1
@@ -89,6 +115,9 @@ func (l *layer) readDir(dirfd int) (entries []layerEntry, opaque bool, err error
 	opaque = mark == whiteout.Opaque && dirfd != l.root
 	var markers map[string]bool
 	err = fsat.ReadDirBeneath(dirfd, func(e fsat.Dirent) error {
+		if len(e.Name) > unix.NAME_MAX {
+			return nil // another FUSE server's; nobody can ask us for it
+		}
 		if l.dialect.ReadsMarkers() {
 			switch m, target := whiteout.ParseMarker(e.Name); m {
 			case whiteout.MarkerOpaque:

@@ -85,7 +85,7 @@ func (fs *FS) lowerChild(p *inode, f *found) (*inode, error) {
 	}
 	n := newInode(id, facts.ino, uint32(f.low.typ())<<12, f.low)
 	n.prot = facts.prot
-	if fs.index == nil || facts.links < 2 || !fs.keepsOrigin(n.typ()) {
+	if fs.index == nil || facts.links < 2 || !fs.keepsOrigin(n.typ()) || !fs.lowers.layer(f.low).handles {
 		return fs.adoptChild(p, f, n)
 	}
 	have, err := fs.lowerLink(n, &facts)

@@ -52,7 +52,7 @@ func (fs *FS) readDir(n *inode, in *fuse.ReadIn, add func(*dirEntry) bool) fuse.
 		return fs.status("readdir", n, err)
 	}
 	if in.Offset == 0 {
-		fs.accessed(n, 0)
+		fs.accessed(n, in.Flags)
 	}
 	after := in.Offset
 	if after < cookieDot {

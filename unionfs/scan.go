@@ -369,8 +369,7 @@ func (m *inoMap) shown(dev, ino uint64) uint64 {
 	return ino | idx<<shift
 }
 
-// admit implements lowerTree. A directory is numbered after its lowest part, as
-// in its listing.
+// admit implements lowerTree.
 func (s *scan) admit(obj lowerObj) (f lowerFacts, err error) {
 	o := obj.(*scanObj)
 	if o.list == nil {
@@ -380,39 +379,41 @@ func (s *scan) admit(obj lowerObj) (f lowerFacts, err error) {
 	if err != nil {
 		return f, err
 	}
-	if o.dtype == unix.DT_DIR && e != nil {
-		return s.facts(e.dirs[len(e.dirs)-1], "")
+	if o.dtype == unix.DT_DIR {
+		return s.dirFacts(o, e)
 	}
-	if o.dtype == unix.DT_DIR && len(s.traps) > 0 {
-		if err := s.avoidTraps(o); err != nil {
-			return f, err
-		}
-	}
-	lowest := o.top
-	if n := len(o.below()); n > 0 {
-		lowest = o.below()[n-1]
-	}
-	return s.facts(o.list.dirs[lowest], o.name())
+	return s.facts(o.list.dirs[o.top], o.name())
 }
 
-// avoidTraps says ELOOP of a directory that is, in a layer, one of the traps.
-func (s *scan) avoidTraps(o *scanObj) error {
-	for _, i := range append([]uint16{o.top}, o.below()...) {
-		h, err := s.dirFd(o.list.dirs[i])
-		if err != nil {
-			return err
-		}
-		var st unix.Stat_t
-		err = fsat.Stat(h.fd, o.name(), &st)
-		h.release()
-		if err != nil {
-			return err
-		}
-		if slices.Contains(s.traps, realID{st.Dev, st.Ino}) {
-			return unix.ELOOP
+// dirFacts is admit for a directory. It is numbered after its lowest part, as in
+// its listing; none of its parts may be a trap.
+func (s *scan) dirFacts(o *scanObj, e *elsewhere) (f lowerFacts, err error) {
+	dirs, name := []*scanDir(nil), ""
+	if e != nil {
+		dirs = e.dirs
+	} else {
+		name = o.name()
+		for _, i := range append([]uint16{o.top}, o.below()...) {
+			dirs = append(dirs, o.list.dirs[i])
 		}
 	}
-	return nil
+	var prot protection
+	for i, d := range dirs {
+		if i > 0 && i < len(dirs)-1 && len(s.traps) == 0 {
+			continue
+		}
+		if f, err = s.facts(d, name); err != nil {
+			return f, err
+		}
+		if slices.Contains(s.traps, f.id) {
+			return f, unix.ELOOP
+		}
+		if i == 0 {
+			prot = f.prot
+		}
+	}
+	f.prot = prot
+	return f, nil
 }
 
 // facts looks at a name in a real directory, or at the directory itself.
@@ -430,10 +431,10 @@ func (s *scan) factsAt(dirfd int, name string) (f lowerFacts, err error) {
 	if err := fsat.Statx(dirfd, name, unix.STATX_INO|unix.STATX_NLINK|unix.STATX_TYPE, &st); err != nil {
 		return f, err
 	}
-	id := realID{unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino}
-	f.ino, f.prot = s.inos.shown(id.dev, id.ino), protectionOf(st.Attributes)
+	f.id = realID{unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino}
+	f.ino, f.prot = s.inos.shown(f.id.dev, f.id.ino), protectionOf(st.Attributes)
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		f.links, f.id = st.Nlink, id
+		f.links = st.Nlink
 	}
 	return f, nil
 }
@@ -471,6 +472,9 @@ func (s *scan) path(obj lowerObj) string {
 
 func (s *scan) origin(o lowerObj) (origin []byte, err error) {
 	l := s.layer(o)
+	if !l.handles {
+		return nil, unix.EOPNOTSUPP
+	}
 	err = s.with(o, func(dirfd int, name string) (e error) {
 		origin, e = fsat.Origin(dirfd, name, l.uuid)
 		return e
@@ -481,7 +485,7 @@ func (s *scan) origin(o lowerObj) (origin []byte, err error) {
 func (s *scan) byOrigin(origin []byte) (facts lowerFacts, ok bool) {
 	tried := make(map[uint64]bool, 1)
 	for _, l := range s.layers {
-		if tried[l.dev] {
+		if tried[l.dev] || !l.handles {
 			continue
 		}
 		tried[l.dev] = true

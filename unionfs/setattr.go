@@ -54,6 +54,7 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 	} else if err := fs.ensureUpper(n); err != nil {
 		return err
 	}
+	defer n.holdIncomplete()()
 	return fs.withReal(n, func(dirfd int, name string) error {
 		// What goes with a change of owner depends on the old group.
 		var drop uint32

@@ -142,6 +142,7 @@ func (fs *FS) dropForeignSgid(n *inode, h *fuse.InHeader) error {
 	if err := fs.ensureUpper(n); err != nil {
 		return err
 	}
+	defer n.holdIncomplete()()
 	return fs.withReal(n, func(dirfd int, name string) error { return clearBits(dirfd, name, unix.S_ISGID) })
 }
 
@@ -172,7 +173,9 @@ func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, d
 		defer n.dir.acl.Store(aclUnknown)
 	}
 	disk := fs.upper.dialect.ToDisk(attr)
+	release := n.holdIncomplete()
 	err := fs.withReal(n, func(dirfd int, name string) error { return fn(dirfd, name, disk) })
+	release()
 	if attr == aclAccess {
 		// The mode has changed with it. The kernel forgets it by itself, but
 		// not in a way that a GETATTR under way would notice.

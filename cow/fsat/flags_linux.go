@@ -25,6 +25,22 @@ func Ioctl(fd int, cmd uint32, buf []byte) error {
 // (kernel: OVL_COPY_FS_FLAGS_MASK).
 const copiedFlags = 0x8 | 0x80 // FS_SYNC_FL, FS_NOATIME_FL
 
+// The inode flags that a directory hands down: to all, and to directories alone
+// (kernel: EXT4_FL_INHERITED, btrfs_inherit_iflags, SHMEM_FL_INHERITED).
+const (
+	inheritedFlags    = 0x4 | 0x8 | 0x40 | 0x80 | 0x400 | 0x800000 // COMPR, SYNC, NODUMP, NOATIME, NOCOMP, NOCOW
+	inheritedDirFlags = 0x10000 | 0x20000000                       // DIRSYNC, PROJINHERIT
+)
+
+// InheritedFlags reads the inode flags that an open directory hands down to new
+// regular files and to new directories.
+func InheritedFlags(fd int) (file, dir uint32, err error) {
+	var b [4]byte
+	err = Ioctl(fd, IocGetFlags, b[:])
+	flags := binary.NativeEndian.Uint32(b[:])
+	return flags & inheritedFlags, flags & (inheritedFlags | inheritedDirFlags), err
+}
+
 // FS_IOC_GETFLAGS and FS_IOC_SETFLAGS.
 const (
 	IocGetFlags = 0x80086601

@@ -126,7 +126,8 @@ func Reopen(fd, flags int) (n int, err error) {
 }
 
 // OpenRegular opens the regular file name in dirfd with flags; ESTALE if the
-// name holds anything else.
+// name holds anything else. For writing, our own file need not allow it: whoever
+// opened it before may go on (open(2)).
 func OpenRegular(dirfd int, name string, flags int) (int, error) {
 	p, err := OpenName(dirfd, name, unix.O_PATH, 0)
 	if err != nil {
@@ -140,7 +141,12 @@ func OpenRegular(dirfd int, name string, flags int) (int, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return -1, unix.ESTALE
 	}
-	return Reopen(p, flags)
+	if flags&unix.O_ACCMODE != unix.O_RDWR {
+		return Reopen(p, flags)
+	}
+	var fd int
+	err = asOwner(p, "", 0o600, func() (e error) { fd, e = Reopen(p, flags); return e })
+	return fd, err
 }
 
 // ProcPath names an open descriptor. The magic link leads to the object

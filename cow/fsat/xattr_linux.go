@@ -15,6 +15,27 @@ const MaxXattr = 1 << 16
 // Attribute calls by descriptor refuse O_PATH ones and there is no *at form
 // before Linux 6.13, so they go through the descriptor's magic link.
 
+// asOwner calls fn, and once more with write permission for the owner if that is us
+// and it was missing: a file of mode 0444 is no less ours to write down where it
+// comes from. bits are those that fn needs.
+func asOwner(dirfd int, name string, bits uint32, fn func() error) error {
+	err := fn()
+	var st unix.Stat_t
+	if err != unix.EACCES || Stat(dirfd, name, &st) != nil || int(st.Uid) != unix.Geteuid() ||
+		st.Mode&unix.S_IFMT == unix.S_IFLNK || st.Mode&bits == bits {
+		return err
+	}
+	mode := st.Mode & 0o7777
+	if Chmod(dirfd, name, mode|bits) != nil {
+		return err
+	}
+	err = fn()
+	if e := Chmod(dirfd, name, mode); err == nil {
+		err = e
+	}
+	return err
+}
+
 func xattrPath(dirfd int, name string) string {
 	if name == "" {
 		return ProcPath(dirfd)
@@ -96,21 +117,25 @@ func splitNames(b []byte) []string {
 // Setxattr sets an attribute. flags: XATTR_CREATE, XATTR_REPLACE or 0.
 func Setxattr(dirfd int, name, attr string, value []byte, flags int) error {
 	path := xattrPath(dirfd, name)
-	return retry(func() error {
-		if name == "" {
-			return unix.Setxattr(path, attr, value, flags)
-		}
-		return unix.Lsetxattr(path, attr, value, flags)
+	return asOwner(dirfd, name, 0o200, func() error {
+		return retry(func() error {
+			if name == "" {
+				return unix.Setxattr(path, attr, value, flags)
+			}
+			return unix.Lsetxattr(path, attr, value, flags)
+		})
 	})
 }
 
 // Removexattr removes an attribute.
 func Removexattr(dirfd int, name, attr string) error {
 	path := xattrPath(dirfd, name)
-	return retry(func() error {
-		if name == "" {
-			return unix.Removexattr(path, attr)
-		}
-		return unix.Lremovexattr(path, attr)
+	return asOwner(dirfd, name, 0o200, func() error {
+		return retry(func() error {
+			if name == "" {
+				return unix.Removexattr(path, attr)
+			}
+			return unix.Lremovexattr(path, attr)
+		})
 	})
 }

@@ -14,7 +14,7 @@ var Accepted = []Difference{
 	{"st_nlink of directories", "overlayfs says 1 for a merged directory and what the upper says for others"},
 	{"st_size, st_blocks, st_blksize of directories; st_blocks, st_blksize of files", "allocation is the business of the file system below"},
 	{"where holes are", "a copy-up of the kernel fills small holes, plyfs keeps them; what SEEK_DATA and SEEK_HOLE say must be true"},
-	{"st_atime of a file that is read and changed by turns through open descriptors", "the kernel does not tell a FUSE server of reads from its cache. plyfs makes the first read after an open for reading reach the server, if the time is due; later ones, and those of a descriptor that can write, may not"},
+	{"st_atime of a file that is large, empty, or read and changed by turns through open descriptors", "the kernel does not tell a FUSE server of reads from its cache. plyfs makes the first read after an open for reading reach the server, if the time is due and the file has at most 1 MiB; later ones, those of a descriptor that can write, and of a directory whose attributes alone have changed, may not"},
 	{"st_atime of a symbolic link that was followed", "the kernel caches targets and does not tell a FUSE server when it follows one"},
 	{"st_ctime", "cannot be set, always recent"},
 	{"order of a listing", "unspecified; types, completeness and cookies are compared"},
