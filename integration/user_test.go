@@ -66,10 +66,14 @@ func TestUserMount(t *testing.T) {
 		{Path: "gone", Kind: oracle.Dir},
 		{Path: "readonly", Kind: oracle.File, Text: "r", Mode: 0o444},
 		{Path: "readonly2", Kind: oracle.File, Text: "r2", Mode: 0o400},
-		{Path: "rodir", Kind: oracle.Dir, Mode: 0o555},
+		{Path: "rodir", Kind: oracle.Dir},
 		{Path: "rodir/z", Kind: oracle.File, Text: "z"},
 		{Path: "gone/old", Kind: oracle.File, Text: "old"},
 	}}
+	uid, gid := user()
+	for i := range lower.Entries {
+		lower.Entries[i].UID, lower.Entries[i].GID = uid, gid
+	}
 	for _, d := range []string{"lower", "plain", "upper", "work", "merged"} {
 		if err := os.MkdirAll(path(d), 0o755); err != nil {
 			t.Fatal(err)
@@ -78,8 +82,15 @@ func TestUserMount(t *testing.T) {
 	if err := errors.Join(lower.Build(path("lower")), lower.Build(path("plain"))); err != nil {
 		t.Fatal(err)
 	}
+	readOnly := func(mode os.FileMode) error {
+		return errors.Join(os.Chmod(path("lower/rodir"), mode), os.Chmod(path("plain/rodir"), mode))
+	}
+	if err := readOnly(0o555); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = readOnly(0o755) }) // so that it can be removed
 	if err := filepath.WalkDir(dir, func(p string, _ os.DirEntry, err error) error {
-		return errors.Join(err, os.Lchown(p, userID(), userID()))
+		return errors.Join(err, os.Lchown(p, uid, gid))
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -107,11 +118,11 @@ func TestUserMount(t *testing.T) {
 // nobody is who root becomes.
 const nobody = 65534
 
-func userID() int {
+func user() (uid, gid int) {
 	if os.Geteuid() == 0 {
-		return nobody
+		return nobody, nobody
 	}
-	return os.Geteuid()
+	return os.Geteuid(), os.Getegid()
 }
 
 // asUser lets the user open /dev/fuse for the time of the test, as distributions
