@@ -238,7 +238,27 @@ func (s *scan) read(o *scanObj) (*scanList, error) {
 		}
 	}
 	list.names = names.String()
+	if s.rules.redirect {
+		s.renumber(list)
+	}
 	return list, nil
+}
+
+// renumber gives the directories of a listing that have their content elsewhere
+// the numbers that admit will give them. One that cannot be examined says so when it
+// is looked at.
+func (s *scan) renumber(list *scanList) {
+	for i := range list.objs {
+		o := &list.objs[i]
+		if o.dtype != unix.DT_DIR {
+			continue
+		}
+		if e, err := s.examine(o); err == nil && e != nil {
+			if f, err := s.facts(e.dirs[len(e.dirs)-1], ""); err == nil {
+				o.dIno = f.ino
+			}
+		}
+	}
 }
 
 // forget implements lowerTree. The directory is read again when somebody looks

@@ -40,10 +40,14 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 		// setuid stays.
 		beforeRootWrite := n.capsGone.Swap(false) && in.InHeader.Uid == 0
 		kill = n.writers.Load() == 0 || !beforeRootWrite
-		if n.writers.Load() == 0 {
+		switch {
+		case n.writers.Load() == 0:
 			if err := fs.mayStrip(n, &in.InHeader); err != nil {
 				return err
 			}
+		case n.protected(immutable) != nil:
+			// Before fallocate(2), which will be refused; a write asks once more.
+			return nil
 		}
 	}
 	if size, ok := in.GetSize(); ok {
