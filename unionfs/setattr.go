@@ -108,8 +108,8 @@ func (fs *FS) mayStrip(n *inode, h *fuse.InHeader) error {
 // takes away (kernel: setattr_should_drop_suidgid): setgid without group
 // execute stays for members of the group.
 func privilegeBits(st *unix.Stat_t, h *fuse.InHeader) uint32 {
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return 0
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return 0 // of others, devices too, chown takes them (chown_common)
 	}
 	bits := st.Mode & unix.S_ISUID
 	if st.Mode&unix.S_ISGID != 0 && (st.Mode&unix.S_IXGRP != 0 || !callerInGroup(h, st.Gid)) {
