@@ -21,6 +21,8 @@
 //	temp filled, not synced          litter                       swept
 //	temp synced, not renamed         litter                       swept
 //	renamed, directory not synced    old or new state, complete   nothing to do
+//	renamed, mode not set (only a    new state, the owner may     nothing to do
+//	user's read-only directory)      write
 //	replaced object in workdir       litter                       swept
 //	Complete: data copied            file marked as metacopy,     its data is still the lower's
 //	                                 times and capabilities lost

@@ -74,7 +74,7 @@ func dropIn(ctx context.Context, name string, style mountd.RawStyle, args []stri
 	case 2: // the first is the source column of fstab
 		if style == mountd.OverlayStyle {
 			// Shown in the mount table, as for every file system.
-			opts = append([]string{"fsname=" + escapeOption(dirs[0])}, opts...)
+			style.FSName = dirs[0]
 		}
 		dirs = dirs[1:]
 	default:
@@ -82,9 +82,6 @@ func dropIn(ctx context.Context, name string, style mountd.RawStyle, args []stri
 	}
 	return rawMount(ctx, style, opts, dirs[0], foreground)
 }
-
-// escapeOption makes any text the value of a mount option.
-func escapeOption(v string) string { return strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(v) }
 
 // printDropInVersion prints what podman info shows; the first words of the
 // second line are what callers of fuse-overlayfs look for.

@@ -72,17 +72,23 @@ type Trial struct {
 	Stats map[string]map[string]int `json:"-"`
 }
 
-// Run executes the trial. The error says that a side could not be run at all
-// (a hang, a crash, a failing mount); differences are in the list.
-func (t *Trial) Run() (diffs []Diff, err error) {
+// makeDir makes a directory for the trial, which every user may look into.
+func (t *Trial) makeDir() (string, error) {
 	if err := os.MkdirAll(t.Where, 0o755); err != nil {
-		return nil, err
+		return "", err
 	}
 	dir, err := os.MkdirTemp(t.Where, "trial-")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	if err := os.Chmod(dir, 0o755); err != nil {
+	return dir, os.Chmod(dir, 0o755)
+}
+
+// Run executes the trial. The error says that a side could not be run at all
+// (a hang, a crash, a failing mount); differences are in the list.
+func (t *Trial) Run() (diffs []Diff, err error) {
+	dir, err := t.makeDir()
+	if err != nil {
 		return nil, err
 	}
 	model := &side{name: "model", mounter: t.Model}
@@ -118,16 +124,13 @@ func (t *Trial) Run() (diffs []Diff, err error) {
 // Reread makes operations by the model, and compares what the tree is then with
 // what the subject shows of the same upper.
 func (t *Trial) Reread() (diffs []Diff, err error) {
-	if err := os.MkdirAll(t.Where, 0o755); err != nil {
-		return nil, err
-	}
-	dir, err := os.MkdirTemp(t.Where, "trial-")
+	dir, err := t.makeDir()
 	if err != nil {
 		return nil, err
 	}
 	s := &side{name: "model", mounter: t.Model}
 	defer func() { err = errors.Join(err, s.down(), s.clear(), removeAll(dir)) }()
-	if err := errors.Join(os.Chmod(dir, 0o755), t.prepare(s, filepath.Join(dir, s.name))); err != nil {
+	if err := t.prepare(s, filepath.Join(dir, s.name)); err != nil {
 		return nil, err
 	}
 	if err := s.up(t, t.Model); err != nil {
