@@ -62,6 +62,11 @@ func (r *Redirect) UnmarshalText(b []byte) error {
 // Options describes one union. Lowers[0] is the topmost lower.
 type Options struct {
 	Lowers []Layer
+	// Chain, if not empty, is the path of a chain index (metadata/chainindex) of
+	// exactly these lowers, whose id is ChainID: the merged tree is then read from
+	// it, and the lowers only where content is. Whoever names it vouches that the
+	// lowers have not changed since it was made.
+	Chain, ChainID string
 
 	// Upper and Work are the writable directory and the scratch directory
 	// on the same file system. Both empty: a read-only union.

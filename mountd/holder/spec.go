@@ -21,6 +21,9 @@ type Spec struct {
 
 	// Lowers[0] is the topmost.
 	Lowers []unionfs.Layer `json:"lowers"`
+	// Chain and ChainID name the chain index of the lowers, if there is one.
+	Chain   string `json:"chain,omitempty"`
+	ChainID string `json:"chainID,omitempty"`
 	// Upper and Work are both empty in a read-only union.
 	Upper unionfs.Layer `json:"upper"`
 	Work  string        `json:"work,omitempty"`
@@ -89,6 +92,8 @@ func (s *Spec) unionOptions() unionfs.Options {
 	}
 	return unionfs.Options{
 		Lowers:       s.Lowers,
+		Chain:        s.Chain,
+		ChainID:      s.ChainID,
 		Upper:        s.Upper.Path,
 		UpperDialect: s.Upper.Dialect,
 		Work:         s.Work,
