@@ -40,9 +40,9 @@
 //	88 count u32     entries of a directory
 //	92 origin u32    slot in the index of the layer (0: this slot)
 //	96 attributes    ref of the attribute set
-//	104 ino u64      inode number of the content in its layer directory (0: not known)
+//	104 ino u64      inode number of the content in its layer directory (0: not known); of a merged directory, of the lowest one
 //	112 path         ref of the path of the content in its layer, where that is not the path in this tree
-//	120 zero
+//	120 blocks u64   st_blocks of the content in its layer directory
 //
 // Directory entry (one name):
 //

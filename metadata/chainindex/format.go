@@ -9,7 +9,7 @@ import (
 
 const (
 	magic   = "plyfsidx"
-	version = 1
+	version = 2
 
 	headerSize = 4096
 	headerCRC  = headerSize - 4

@@ -190,6 +190,7 @@ func treeGen(depth int) *rapid.Generator[*node] {
 	return rapid.Custom(func(t *rapid.T) *node {
 		d := dirNode(uint32(rapid.IntRange(0, 0o7777).Draw(t, "perm")), nil)
 		d.UID, d.GID = rapid.Uint32().Draw(t, "uid"), rapid.Uint32().Draw(t, "gid")
+		d.Ino, d.Blocks = rapid.Uint64().Draw(t, "ino"), rapid.Uint64().Draw(t, "blocks")
 		if rapid.IntRange(0, 5).Draw(t, "opaque") == 0 {
 			d.Flags |= FlagOpaque
 		}
@@ -211,6 +212,7 @@ func treeGen(depth int) *rapid.Generator[*node] {
 				c = &node{link: rapid.SampledFrom(files).Draw(t, "link")}
 			default:
 				c = fileNode(rapid.Uint64().Draw(t, "size"))
+				c.Ino, c.Blocks = rapid.Uint64().Draw(t, "ino"), rapid.Uint64().Draw(t, "blocks")
 				c.Mtime = Time{rapid.Int64().Draw(t, "sec"), uint32(rapid.IntRange(0, 999_999_999).Draw(t, "nsec"))}
 				for _, k := range rapid.SliceOfNDistinct(rapid.StringMatching(`user\.[a-d]{1,3}`), 0, 3, rapid.ID[string]).Draw(t, "xattrs") {
 					c.Xattrs = append(c.Xattrs, Xattr{k, rapid.SliceOfN(rapid.Byte(), 0, 20).Draw(t, "value")})

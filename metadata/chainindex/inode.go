@@ -62,11 +62,14 @@ type Inode struct {
 	Origin Slot
 	Size   uint64
 	Rdev   uint64 // character and block devices only
-	// Ino is the inode number of the content in its layer directory, 0 if not known.
-	Ino   uint64
-	Mtime Time
-	Ctime Time
-	Atime Time
+	// Ino is the inode number of the content in its layer directory, 0 if not known. Of a merged directory it is that of the
+	// lowest directory.
+	Ino uint64
+	// Blocks is st_blocks of the content in its layer directory.
+	Blocks uint64
+	Mtime  Time
+	Ctime  Time
+	Atime  Time
 }
 
 // IsDir reports whether the object is a directory.
@@ -138,6 +141,7 @@ func (n *raw) encode(b *[inodeSize]byte) {
 	le.PutUint64(b[96:], uint64(n.xattrs))
 	le.PutUint64(b[104:], n.Ino)
 	le.PutUint64(b[112:], uint64(n.path))
+	le.PutUint64(b[120:], n.Blocks)
 }
 
 // decode fills n from a record of inodeSize bytes and rejects what no writer of this version writes.
@@ -162,12 +166,10 @@ func (n *raw) decode(b []byte) error {
 	n.xattrs = ref(le.Uint64(b[96:]))
 	n.Ino = le.Uint64(b[104:])
 	n.path = ref(le.Uint64(b[112:]))
+	n.Blocks = le.Uint64(b[120:])
 	n.Rdev = 0
 	if n.Mode&modeType == modeChar || n.Mode&modeType == modeBlock {
 		n.Rdev = n.value
-	}
-	if le.Uint64(b[120:]) != 0 {
-		return fmt.Errorf("%w: inode record has a non-zero tail", ErrCorrupt)
 	}
 	return n.check(ErrCorrupt)
 }

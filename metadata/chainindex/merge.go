@@ -36,16 +36,29 @@ type MergedEntry struct {
 // sorted. The index knows no rule of its own, so that it cannot disagree with the one that mounts use.
 type Rule func(dirs []LayerDir) ([]MergedEntry, error)
 
+// Adjust may change what is written about an object, whose content lies at path in layer o.Layer.
+type Adjust func(path string, o *Object) error
+
+// MergeOptions say how trees are merged.
+type MergeOptions struct {
+	Rule   Rule
+	Adjust Adjust // nil: everything is as the layers' indexes say
+	// Step is called once for each directory; its error ends the work. May be nil.
+	Step func() error
+}
+
 // Merge writes the merged tree of layers, the topmost first, to w, a Writer of KindChain for as many layers. It holds the
 // directories from the root to the current one and their pending siblings in memory, never the tree.
 //
-// A directory takes its metadata from the topmost layer that has it not only as an implicit parent. Layer and Origin of each
-// inode name the object it stands for; objects that are hard links in one layer stay one inode.
-func Merge(w *Writer, layers []*Index, rule Rule) error {
+// A directory of several layers is the topmost one, as Layer and Origin say, with three exceptions: what its layer has only as an
+// implicit parent takes mode, owner, modification time and attributes from the topmost layer that names it; Ino is that of the
+// lowest directory, which stays the same when layers are added; and it has FlagMerged. Objects that are hard links in one layer
+// stay one inode.
+func Merge(w *Writer, layers []*Index, o MergeOptions) error {
 	if len(layers) != w.opt.Layers || w.opt.Kind != KindChain {
 		return fmt.Errorf("%w: merge %d layers into the index of a %v of %d", ErrInvalid, len(layers), w.opt.Kind, w.opt.Layers)
 	}
-	m := merger{w: w, layers: layers, rule: rule, links: map[LayerSlot]Slot{}}
+	m := merger{w: w, layers: layers, opt: o, links: map[LayerSlot]Slot{}}
 	root := pendingDir{slot: Root}
 	for i, x := range layers {
 		if x.Kind() != KindLayer {
@@ -57,16 +70,21 @@ func Merge(w *Writer, layers []*Index, rule Rule) error {
 	if root.parts, err = m.visible(root.parts); err != nil {
 		return err
 	}
-	o, err := m.dirObject(root.parts)
+	top, err := m.dirObject(root.parts, "")
 	if err != nil {
 		return err
 	}
-	if err := w.SetRoot(o); err != nil {
+	if err := w.SetRoot(top); err != nil {
 		return err
 	}
 	for stack := []pendingDir{root}; len(stack) > 0; {
 		d := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
+		if o.Step != nil {
+			if err := o.Step(); err != nil {
+				return err
+			}
+		}
 		subdirs, err := m.dir(d)
 		if err != nil {
 			return err
@@ -86,13 +104,14 @@ type LayerSlot struct {
 // pendingDir is a directory of the merged tree whose children are not written yet.
 type pendingDir struct {
 	slot  Slot
+	path  string      // for Adjust, otherwise empty
 	parts []LayerSlot // the layers' directories it consists of, topmost first
 }
 
 type merger struct {
 	w      *Writer
 	layers []*Index
-	rule   Rule
+	opt    MergeOptions
 	links  map[LayerSlot]Slot // slots of objects with several names
 	buf    DirBuf
 }
@@ -111,7 +130,7 @@ func (m *merger) dir(d pendingDir) ([]pendingDir, error) {
 		}
 		listings = append(listings, l)
 	}
-	merged, err := m.rule(listings)
+	merged, err := m.opt.Rule(listings)
 	if err != nil {
 		return nil, fmt.Errorf("merge directory %d: %w", d.slot, err)
 	}
@@ -133,12 +152,18 @@ func (m *merger) dir(d pendingDir) ([]pendingDir, error) {
 		}
 		top := e.Refs[0]
 		isDir := listings[top.Dir].Entries[top.Entry].Type == modeDir>>12
-		slot, err := m.child(d.slot, e.Name, parts, isDir)
+		path := ""
+		if m.opt.Adjust != nil {
+			if path = e.Name; d.path != "" {
+				path = d.path + "/" + e.Name
+			}
+		}
+		slot, err := m.child(d.slot, e.Name, path, parts, isDir)
 		if err != nil {
 			return nil, err
 		}
 		if isDir {
-			subdirs = append(subdirs, pendingDir{slot, parts})
+			subdirs = append(subdirs, pendingDir{slot, path, parts})
 		}
 	}
 	return subdirs, nil
@@ -175,9 +200,9 @@ func (m *merger) listing(p LayerSlot) (LayerDir, error) {
 	return l, nil
 }
 
-func (m *merger) child(dir Slot, name string, parts []LayerSlot, isDir bool) (Slot, error) {
+func (m *merger) child(dir Slot, name, path string, parts []LayerSlot, isDir bool) (Slot, error) {
 	if isDir {
-		o, err := m.dirObject(parts)
+		o, err := m.dirObject(parts, path)
 		if err != nil {
 			return 0, err
 		}
@@ -188,6 +213,9 @@ func (m *merger) child(dir Slot, name string, parts []LayerSlot, isDir bool) (Sl
 		return m.w.Add(dir, Child{Name: name, Link: slot})
 	}
 	o, err := m.object(p)
+	if err == nil {
+		err = m.adjust(path, o)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -198,30 +226,44 @@ func (m *merger) child(dir Slot, name string, parts []LayerSlot, isDir bool) (Sl
 	return slot, err
 }
 
-// dirObject chooses the metadata of a merged directory.
-func (m *merger) dirObject(parts []LayerSlot) (*Object, error) {
-	var chosen *Object
-	for _, p := range parts {
+// dirObject makes the metadata of a directory out of its parts.
+func (m *merger) dirObject(parts []LayerSlot, path string) (*Object, error) {
+	var top *Object
+	var lowest Inode
+	named := false
+	for i, p := range parts {
+		if err := m.layers[p.Layer].Inode(p.Slot, &lowest); err != nil {
+			return nil, m.wrap(p, err)
+		}
+		if !lowest.IsDir() {
+			return nil, fmt.Errorf("%w: the rule merges inode %d of layer %d, which is no directory", ErrInvalid, p.Slot, p.Layer)
+		}
+		if i > 0 && (named || lowest.Flags&FlagImplicit != 0) {
+			continue
+		}
+		named = lowest.Flags&FlagImplicit == 0
 		o, err := m.object(p)
 		if err != nil {
 			return nil, err
 		}
-		if !o.IsDir() {
-			return nil, fmt.Errorf("%w: the rule merges inode %d of layer %d, which is no directory", ErrInvalid, p.Slot, p.Layer)
+		if top == nil {
+			top = o
+			continue
 		}
-		if chosen == nil || o.Flags&FlagImplicit == 0 {
-			implicit := o.Flags&FlagImplicit != 0
-			chosen = o
-			if !implicit {
-				break
-			}
-		}
+		top.Mode, top.UID, top.GID, top.Mtime, top.Xattrs = o.Mode, o.UID, o.GID, o.Mtime, o.Xattrs
 	}
-	chosen.Flags = 0
+	top.Ino, top.Flags = lowest.Ino, 0
 	if len(parts) > 1 {
-		chosen.Flags = FlagMerged
+		top.Flags = FlagMerged
 	}
-	return chosen, nil
+	return top, m.adjust(path, top)
+}
+
+func (m *merger) adjust(path string, o *Object) error {
+	if m.opt.Adjust == nil {
+		return nil
+	}
+	return m.opt.Adjust(path, o)
 }
 
 // object reads everything about an object of a layer.

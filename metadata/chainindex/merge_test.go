@@ -59,10 +59,11 @@ func applyDir(below, top *node, layer uint32) *node {
 	out.Layer, out.Origin, out.Flags = layer, top.slot, 0
 	if below != nil && top.Flags&FlagOpaque == 0 {
 		if top.Flags&FlagImplicit != 0 && !below.allImplicit {
-			out.Object = below.Object
+			b := below.Object
+			out.Mode, out.UID, out.GID, out.Mtime, out.Xattrs = b.Mode, b.UID, b.GID, b.Mtime, b.Xattrs
 		}
 		out.allImplicit = top.Flags&FlagImplicit != 0 && below.allImplicit
-		out.Flags = FlagMerged
+		out.Flags, out.Ino = FlagMerged, below.Ino
 		maps.Copy(out.children, below.children)
 	} else {
 		out.allImplicit = top.Flags&FlagImplicit != 0
@@ -100,7 +101,7 @@ func sameTree(t fataler, x *Index, dir Slot, want *node, path string, slots map[
 		t.Fatalf("%q: %v", path, err)
 	}
 	if got.Mode != want.Mode || got.UID != want.UID || got.Layer != want.Layer || got.Origin != want.Origin ||
-		got.Size != want.Size || got.Target != want.Target || got.Mtime != want.Mtime || got.Flags != want.Flags ||
+		got.Size != want.Size || got.Target != want.Target || got.Mtime != want.Mtime || got.Ino != want.Ino || got.Blocks != want.Blocks || got.Flags != want.Flags ||
 		len(got.Xattrs) != len(want.Xattrs) {
 		t.Fatalf("%q: got %+v, want %+v", path, got, want.Object)
 	}
@@ -141,7 +142,7 @@ func mergeTrees(tb testing.TB, layers []*node) []byte {
 		tb.Fatal(err)
 	}
 	defer w.Discard()
-	if err := Merge(w, indexes, testRule); err != nil {
+	if err := Merge(w, indexes, MergeOptions{Rule: testRule}); err != nil {
 		tb.Fatal(err)
 	}
 	var buf bytes.Buffer
@@ -207,20 +208,20 @@ func TestMergeRefuses(t *testing.T) {
 		return func([]LayerDir) ([]MergedEntry, error) { return []MergedEntry{{Name: "x", Refs: refs}}, nil }
 	}
 	for name, err := range map[string]error{
-		"layer writer": Merge(newWriter(layerOptions()), []*Index{layer}, testRule),
-		"count":        Merge(newWriter(one), []*Index{layer, layer}, testRule),
-		"chain in":     Merge(newWriter(one), []*Index{chain}, testRule),
-		"no object":    Merge(newWriter(one), []*Index{layer}, broken()),
-		"wild dir":     Merge(newWriter(one), []*Index{layer}, broken(LayerRef{7, 0})),
-		"wild entry":   Merge(newWriter(one), []*Index{layer}, broken(LayerRef{0, 700})),
-		"negative":     Merge(newWriter(one), []*Index{layer}, broken(LayerRef{-1, 0})),
+		"layer writer": Merge(newWriter(layerOptions()), []*Index{layer}, MergeOptions{Rule: testRule}),
+		"count":        Merge(newWriter(one), []*Index{layer, layer}, MergeOptions{Rule: testRule}),
+		"chain in":     Merge(newWriter(one), []*Index{chain}, MergeOptions{Rule: testRule}),
+		"no object":    Merge(newWriter(one), []*Index{layer}, MergeOptions{Rule: broken()}),
+		"wild dir":     Merge(newWriter(one), []*Index{layer}, MergeOptions{Rule: broken(LayerRef{7, 0})}),
+		"wild entry":   Merge(newWriter(one), []*Index{layer}, MergeOptions{Rule: broken(LayerRef{0, 700})}),
+		"negative":     Merge(newWriter(one), []*Index{layer}, MergeOptions{Rule: broken(LayerRef{-1, 0})}),
 	} {
 		if !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	wantErr := errors.New("rule failed")
-	err := Merge(newWriter(one), []*Index{layer}, func([]LayerDir) ([]MergedEntry, error) { return nil, wantErr })
+	err := Merge(newWriter(one), []*Index{layer}, MergeOptions{Rule: func([]LayerDir) ([]MergedEntry, error) { return nil, wantErr }})
 	if !errors.Is(err, wantErr) {
 		t.Errorf("failing rule: %v", err)
 	}
