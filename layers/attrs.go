@@ -25,11 +25,17 @@ type attrs struct {
 	uid, gid     int
 	atime, mtime time.Time
 	xattrs       []xattr // sorted
+
+	// Of a device: its type, and its number. A store without privileges has
+	// an empty file in its place.
+	device uint32
+	rdev   uint64
 }
 
 type xattr struct {
 	name  string
 	value string
+	lost  bool // the file does not have it
 }
 
 // droppedXattrs carry meaning only for the machine the tar was made on.
@@ -53,7 +59,7 @@ func headerAttrs(h *tar.Header, limit int64, d whiteout.Dialect) (*attrs, error)
 			return nil, fmt.Errorf("%w: extended attribute %q has no usable name", ErrCorrupt, name)
 		}
 		size += int64(len(name) + len(v))
-		a.xattrs = append(a.xattrs, xattr{d.ToDisk(name), v})
+		a.xattrs = append(a.xattrs, xattr{name: d.ToDisk(name), value: v})
 	}
 	if size > limit {
 		return nil, fmt.Errorf("%w: %d bytes of extended attributes, the limit is %d", ErrUnsupported, size, limit)
@@ -90,7 +96,7 @@ func readAttrs(fd int, d whiteout.Dialect) (*attrs, unix.Stat_t, error) {
 		if err != nil {
 			return nil, st, err
 		}
-		a.xattrs = append(a.xattrs, xattr{n, string(v)})
+		a.xattrs = append(a.xattrs, xattr{name: n, value: string(v)})
 	}
 	return a, st, nil
 }
@@ -156,13 +162,13 @@ func (p powers) apply(fd int, k kind, a *attrs) (complete bool, err error) {
 			return false, fmt.Errorf("set mode %#o: %w", mode, err)
 		}
 	}
-	for _, x := range a.xattrs {
+	for i, x := range a.xattrs {
 		err := fsat.Setxattr(fd, "", x.name, []byte(x.value), 0)
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !p.privileged,
 			errors.Is(err, unix.EINVAL) && strings.HasPrefix(x.name, "system."):
-			complete = false
+			complete, a.xattrs[i].lost = false, true
 		default:
 			return false, fmt.Errorf("set extended attribute %q (%d bytes): %w", x.name, len(x.value), err)
 		}

@@ -262,7 +262,7 @@ func (u *unpacker) linkTo(first, n *node) error {
 	if err != nil {
 		return err
 	}
-	n.kind = first.kind
+	n.kind, n.target, n.attrs = first.kind, first.target, first.attrs
 	return fsat.Link(from, first.name, dirfd, n.name)
 }
 
@@ -288,6 +288,7 @@ func (u *unpacker) copyUp(ctx context.Context, v *view, src *vnode, n *node) err
 		n.kind = kindSymlink
 		var target string
 		if target, err = fsat.Readlink(p, ""); err == nil {
+			n.target = target
 			err = fsat.Symlink(target, dirfd, n.name)
 		}
 	default:
@@ -297,6 +298,7 @@ func (u *unpacker) copyUp(ctx context.Context, v *view, src *vnode, n *node) err
 	if err != nil {
 		return err
 	}
+	n.attrs = a
 	return u.applyName(dirfd, n.name, n.kind, a)
 }
 
@@ -328,11 +330,11 @@ func copyFile(ctx context.Context, p, dirfd int, name string) (err error) {
 
 // finish writes what had to wait for the end of the tar: whiteouts and opaque
 // marks, then the attributes of directories, children first, so that nothing
-// changes a directory after its times are set. It computes the sizes.
+// changes a directory after its times are set.
 func (u *unpacker) finish(ctx context.Context) error {
 	u.curFd = -1
 	defer u.dropDir()
-	err := u.root.eachDir(func(n *node) error {
+	return u.root.eachDir(func(n *node) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -341,15 +343,6 @@ func (u *unpacker) finish(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	use, err := measure(u.diff)
-	if err != nil {
-		return err
-	}
-	u.stats.apparent, u.stats.allocated, u.stats.inodes = use.apparent, use.allocated, use.inodes
-	return nil
 }
 
 func (u *unpacker) finishDir(n *node) error {

@@ -31,7 +31,8 @@ import (
 //	K15  mounts whose process is gone            K16 work of dead processes
 //	K18  trash                                   K19 (deep) content gives the diffID
 //	K20  (deep) no object the tar does not have  K21 (deep) sizes
-//	K22  files that lost their content
+//	K22  files that lost their content           K23 indexes of layers
+//	K24  indexes of chains
 func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) {
 	c := &checker{s: s, ctx: ctx, o: o, r: &Report{Findings: []Finding{}}}
 	probs, err := s.db.CheckFile(ctx)
@@ -50,7 +51,7 @@ func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) {
 	if err := c.read(); err != nil {
 		return nil, err
 	}
-	for _, f := range []func() error{c.leftovers, c.caches, c.containers} {
+	for _, f := range []func() error{c.leftovers, c.caches, c.chains, c.containers} {
 		if err := f(); err != nil {
 			return nil, err
 		}
@@ -301,10 +302,16 @@ func (c *checker) one(row metadata.Cache, l metadata.Layer) error {
 		c.found("K22", object+"/"+splitName, fmt.Sprintf("expected %d bytes, got %d", row.SplitSize, st.Size), reload, nil)
 		return nil
 	}
-	if !c.o.Deep {
-		return nil
+	found := len(c.r.Findings)
+	if c.o.Deep {
+		if err := c.deep(row, files, side, object); err != nil {
+			return err
+		}
 	}
-	return c.deep(row, files, side, object)
+	if len(c.r.Findings) > found {
+		return nil // the index of what is damaged says nothing
+	}
+	return c.index(row, files, object)
 }
 
 // deep reads a layer's whole content.

@@ -325,7 +325,7 @@ func (s *Store) containerStackTx(tx *metadata.Tx, c metadata.Container) (Stack, 
 		return Stack{}, fmt.Errorf("container %q: %w: %w", c.Name, ErrCorrupt, err)
 	}
 	rw := filepath.Join(s.root, rwName, c.MountID)
-	st := Stack{Upper: filepath.Join(rw, upperName), Work: filepath.Join(rw, workName), Dialect: d}
+	st := Stack{Upper: filepath.Join(rw, upperName), Work: filepath.Join(rw, workName), Dialect: d, ChainID: c.Chain}
 	if st.Lowers, err = s.stackTx(tx, c.Chain); err != nil {
 		return Stack{}, err
 	}

@@ -114,6 +114,7 @@ func TestCrash(t *testing.T) {
 		{"load", "after-unpack", false},
 		{"load", "before-sync", false},
 		{"load", "after-sync", false},
+		{"load", "after-index", false},
 		{"load", "after-rename", false},
 		{"load", "after-dirsync", false},
 		{"load", "after-row", false},
@@ -168,7 +169,7 @@ func TestCrash(t *testing.T) {
 // once.
 func TestFaults(t *testing.T) {
 	im := img{refs: []string{"new"}, layers: [][]byte{layerTar(t, dir("."), file("a", "1")), layerTar(t, file("d/b", "2"))}}
-	for _, point := range []string{"after-ingest-row", "after-unpack", "before-sync", "after-sync", "after-rename", "after-dirsync", "before-images"} {
+	for _, point := range []string{"after-ingest-row", "after-unpack", "before-sync", "after-sync", "after-index", "after-rename", "after-dirsync", "before-images"} {
 		t.Run(point, func(t *testing.T) {
 			s := openStore(t)
 			baseImage(t, s)

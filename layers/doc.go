@@ -8,7 +8,8 @@
 //	layers/<cacheID>/tarsplit.zst  everything of the layer's tar but file contents
 //	layers/<cacheID>/dup/<n>       contents that a later entry of the tar replaced
 //	layers/<cacheID>/layer.json    sidecar: enough to make the rows anew
-//	chains/<chainID>.idx           merged indexes, a cache
+//	layers/<cacheID>/layer.idx     index of the layer (package metadata/chainindex)
+//	chains/<chainID>-<id>.idx      merged indexes, a cache
 //	rw/<mountID>/{upper,work}      a container's writable layer
 //	stage/<id>/                    unfinished work
 //	trash/<name>.<n>               being deleted
@@ -26,6 +27,22 @@
 // what a tar leaves to the layers below (attributes of directories it does not
 // mention, hard links to lower files, an opaque root). A digest of what was
 // taken, Cache.Bind, tells which chains may share.
+//
+// # Indexes
+//
+// A layer's index says what lstat, readlink and listxattr say about each object
+// of its directory, so that nobody has to ask them; in a store without
+// privileges it has the modes, owners and devices of the tar instead of what
+// the files have. It is written with the layer. One that is missing (an older
+// store), damaged, or of a directory that this one is a copy of, is made anew
+// when it is needed.
+//
+// A chain's index is the merged tree of its layers, made by the first mount of
+// an image or container. It shows what the files are, also without privileges:
+// a mount is the same with an index and without one. Its id is a digest of the
+// directories that were indexed, and of the mapping of user IDs where that
+// matters, so it is never taken for the index of another stack that has the
+// same chainID. Where it cannot be made, mounts do without.
 //
 // # Writable layers are not image layers
 //
@@ -70,7 +87,8 @@
 //	step (Load, Import, Commit, init layer)     if we die after it
 //	ingest row committed                        row of a dead owner: swept
 //	unpacked into stage/<id>, digests compared  same, with the directory
-//	bound, finished, sidecar, syncfs            same
+//	bound, finished, syncfs                     same
+//	sidecar and index written, synced           same
 //	renamed to layers/<id>                      same: the ingest row still names it
 //	both directories synced                     same
 //	layer row committed, ingest row deleted     complete, kept by the lease
@@ -85,6 +103,10 @@
 //	rows deleted, trash rows added              trash: deleted by the next sweep
 //	renamed to trash/, deleted                  same
 //	trash rows deleted                          complete
+//
+//	step (index of a chain)                     if we die after it
+//	temporary file in chains/                   garbage after an hour: deleted by gc
+//	synced, renamed, directory synced           complete; without a chain: deleted by gc
 //
 // Leases of a dead owner release their layers: what no image came to name is
 // deleted. A failed Load therefore leaves the store as it was.

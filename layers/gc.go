@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -129,7 +131,64 @@ func (s *Store) gcStray(ctx context.Context, rep *GCReport, dryRun bool) error {
 			rep.Stages = append(rep.Stages, f.Object)
 		}
 	}
+	return s.gcChains(ctx, rep, dryRun)
+}
+
+// gcChains removes the indexes of chains that are gone.
+func (s *Store) gcChains(ctx context.Context, rep *GCReport, dryRun bool) error {
+	names, err := listDir(s.chainsFd)
+	if err != nil {
+		return err
+	}
+	if names, err = s.unusedChains(ctx, names); err != nil {
+		return err
+	}
+	for _, n := range names {
+		var st unix.Stat_t
+		if err := fsat.Stat(s.chainsFd, n, &st); err != nil {
+			continue // somebody else was faster
+		}
+		if !dryRun {
+			if err := fsat.Unlink(s.chainsFd, n); err != nil && !fsat.IsAbsent(err) {
+				return fmt.Errorf("remove %s/%s: %w", chainsName, n, err)
+			}
+		}
+		rep.Paths = append(rep.Paths, chainsName+"/"+n)
+		rep.Reclaimed += st.Blocks * 512
+	}
 	return nil
+}
+
+// DropChains removes the merged indexes of all chains that are not mounted,
+// which the next mount of each makes anew, and returns the bytes they took.
+func (s *Store) DropChains(ctx context.Context) (freed int64, err error) {
+	names, err := listDir(s.chainsFd)
+	if err != nil {
+		return 0, err
+	}
+	mounted := map[string]bool{}
+	err = s.view(ctx, func(tx *metadata.Tx) error {
+		live, err := tx.LiveMounts()
+		for _, l := range live {
+			mounted[l.ChainID.Encoded()] = true
+		}
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, n := range names {
+		hex, _, _ := strings.Cut(n, "-")
+		var st unix.Stat_t
+		if filepath.Ext(n) != chainExt || mounted[hex] || fsat.Stat(s.chainsFd, n, &st) != nil {
+			continue
+		}
+		if err := fsat.Unlink(s.chainsFd, n); err != nil && !fsat.IsAbsent(err) {
+			return freed, fmt.Errorf("remove %s/%s: %w", chainsName, n, err)
+		}
+		freed += st.Blocks * 512
+	}
+	return freed, nil
 }
 
 // DiskUsage says where the bytes are.

@@ -84,8 +84,8 @@ func releaseChain(tx *metadata.Tx, chain digest.Digest, gone func(metadata.Layer
 			}
 			junk = append(junk, t...)
 		}
-		// A merged index of this chain is a cache of what is gone.
-		t, err := addTrash(tx, "layer removed", chainsName+"/"+chainFile(chain))
+		// The merged indexes of this chain are caches of what is gone.
+		t, err := addTrash(tx, "layer removed", chainsName+"/"+chainPrefix(chain))
 		if err != nil {
 			return nil, err
 		}
@@ -97,6 +97,3 @@ func releaseChain(tx *metadata.Tx, chain digest.Digest, gone func(metadata.Layer
 	}
 	return junk, nil
 }
-
-// chainFile is the name of a chain's merged index.
-func chainFile(chain digest.Digest) string { return chain.Encoded() + ".idx" }

@@ -33,9 +33,16 @@ const (
 	diffName    = "diff"
 	dupName     = "dup"
 	splitName   = "tarsplit.zst"
+	indexName   = "layer.idx"
 	sidecarName = "layer.json"
 	upperName   = "upper"
 	workName    = "work"
+)
+
+// What a content directory's row says about owners.
+const (
+	ownersReal    = "real"    // files have the modes and owners of the tar
+	ownersVirtual = "virtual" // they have what a process without privileges can give
 )
 
 var base32Lower = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
@@ -136,7 +143,11 @@ func (st *stage) unpack(ctx context.Context, r io.Reader) error {
 	}
 	f := os.NewFile(uintptr(fd), splitName)
 	st.u = &unpacker{powers: st.s.powers, limits: st.s.limits, dir: st.dir, diff: st.diff, root: newRoot(), curFd: -1}
-	err = st.u.unpack(ctx, r, f)
+	shown, err := userXattrs(st.diff, "", st.s.powers.dialect)
+	st.u.foreignXattrs = len(shown) > 0
+	if err == nil {
+		err = st.u.unpack(ctx, r, f)
+	}
 	if cerr := f.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("write %s: %w", splitName, cerr)
 	}
@@ -252,20 +263,37 @@ func (st *stage) commit(ctx context.Context, t target) (metadata.Layer, error) {
 	if err := st.u.finish(ctx); err != nil {
 		return l, err
 	}
+	if err := st.sync(); err != nil {
+		return l, err
+	}
+	index, err := newLayerIndex(st.id, st.path())
+	if err != nil {
+		return l, err
+	}
+	defer index.Discard()
+	if err := st.u.index(ctx, index); err != nil {
+		return l, err
+	}
 	c := metadata.Cache{
-		CacheID: st.id, DiffID: diffID, Bind: bind, Dialect: st.u.powers.dialect.String(), Owners: "real",
+		CacheID: st.id, DiffID: diffID, Bind: bind, Dialect: st.u.powers.dialect.String(), Owners: ownersReal,
 		Apparent: st.u.stats.apparent, Allocated: st.u.stats.allocated, Inodes: st.u.stats.inodes,
 		TarSize: st.u.stats.tarSize, SplitSHA: st.u.split.digest(), SplitSize: st.u.split.size,
 		Duplicates: st.u.stats.duplicates, Created: l.Created,
 	}
 	if !st.u.powers.privileged {
-		c.Owners = "virtual"
+		c.Owners = ownersVirtual
 	}
 	side := Sidecar{Version: 1, Cache: c, Layer: l, Incomplete: st.u.stats.incomplete, Placeholders: st.u.stats.placeholder}
 	for d := range st.u.displaced {
 		side.Displaced = append(side.Displaced, d)
 	}
-	if err := st.makeDurable(side); err != nil {
+	if err := writeSidecar(st.dir, side); err != nil {
+		return l, err
+	}
+	if err := index.Commit(filepath.Join(st.path(), indexName)); err != nil { // syncs the directory, too
+		return l, err
+	}
+	if err := s.fault("after-index"); err != nil {
 		return l, err
 	}
 	st.close()
@@ -330,11 +358,11 @@ func place(tx *metadata.Tx, l metadata.Layer, c metadata.Cache, t target) (share
 	return shared, tx.LeaseLayer(t.lease, l.ChainID)
 }
 
-// makeDurable writes the sidecar and has everything in the stage on disk.
-func (st *stage) makeDurable(side Sidecar) error {
-	if err := writeSidecar(st.dir, side); err != nil {
-		return err
-	}
+// path names the stage for those who take a path, and for messages.
+func (st *stage) path() string { return filepath.Join(st.s.root, stageName, st.id) }
+
+// sync has everything in the stage on disk.
+func (st *stage) sync() error {
 	if err := st.s.fault("before-sync"); err != nil {
 		return err
 	}
@@ -445,6 +473,9 @@ func (s *Store) purgeOne(t metadata.Trash) error {
 		return err
 	}
 	defer fsat.Close(from)
+	if dir == chainsName {
+		return s.removeChains(strings.TrimSuffix(name, chainExt))
+	}
 	// Out of sight in one step, then at leisure.
 	aside := fmt.Sprintf("%s.%d", filepath.Base(name), t.Seq)
 	if err := fsat.Rename(from, name, s.trashFd, aside, unix.RENAME_NOREPLACE); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -465,7 +496,10 @@ func (s *Store) layerDir(c metadata.Cache) (LayerDir, error) {
 	if !validID(c.CacheID) {
 		return LayerDir{}, fmt.Errorf("%w: the database names the layer directory %q", ErrCorrupt, c.CacheID)
 	}
-	return LayerDir{Path: filepath.Join(s.root, layersName, c.CacheID, diffName), Dialect: d, DiffID: c.DiffID}, nil
+	return LayerDir{
+		Path: filepath.Join(s.root, layersName, c.CacheID, diffName), Dialect: d, DiffID: c.DiffID,
+		CacheID: c.CacheID, Virtual: c.Owners != ownersReal,
+	}, nil
 }
 
 // stackOf returns the directories of a chain, topmost first.
@@ -502,21 +536,31 @@ func (s *Store) stackTx(tx *metadata.Tx, chain digest.Digest) ([]LayerDir, error
 
 // openLayer opens the directory of a layer to read its tar.
 func (s *Store) openLayer(cacheID string) (layerFiles, Sidecar, error) {
-	l := layerFiles{dir: -1, diff: -1}
-	var side Sidecar
-	if !validID(cacheID) {
-		return l, side, fmt.Errorf("%w: the database names the layer directory %q", ErrCorrupt, cacheID)
+	l, err := s.openFiles(cacheID)
+	if err != nil {
+		return l, Sidecar{}, err
 	}
-	var err error
-	if l.dir, err = fsat.OpenName(s.layersFd, cacheID, unix.O_RDONLY|unix.O_DIRECTORY, 0); err == nil {
-		l.diff, err = fsat.OpenName(l.dir, diffName, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	}
-	if err == nil {
-		side, err = readSidecar(l.dir)
-	}
+	side, err := readSidecar(l.dir)
 	if err != nil {
 		l.Close()
 		return l, side, fmt.Errorf("%w: layer directory %s/%s: %w", ErrCorrupt, layersName, cacheID, err)
 	}
 	return l, side, nil
+}
+
+// openFiles opens the directory of a layer.
+func (s *Store) openFiles(cacheID string) (layerFiles, error) {
+	l := layerFiles{dir: -1, diff: -1}
+	if !validID(cacheID) {
+		return l, fmt.Errorf("%w: the database names the layer directory %q", ErrCorrupt, cacheID)
+	}
+	var err error
+	if l.dir, err = fsat.OpenName(s.layersFd, cacheID, unix.O_RDONLY|unix.O_DIRECTORY, 0); err == nil {
+		l.diff, err = fsat.OpenName(l.dir, diffName, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	}
+	if err != nil {
+		l.Close()
+		return l, fmt.Errorf("%w: layer directory %s/%s: %w", ErrCorrupt, layersName, cacheID, err)
+	}
+	return l, nil
 }

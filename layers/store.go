@@ -28,7 +28,7 @@ type Store struct {
 	db     *metadata.DB
 	powers powers
 
-	rootFd, layersFd, stageFd, rwFd, trashFd int
+	rootFd, layersFd, stageFd, rwFd, trashFd, chainsFd int
 
 	// hook is told the name of each step of a change to the disk and may end
 	// it there. Tests only.
@@ -42,7 +42,7 @@ func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("store %q: %w", root, err)
 	}
-	s := &Store{root: abs, opts: o, limits: o.Limits.withDefaults(), log: o.Logger, rootFd: -1, layersFd: -1, stageFd: -1, rwFd: -1, trashFd: -1}
+	s := &Store{root: abs, opts: o, limits: o.Limits.withDefaults(), log: o.Logger, rootFd: -1, layersFd: -1, stageFd: -1, rwFd: -1, trashFd: -1, chainsFd: -1}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
@@ -60,15 +60,13 @@ func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
 	for _, d := range []struct {
 		name string
 		fd   *int
-	}{{layersName, &s.layersFd}, {stageName, &s.stageFd}, {rwName, &s.rwFd}, {trashName, &s.trashFd}, {chainsName, nil}} {
+	}{{layersName, &s.layersFd}, {stageName, &s.stageFd}, {rwName, &s.rwFd}, {trashName, &s.trashFd}, {chainsName, &s.chainsFd}} {
 		// 0700: what lies below carries suid bits and foreign owners.
 		if err := fsat.Mkdir(s.rootFd, d.name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 			return nil, fmt.Errorf("make %s: %w", d.name, err)
 		}
-		if d.fd != nil {
-			if *d.fd, err = fsat.OpenName(s.rootFd, d.name, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
-				return nil, fmt.Errorf("open %s: %w", d.name, err)
-			}
+		if *d.fd, err = fsat.OpenName(s.rootFd, d.name, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+			return nil, fmt.Errorf("open %s: %w", d.name, err)
 		}
 	}
 	s.db = metadata.New(filepath.Join(abs, dbName), metadata.Options{LockTimeout: o.LockTimeout, OnWait: o.OnLockWait})
@@ -127,7 +125,7 @@ func initialUserNS() bool {
 
 // Close releases what the store holds. It does not touch the disk.
 func (s *Store) Close() error {
-	for _, fd := range []*int{&s.rootFd, &s.layersFd, &s.stageFd, &s.rwFd, &s.trashFd} {
+	for _, fd := range []*int{&s.rootFd, &s.layersFd, &s.stageFd, &s.rwFd, &s.trashFd, &s.chainsFd} {
 		fsat.Close(*fd)
 		*fd = -1
 	}

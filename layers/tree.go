@@ -33,12 +33,16 @@ type node struct {
 	target  string // of a symbolic link; of a pending link the path in the lower layers
 	payload int    // tar-split position of a regular file's content, or -1
 
+	// From the tar, or from the layers below. Of a directory they are applied
+	// when the layer is finished; of others they are kept if the file does
+	// not tell them.
+	attrs *attrs
+
 	// Directories only.
 	children  map[string]*node
 	implicit  bool // no tar entry: attributes come from the chain
 	opaque    bool
 	whiteouts map[string]struct{}
-	attrs     *attrs // from the tar, applied when the layer is finished
 	since     *attrs // of the entry that made an implicit directory
 }
 

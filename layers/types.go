@@ -185,6 +185,9 @@ type LayerDir struct {
 	Path    string           `json:"path"`
 	Dialect whiteout.Dialect `json:"dialect"`
 	DiffID  digest.Digest    `json:"diffID,omitempty"` // empty for the init layer
+	CacheID string           `json:"cacheID,omitempty"`
+	// Virtual: the files do not have the owners and modes of the tar.
+	Virtual bool `json:"virtual,omitempty"`
 }
 
 // Stack is what a mount is made of. Lowers[0] is the topmost.
@@ -193,6 +196,8 @@ type Stack struct {
 	Upper   string           `json:"upper,omitempty"`
 	Work    string           `json:"work,omitempty"`
 	Dialect whiteout.Dialect `json:"dialect"` // of the upper
+	// ChainID is the chain that Lowers are, if they are one.
+	ChainID digest.Digest `json:"chainID,omitempty"`
 }
 
 // Change is one line of diff: kind A, C or D and an absolute path.

@@ -38,8 +38,19 @@ type unpacker struct {
 	pending   int // nodes of kindPending
 	stats     unpackStats
 
+	// The file system gives attributes to objects that nobody has set.
+	foreignXattrs bool
+
 	curNode *node // directory behind curFd
 	curFd   int
+}
+
+// keep returns the attributes of a finished object if its index needs them.
+func (u *unpacker) keep(a *attrs) *attrs {
+	if u.powers.privileged && len(a.xattrs) == 0 {
+		return nil
+	}
+	return a
 }
 
 type unpackStats struct {
@@ -399,6 +410,7 @@ func (u *unpacker) file(parent *node, base string, dirfd int, a *attrs, h *tar.H
 		return err
 	}
 	u.stats.incomplete = u.stats.incomplete || !complete
+	n.attrs = u.keep(a)
 	parent.add(n)
 	return nil
 }
@@ -460,7 +472,7 @@ func (u *unpacker) symlink(parent *node, base string, dirfd int, a *attrs, targe
 	if err := fsat.Symlink(target, dirfd, base); err != nil {
 		return fmt.Errorf("symlink: %w", err)
 	}
-	parent.add(&node{name: base, kind: kindSymlink, payload: -1, target: target})
+	parent.add(&node{name: base, kind: kindSymlink, payload: -1, target: target, attrs: u.keep(a)})
 	return u.applyName(dirfd, base, kindSymlink, a)
 }
 
@@ -507,7 +519,8 @@ func (u *unpacker) special(parent *node, base string, dirfd int, a *attrs, h *ta
 	if err != nil {
 		return fmt.Errorf("make device or fifo: %w", err)
 	}
-	parent.add(&node{name: base, kind: kindNode, payload: -1})
+	a.setDevice(h)
+	parent.add(&node{name: base, kind: kindNode, payload: -1, attrs: u.keep(a)})
 	return u.applyName(dirfd, base, kindNode, a)
 }
 
@@ -572,6 +585,6 @@ func (u *unpacker) link(parent *node, base string, dirfd int, linkname string) e
 	if err := fsat.Link(from, last, dirfd, base); err != nil {
 		return fmt.Errorf("hard link to %q: %w", linkname, err)
 	}
-	parent.add(&node{name: base, kind: target.kind, payload: -1, target: target.target})
+	parent.add(&node{name: base, kind: target.kind, payload: -1, target: target.target, attrs: target.attrs})
 	return nil
 }

@@ -190,7 +190,6 @@ func TestTimes(t *testing.T) {
 func TestACL(t *testing.T) {
 	needRoot(t)
 	acl := "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x02\x00\x04\x00\xe8\x03\x00\x00\x04\x00\x04\x00\xff\xff\xff\xff\x10\x00\x06\x00\xff\xff\xff\xff\x20\x00\x04\x00\xff\xff\xff\xff"
-	capability := "\x01\x00\x00\x02\x00\x24\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	s := openStore(t)
 	st := loadLayers(t, s, layerTar(t, ent{name: "f", data: "1", mode: 0o664, uid: 3, x: map[string]string{"system.posix_acl_access": acl, "security.capability": capability}}))
 	for attr, want := range map[string]string{"system.posix_acl_access": acl, "security.capability": capability} {

@@ -67,6 +67,7 @@ func (l *Local) Mount(ctx context.Context, r MountRequest) (res MountResult, err
 		return res, marked(ErrMount, err)
 	}
 	spec := l.specOf(r, target, sub)
+	l.addChain(ctx, &spec, sub.stack)
 	row := layers.Live{
 		Target: target, ReadOnly: spec.ReadOnly, BootID: holder.BootID(), Created: time.Now().UTC(),
 	}
@@ -168,7 +169,7 @@ func (l *Local) containerSubject(ctx context.Context, c *layers.Container, readO
 	}
 	if readOnly {
 		st.Lowers = append([]layers.LayerDir{{Path: st.Upper, Dialect: st.Dialect}}, st.Lowers...)
-		st.Upper, st.Work = "", ""
+		st.Upper, st.Work, st.ChainID = "", "", ""
 	}
 	return subject{container: c, stack: st}, nil
 }
@@ -198,6 +199,15 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) holder.Spec {
 		s.Redirect, s.Metacopy = unionfs.RedirectOn, true
 	}
 	return s
+}
+
+// addChain gives a mount the merged index of its lowers. Without one it does the
+// same, but looks into every layer.
+func (l *Local) addChain(ctx context.Context, s *holder.Spec, st layers.Stack) {
+	var err error
+	if s.Chain, s.ChainID, err = l.store.ChainIndex(ctx, st); err != nil {
+		l.log.Warn("mount without an index of the image", zap.String("id", s.ID), zap.Error(err))
+	}
 }
 
 func stackDirs(st layers.Stack) []string {

@@ -1,0 +1,326 @@
+package layers
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/metadata"
+	"github.com/plyfs/plyfs/metadata/chainindex"
+	"github.com/plyfs/plyfs/whiteout/merge"
+)
+
+// The index of a chain lies in chains/<chainID>-<id>.idx. The id, which is also
+// in the file, is a digest of everything that the index depends on and that can
+// differ for one chainID: which directories the layers are in, whether these are
+// the directories that were indexed or copies of them, and, where owners are
+// not those of the tar, how user IDs are mapped. So an index is never taken for
+// one of another stack, whoever wrote it and when.
+
+// chainVersion is part of every id: what is merged in another way is another
+// index.
+const chainVersion = "plyfs chain 1"
+
+// verifyMax is the size up to which an index that is there is read as a whole
+// before it is used. A larger one is checked block by block while it is used.
+const verifyMax = 64 << 20
+
+// ChainIndex returns the path and the id of the merged index of a stack's
+// lowers, and makes it if it is not there. Both are empty for a stack that is
+// no chain of the store. Two processes that make the same index do the work
+// twice and nothing else.
+func (s *Store) ChainIndex(ctx context.Context, st Stack) (path, id string, err error) {
+	if st.ChainID == "" || len(st.Lowers) == 0 {
+		return "", "", nil
+	}
+	if id, err = s.stackID(st.Lowers); err != nil {
+		return "", "", fmt.Errorf("chain %s: %w", st.ChainID, err)
+	}
+	path = filepath.Join(s.root, chainsName, chainFile(st.ChainID, id))
+	err = checkChain(path, id, len(st.Lowers))
+	if err == nil {
+		return path, id, nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		s.log.Warn("index of a chain is made anew", zap.String("chain_id", st.ChainID.String()), zap.Error(err))
+	}
+	if err := s.buildChain(ctx, st.Lowers, path, id); err != nil {
+		return "", "", fmt.Errorf("chain %s: %w", st.ChainID, err)
+	}
+	return path, id, nil
+}
+
+// chainFile is the name of a chain's index.
+func chainFile(chain digest.Digest, id string) string {
+	return chainPrefix(chain) + digest.Digest(id).Encoded()[:32] + chainExt
+}
+
+// chainPrefix is what the names of all indexes of a chain begin with.
+func chainPrefix(chain digest.Digest) string { return chain.Encoded() + "-" }
+
+const chainExt = ".idx"
+
+// stackID identifies a list of layer directories.
+func (s *Store) stackID(lowers []LayerDir) (string, error) {
+	sum := sha256.New()
+	fmt.Fprintln(sum, chainVersion)
+	virtual := false
+	for _, d := range lowers {
+		var st unix.Stat_t
+		if !validID(d.CacheID) {
+			return "", fmt.Errorf("%w: layer directory %q", ErrCorrupt, d.CacheID)
+		}
+		if err := fsat.Stat(s.layersFd, d.CacheID+"/"+diffName, &st); err != nil {
+			return "", fmt.Errorf("%w: layer directory %s: %w", ErrCorrupt, d.Path, err)
+		}
+		fmt.Fprintf(sum, "%s %s %d %d.%d\n", d.CacheID, d.Dialect, st.Ino, st.Ctim.Sec, st.Ctim.Nsec)
+		virtual = virtual || d.Virtual
+	}
+	for _, name := range []string{"uid_map", "gid_map"} {
+		if !virtual {
+			break
+		}
+		raw, err := os.ReadFile("/proc/self/" + name)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(sum, "%s %q\n", name, bytes.Fields(raw))
+	}
+	return digest.NewDigest(digest.SHA256, sum).String(), nil
+}
+
+// checkChain looks whether the file at path is the index id of n layers.
+func checkChain(path, id string, n int) error {
+	x, err := chainindex.Open(path)
+	if err != nil {
+		return err
+	}
+	switch st, serr := os.Stat(path); {
+	case x.Kind() != chainindex.KindChain || x.ID() != id || x.Layers() != n:
+		err = fmt.Errorf("%w: %s is the index of %v %s of %d layers, expected chain %s of %d", chainindex.ErrCorrupt, path, x.Kind(), x.ID(), x.Layers(), id, n)
+	case serr != nil:
+		err = serr
+	case st.Size() <= verifyMax:
+		if err = x.VerifySums(); err != nil {
+			err = fmt.Errorf("index %q: %w", path, err)
+		}
+	}
+	return errors.Join(err, x.Close())
+}
+
+// buildChain merges the indexes of layers. A layer whose index turns out to be
+// damaged gets a new one, and the work begins again.
+func (s *Store) buildChain(ctx context.Context, lowers []LayerDir, path, id string) error {
+	err := s.tryBuildChain(ctx, lowers, path, id)
+	if !errors.Is(err, chainindex.ErrCorrupt) && !errors.Is(err, chainindex.ErrFault) {
+		return err
+	}
+	for _, d := range lowers {
+		if rerr := s.renewIndex(ctx, d); rerr != nil {
+			return errors.Join(err, rerr)
+		}
+	}
+	return s.tryBuildChain(ctx, lowers, path, id)
+}
+
+// renewIndex makes a layer's index anew if it is damaged.
+func (s *Store) renewIndex(ctx context.Context, d LayerDir) error {
+	l, err := s.openFiles(d.CacheID)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	x, err := readLayerIndex(l, d.CacheID)
+	if err == nil {
+		err = errors.Join(x.Verify(), x.Close())
+	}
+	if err == nil {
+		return nil
+	}
+	s.log.Warn("index of a layer is made anew", zap.String("layer", d.CacheID), zap.Error(err))
+	return s.rebuildIndex(ctx, l, d)
+}
+
+func (s *Store) tryBuildChain(ctx context.Context, lowers []LayerDir, path, id string) (err error) {
+	var indexes []*chainindex.Index
+	real := realOwners{s: s, lowers: lowers, fd: -1}
+	defer func() {
+		real.close()
+		for _, x := range indexes {
+			err = errors.Join(err, x.Close())
+		}
+	}()
+	opt := chainindex.MergeOptions{Rule: unionRule, Step: ctx.Err}
+	for _, d := range lowers {
+		x, err := s.layerIndex(ctx, d)
+		if err != nil {
+			return err
+		}
+		indexes = append(indexes, x)
+		if d.Virtual {
+			opt.Adjust = real.adjust
+		}
+	}
+	w, err := chainindex.NewWriter(chainindex.WriterOptions{
+		Kind: chainindex.KindChain, ID: id, Layers: len(lowers), TempDir: filepath.Dir(path),
+	})
+	if err != nil {
+		return err
+	}
+	defer w.Discard()
+	if err := chainindex.Merge(w, indexes, opt); err != nil {
+		return err
+	}
+	if err := s.fault("before-chain"); err != nil {
+		return err
+	}
+	return w.Commit(path)
+}
+
+// unionRule is package merge as an index wants it.
+func unionRule(dirs []chainindex.LayerDir) ([]chainindex.MergedEntry, error) {
+	listings := make([]merge.Listing, len(dirs))
+	back := make([][]int32, len(dirs)) // from entries of listings to those of dirs
+	for i, d := range dirs {
+		l := merge.Listing{Opaque: d.Opaque, Entries: make([]merge.Entry, 0, len(d.Entries))}
+		for j, e := range d.Entries {
+			if e.Slot != 0 {
+				k := merge.Other
+				if e.Type == unix.DT_DIR {
+					k = merge.Dir
+				}
+				l.Entries = append(l.Entries, merge.Entry{Name: e.Name, Kind: k})
+				back[i] = append(back[i], int32(j))
+			}
+			if e.Whiteout {
+				l.Entries = append(l.Entries, merge.Entry{Name: e.Name, Kind: merge.Whiteout})
+				back[i] = append(back[i], int32(j))
+			}
+		}
+		listings[i] = l
+	}
+	merged := merge.Merge(listings)
+	out := make([]chainindex.MergedEntry, len(merged))
+	for i, m := range merged {
+		out[i].Name = m.Name
+		for _, r := range m.Refs {
+			out[i].Refs = append(out[i].Refs, chainindex.LayerRef{Dir: int(r.Listing), Entry: int(back[r.Listing][r.Entry])})
+		}
+	}
+	return out, nil
+}
+
+// realOwners gives the objects of layers whose files do not have the owners of
+// the tar the modes, owners and types that the files have. A mount shows what
+// the files are, with an index and without.
+type realOwners struct {
+	s      *Store
+	lowers []LayerDir
+	layer  int
+	dir    string
+	fd     int // of dir in layer, or -1
+}
+
+func (r *realOwners) adjust(at string, o *chainindex.Object) error {
+	layer := int(o.Layer)
+	if !r.lowers[layer].Virtual {
+		return nil
+	}
+	dir, name := path.Split(at)
+	if dir = strings.TrimSuffix(dir, "/"); r.fd < 0 || layer != r.layer || dir != r.dir {
+		r.close()
+		var err error
+		diff := r.lowers[layer].CacheID + "/" + diffName
+		if r.fd, err = fsat.OpenBeneath(r.s.layersFd, join(diff, dir), unix.O_PATH|unix.O_DIRECTORY); err != nil {
+			r.fd = -1
+			return fmt.Errorf("directory %q of layer %s: %w", dir, r.lowers[layer].CacheID, err)
+		}
+		r.layer, r.dir = layer, dir
+	}
+	var st unix.Stat_t
+	if err := fsat.Stat(r.fd, name, &st); err != nil {
+		return fmt.Errorf("%q of layer %s: %w", at, r.lowers[layer].CacheID, err)
+	}
+	real := inodeOf(&st)
+	o.Mode, o.UID, o.GID, o.Rdev = real.Mode, real.UID, real.GID, real.Rdev
+	return nil
+}
+
+func (r *realOwners) close() {
+	fsat.Close(r.fd)
+	r.fd = -1
+}
+
+// tempAge is how old the unfinished file of an index must be for nobody to be
+// writing it any more.
+const tempAge = time.Hour
+
+// unusedChains returns those of the names in chains/ that no chain has a use
+// for. The names were read before the rows: an index is made after its chain.
+func (s *Store) unusedChains(ctx context.Context, names []string) (out []string, err error) {
+	known := map[string]bool{}
+	err = s.view(ctx, func(tx *metadata.Tx) error {
+		rows, err := tx.Layers()
+		if err != nil {
+			return err
+		}
+		trash, err := tx.TrashRows()
+		if err != nil {
+			return err
+		}
+		for _, l := range rows {
+			known[l.ChainID.Encoded()] = true
+		}
+		for _, t := range trash { // about to be removed
+			if hex, ok := strings.CutPrefix(t.Path, chainsName+"/"); ok {
+				known[strings.TrimSuffix(hex, "-")] = true
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		hex, _, _ := strings.Cut(n, "-")
+		var st unix.Stat_t
+		switch {
+		case !strings.HasSuffix(n, chainExt): // unfinished, or none of ours
+			if fsat.Stat(s.chainsFd, n, &st) == nil && time.Since(time.Unix(st.Ctim.Sec, st.Ctim.Nsec)) > tempAge {
+				out = append(out, n)
+			}
+		case !known[hex]:
+			out = append(out, n)
+		}
+	}
+	return out, nil
+}
+
+// removeChains removes every index of a chain.
+func (s *Store) removeChains(hex string) error {
+	names, err := listDir(s.chainsFd)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range names {
+		if strings.HasPrefix(n, hex) {
+			if err := fsat.Unlink(s.chainsFd, n); err != nil && !fsat.IsAbsent(err) {
+				errs = append(errs, fmt.Errorf("remove %s/%s: %w", chainsName, n, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
