@@ -27,7 +27,7 @@ endif
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo "  variables: PKGS TIMEOUT (test) V=1 (test: every result line) DURATION SEED (soak) FUZZTIME (fuzz) PREFIX DESTDIR (install)"
+	@echo "  variables: PKGS TIMEOUT (test) V=1 (test: every result line) DURATION SEED (soak) FUZZTIME (fuzz) SAVE BENCHFLAGS (bench) PREFIX DESTDIR (install)"
 
 build: ## build the static binary bin/plyfs
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/plyfs ./cmd/plyfs
@@ -47,8 +47,9 @@ lint: ## check format, vet, staticcheck, and that go.mod is tidy
 fmt: ## format all Go files
 	go tool gofumpt -l -w .
 
-bench: ## run the Go benchmarks (compare two runs with `go tool benchstat OLD NEW`)
-	go test -run '^$$' -bench . -benchmem -timeout 60m $(PKGS)
+# Those of single packages: go test -run '^$' -bench . PACKAGE, and go tool benchstat OLD NEW.
+bench: ## compare with kernel overlayfs and others on this machine (root; SAVE=1 keeps the results in docs/; BENCHFLAGS='-quick', '-list', '-h')
+	go run ./integration/bench $(if $(SAVE),-save) $(BENCHFLAGS)
 
 fuzz: ## fuzz every fuzz target for FUZZTIME
 	FUZZTIME=$(FUZZTIME) .ci/fuzz $(PKGS)

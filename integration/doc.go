@@ -10,6 +10,7 @@
 //	crash/              stories that a kill or a power cut interrupts; a disk that
 //	                    records what is written to it
 //	archive/            image archives, right and wrong ones
+//	bench/              speed and memory, compared with other unions: make bench
 //	testdata/cases/     named oracle cases, one small script per rule
 //	testdata/script/    command-line tests (testscript)
 //	oracle_*_test.go    random runs, named cases, the rename matrix
