@@ -2,6 +2,8 @@ package whiteout
 
 import (
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/whiteout/xattrat"
 )
 
 // CreateDevice makes name in dirfd a whiteout device. Since Linux 5.8 this
@@ -13,5 +15,5 @@ func CreateDevice(dirfd int, name string) error {
 // SetOpaque marks the directory fd (O_PATH will do) opaque. The dialect must
 // be overlay or userxattr.
 func (d Dialect) SetOpaque(fd int) error {
-	return unix.Setxattr(procPath(fd), d.Attr("opaque"), []byte{'y'}, 0)
+	return xattrat.Set(fd, "", d.Attr("opaque"), []byte{'y'}, 0)
 }

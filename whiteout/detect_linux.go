@@ -2,9 +2,10 @@ package whiteout
 
 import (
 	"errors"
-	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/whiteout/xattrat"
 )
 
 // DirMark is what a directory's attributes say about the directory.
@@ -46,7 +47,7 @@ func (d Dialect) Mark(fd int) (DirMark, error) {
 	}
 	for _, a := range attrs {
 		var buf [4]byte
-		n, err := unix.Getxattr(procPath(fd), a, buf[:])
+		n, err := xattrat.Get(fd, "", a, buf[:])
 		switch {
 		case err == nil && n == 1 && buf[0] == 'y':
 			return Opaque, nil
@@ -73,7 +74,7 @@ func (d Dialect) IsXWhiteout(fd int) (bool, error) {
 		attrs = []string{TrustedPrefix + "whiteout", UserPrefix + "whiteout"}
 	}
 	for _, a := range attrs {
-		_, err := unix.Getxattr(procPath(fd), a, nil)
+		_, err := xattrat.Get(fd, "", a, nil)
 		if err == nil {
 			return true, nil
 		}
@@ -89,7 +90,3 @@ func absent(err error) bool {
 	return errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) ||
 		errors.Is(err, unix.EPERM) || errors.Is(err, unix.ERANGE)
 }
-
-// procPath names an open descriptor: attribute calls by descriptor refuse
-// O_PATH ones, the magic link does not.
-func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

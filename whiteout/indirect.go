@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/whiteout/xattrat"
 )
 
 // An object of an overlay or userxattr layer can say that a part of it is
@@ -71,23 +73,20 @@ func (d Dialect) readAttr(dirfd int, name, what string, limit int) ([]byte, erro
 	if !d.ReadsDevices() {
 		return nil, nil
 	}
-	path, get := procPath(dirfd), unix.Getxattr
-	if name != "" {
-		path, get = path+"/"+name, unix.Lgetxattr
+	// Few objects have any: what there is, is read into a buffer only then.
+	attr := d.Attr(what)
+	if _, err := xattrat.Get(dirfd, name, attr, nil); errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, nil
 	}
 	buf := make([]byte, limit)
-	for {
-		n, err := get(path, d.Attr(what), buf)
-		switch {
-		case err == nil:
-			return buf[:n:n], nil
-		case err == unix.EINTR:
-		case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP):
-			return nil, nil
-		case errors.Is(err, unix.ERANGE):
-			return nil, fmt.Errorf("%s of %q: %w: more than %d bytes", d.Attr(what), name, ErrMalformed, limit)
-		default:
-			return nil, fmt.Errorf("read %s of %q: %w", d.Attr(what), name, err)
-		}
+	n, err := xattrat.Get(dirfd, name, attr, buf)
+	switch {
+	case err == nil:
+		return buf[:n:n], nil
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP):
+		return nil, nil
+	case errors.Is(err, unix.ERANGE):
+		return nil, fmt.Errorf("%s of %q: %w: more than %d bytes", attr, name, ErrMalformed, limit)
 	}
+	return nil, fmt.Errorf("read %s of %q: %w", attr, name, err)
 }

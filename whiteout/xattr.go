@@ -32,7 +32,25 @@ func (d Dialect) Prefix() string {
 
 // Attr returns the on-disk name of one of the dialect's own attributes:
 // "opaque", "whiteout", "redirect", "metacopy", "origin".
-func (d Dialect) Attr(what string) string { return d.Prefix() + what }
+func (d Dialect) Attr(what string) string {
+	if name, ok := attrNames[attrKey{d.Prefix(), what}]; ok {
+		return name
+	}
+	return d.Prefix() + what
+}
+
+type attrKey struct{ prefix, what string }
+
+// attrNames has those that are asked for at every look at an object.
+var attrNames = func() map[attrKey]string {
+	names := make(map[attrKey]string)
+	for _, p := range []string{TrustedPrefix, UserPrefix} {
+		for _, what := range []string{"opaque", "whiteout", "redirect", "metacopy", "origin", "impure", "protattr"} {
+			names[attrKey{p, what}] = p + what
+		}
+	}
+	return names
+}()
 
 func (d Dialect) privatePrefix(name string) (prefix string, ok bool) {
 	if int(d) >= len(privatePrefixes) {

@@ -4,16 +4,15 @@ import (
 	"errors"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/whiteout/xattrat"
 )
 
 // MaxXattr bounds the size of one value and of one list (XATTR_SIZE_MAX,
 // XATTR_LIST_MAX in the kernel).
 const MaxXattr = 1 << 16
 
-// The calls below take the object as a directory descriptor and a name, which
-// is never followed, or as a descriptor (O_PATH will do) and an empty name.
-// Attribute calls by descriptor refuse O_PATH ones and there is no *at form
-// before Linux 6.13, so they go through the descriptor's magic link.
+// The calls below take the object as package xattrat does.
 
 // asOwner calls fn, and once more with write permission for the owner if that is us
 // and it was missing: a file of mode 0444 is no less ours to write down where it
@@ -36,26 +35,10 @@ func asOwner(dirfd int, name string, bits uint32, fn func() error) error {
 	return err
 }
 
-func xattrPath(dirfd int, name string) string {
-	if name == "" {
-		return ProcPath(dirfd)
-	}
-	return ProcPath(dirfd) + "/" + name
-}
-
 // Getxattr reads an attribute into buf and returns its size; with an empty buf
 // only the size.
-func Getxattr(dirfd int, name, attr string, buf []byte) (n int, err error) {
-	path := xattrPath(dirfd, name)
-	err = retry(func() (e error) {
-		if name == "" {
-			n, e = unix.Getxattr(path, attr, buf)
-		} else {
-			n, e = unix.Lgetxattr(path, attr, buf)
-		}
-		return e
-	})
-	return n, err
+func Getxattr(dirfd int, name, attr string, buf []byte) (int, error) {
+	return xattrat.Get(dirfd, name, attr, buf)
 }
 
 // GetxattrValue reads a whole attribute.
@@ -76,18 +59,9 @@ func GetxattrValue(dirfd int, name, attr string) ([]byte, error) {
 // Listxattr returns the names of the object's attributes. A file system
 // without attributes has none.
 func Listxattr(dirfd int, name string) ([]string, error) {
-	path := xattrPath(dirfd, name)
-	buf := make([]byte, 1024)
+	buf := make([]byte, 256)
 	for {
-		var n int
-		err := retry(func() (e error) {
-			if name == "" {
-				n, e = unix.Listxattr(path, buf)
-			} else {
-				n, e = unix.Llistxattr(path, buf)
-			}
-			return e
-		})
+		n, err := xattrat.List(dirfd, name, buf)
 		switch {
 		case err == nil:
 			return splitNames(buf[:n]), nil
@@ -116,26 +90,10 @@ func splitNames(b []byte) []string {
 
 // Setxattr sets an attribute. flags: XATTR_CREATE, XATTR_REPLACE or 0.
 func Setxattr(dirfd int, name, attr string, value []byte, flags int) error {
-	path := xattrPath(dirfd, name)
-	return asOwner(dirfd, name, 0o200, func() error {
-		return retry(func() error {
-			if name == "" {
-				return unix.Setxattr(path, attr, value, flags)
-			}
-			return unix.Lsetxattr(path, attr, value, flags)
-		})
-	})
+	return asOwner(dirfd, name, 0o200, func() error { return xattrat.Set(dirfd, name, attr, value, flags) })
 }
 
 // Removexattr removes an attribute.
 func Removexattr(dirfd int, name, attr string) error {
-	path := xattrPath(dirfd, name)
-	return asOwner(dirfd, name, 0o200, func() error {
-		return retry(func() error {
-			if name == "" {
-				return unix.Removexattr(path, attr)
-			}
-			return unix.Lremovexattr(path, attr)
-		})
-	})
+	return asOwner(dirfd, name, 0o200, func() error { return xattrat.Remove(dirfd, name, attr) })
 }

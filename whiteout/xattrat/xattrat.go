@@ -1,0 +1,178 @@
+package xattrat
+
+import (
+	"strconv"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// args is struct xattr_args (include/uapi/linux/xattr.h).
+type args struct {
+	value uint64
+	size  uint32
+	flags uint32
+}
+
+// available reports whether the kernel, and whatever filters our calls, has the calls.
+var available = sync.OnceValue(func() bool {
+	_, err := listAt(-1, ".", nil)
+	return err == unix.EBADF
+})
+
+// Get reads an attribute into buf and returns its size; with an empty buf only the
+// size.
+func Get(dirfd int, name, attr string, buf []byte) (n int, err error) {
+	if name != "" && available() {
+		return getAt(dirfd, name, attr, buf)
+	}
+	err = retry(func() (e error) {
+		if name != "" {
+			n, e = unix.Lgetxattr(procPath(dirfd)+"/"+name, attr, buf)
+			return e
+		}
+		if n, e = unix.Fgetxattr(dirfd, attr, buf); e == unix.EBADF {
+			n, e = unix.Getxattr(procPath(dirfd), attr, buf)
+		}
+		return e
+	})
+	return n, err
+}
+
+// List stores the names of all attributes in buf, each with a NUL behind it, and
+// returns their size; with an empty buf only the size.
+func List(dirfd int, name string, buf []byte) (n int, err error) {
+	if name != "" && available() {
+		return listAt(dirfd, name, buf)
+	}
+	err = retry(func() (e error) {
+		if name != "" {
+			n, e = unix.Llistxattr(procPath(dirfd)+"/"+name, buf)
+			return e
+		}
+		if n, e = unix.Flistxattr(dirfd, buf); e == unix.EBADF {
+			n, e = unix.Listxattr(procPath(dirfd), buf)
+		}
+		return e
+	})
+	return n, err
+}
+
+// Set sets an attribute. flags: XATTR_CREATE, XATTR_REPLACE or 0.
+func Set(dirfd int, name, attr string, value []byte, flags int) error {
+	if name != "" && available() {
+		return setAt(dirfd, name, attr, value, flags)
+	}
+	return retry(func() error {
+		if name != "" {
+			return unix.Lsetxattr(procPath(dirfd)+"/"+name, attr, value, flags)
+		}
+		e := unix.Fsetxattr(dirfd, attr, value, flags)
+		if e == unix.EBADF {
+			e = unix.Setxattr(procPath(dirfd), attr, value, flags)
+		}
+		return e
+	})
+}
+
+// Remove removes an attribute.
+func Remove(dirfd int, name, attr string) error {
+	if name != "" && available() {
+		return removeAt(dirfd, name, attr)
+	}
+	return retry(func() error {
+		if name != "" {
+			return unix.Lremovexattr(procPath(dirfd)+"/"+name, attr)
+		}
+		e := unix.Fremovexattr(dirfd, attr)
+		if e == unix.EBADF {
+			e = unix.Removexattr(procPath(dirfd), attr)
+		}
+		return e
+	})
+}
+
+func getAt(dirfd int, name, attr string, buf []byte) (int, error) {
+	path, at, err := pointers(name, attr)
+	if err != nil {
+		return 0, err
+	}
+	a := args{size: uint32(len(buf))}
+	return call(func() (uintptr, unix.Errno) {
+		a.value = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(buf))))
+		r, _, e := unix.Syscall6(unix.SYS_GETXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(path)), unix.AT_SYMLINK_NOFOLLOW,
+			uintptr(unsafe.Pointer(at)), uintptr(unsafe.Pointer(&a)), unsafe.Sizeof(a))
+		return r, e
+	})
+}
+
+func setAt(dirfd int, name, attr string, value []byte, flags int) error {
+	path, at, err := pointers(name, attr)
+	if err != nil {
+		return err
+	}
+	a := args{size: uint32(len(value)), flags: uint32(flags)}
+	_, err = call(func() (uintptr, unix.Errno) {
+		a.value = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(value))))
+		r, _, e := unix.Syscall6(unix.SYS_SETXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(path)), unix.AT_SYMLINK_NOFOLLOW,
+			uintptr(unsafe.Pointer(at)), uintptr(unsafe.Pointer(&a)), unsafe.Sizeof(a))
+		return r, e
+	})
+	return err
+}
+
+func listAt(dirfd int, name string, buf []byte) (int, error) {
+	path, err := unix.BytePtrFromString(name)
+	if err != nil {
+		return 0, err
+	}
+	return call(func() (uintptr, unix.Errno) {
+		r, _, e := unix.Syscall6(unix.SYS_LISTXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(path)), unix.AT_SYMLINK_NOFOLLOW,
+			uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)), 0)
+		return r, e
+	})
+}
+
+func removeAt(dirfd int, name, attr string) error {
+	path, at, err := pointers(name, attr)
+	if err != nil {
+		return err
+	}
+	_, err = call(func() (uintptr, unix.Errno) {
+		r, _, e := unix.Syscall6(unix.SYS_REMOVEXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(path)), unix.AT_SYMLINK_NOFOLLOW,
+			uintptr(unsafe.Pointer(at)), 0, 0)
+		return r, e
+	})
+	return err
+}
+
+func pointers(name, attr string) (path, at *byte, err error) {
+	if path, err = unix.BytePtrFromString(name); err == nil {
+		at, err = unix.BytePtrFromString(attr)
+	}
+	return path, at, err
+}
+
+func call(fn func() (uintptr, unix.Errno)) (int, error) {
+	for {
+		r, e := fn()
+		switch e {
+		case 0:
+			return int(r), nil
+		case unix.EINTR:
+		default:
+			return 0, e
+		}
+	}
+}
+
+func retry(fn func() error) error {
+	for {
+		if err := fn(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
