@@ -46,7 +46,7 @@ type Source struct {
 type Temp struct {
 	w    *Work
 	name string
-	fd   int // regular file: open for reading and writing; else -1
+	fd   int // regular file: open for reading and writing, with O_NOATIME; else -1
 	// late is a mode to be set when the directory is in its place; 0: none.
 	late uint32
 }
@@ -73,10 +73,10 @@ func (t *Temp) create(src Source) (err error) {
 	switch src.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		if src.Anonymous {
-			t.fd, err = fsat.OpenName(dir, ".", unix.O_RDWR|unix.O_TMPFILE, 0o600)
+			t.fd, err = fsat.OpenName(dir, ".", unix.O_RDWR|unix.O_TMPFILE|unix.O_NOATIME, 0o600)
 			break
 		}
-		t.fd, err = fsat.OpenName(dir, t.name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+		t.fd, err = fsat.OpenName(dir, t.name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOATIME, 0o600)
 	case unix.S_IFDIR:
 		err = fsat.Mkdir(dir, t.name, 0o700)
 	case unix.S_IFLNK:

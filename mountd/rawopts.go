@@ -22,6 +22,7 @@ type RawOptions struct {
 	Redirect    string // of redirect_dir=; "" = by the dialect
 	Metacopy    bool
 	NoIndex     bool
+	IO          unionfs.IO
 	Volatile    bool
 	ReadOnly    bool
 	AllowOther  bool
@@ -182,6 +183,10 @@ func (o *RawOptions) set(key, val string, hasVal bool) (known bool, err error) {
 		default:
 			return true, fmt.Errorf("mount option %s=%s: expected on, off, follow or nofollow", key, val)
 		}
+	case "io":
+		if err := o.IO.UnmarshalText([]byte(val)); err != nil {
+			return true, fmt.Errorf("mount option io=%s: %w", val, err)
+		}
 	case "nfs_export", "xino", "uuid":
 		switch val {
 		case "off", "null": // what we do anyway
@@ -224,7 +229,7 @@ func (o *RawOptions) LookAtUpper() {
 // point and returns what to hand to package holder.
 func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 	s := holder.Spec{
-		Volatile: o.Volatile, FSName: o.FSName, Subtype: o.Subtype, ReadOnly: o.ReadOnly,
+		IO: o.IO, Volatile: o.Volatile, FSName: o.FSName, Subtype: o.Subtype, ReadOnly: o.ReadOnly,
 		AllowOther: o.AllowOther, NoSuid: o.NoSuid, NoDev: o.NoDev, NoExec: o.NoExec,
 		NoAtime: o.NoAtime, StrictAtime: o.StrictAtime, NoDirAtime: o.NoDirAtime, Debug: o.Debug, Metacopy: o.Metacopy, NoIndex: o.NoIndex,
 	}

@@ -13,6 +13,7 @@ func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) 
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	n.tell(in.Pid)
 	if err := fs.attr(n, &out.Attr); err != nil {
 		return fs.status("getattr", n, err)
 	}
@@ -30,11 +31,12 @@ func (fs *FS) attr(n *inode, out *fuse.Attr) error {
 		err = fs.lowers.stat(n.low, &data)
 		st.Blocks = data.Blocks // its space is where its data is
 	}
-	nlink, ino := fs.nlinkLocked(n, uint32(st.Nlink)), n.ino
-	n.mu.RUnlock()
 	if err != nil {
+		n.mu.RUnlock()
 		return err
 	}
+	nlink, ino := fs.nlinkLocked(n, uint32(st.Nlink)), n.ino
+	n.mu.RUnlock()
 	if st.Mode&unix.S_IFMT != n.typ() {
 		// Somebody changed a layer under the mount.
 		return unix.ESTALE
@@ -42,6 +44,19 @@ func (fs *FS) attr(n *inode, out *fuse.Attr) error {
 	fillAttr(out, &st)
 	out.Ino, out.Nlink = ino, nlink
 	return nil
+}
+
+// attrSeen is attr from what has been seen, if that is still good.
+func (fs *FS) attrSeen(seen *look, out *fuse.Attr) bool {
+	n := seen.n
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.upper != seen.upper || n.meta || !n.upper && fs.lowers.dataElsewhere(n.low) || seen.st.Mode&unix.S_IFMT != n.typ() {
+		return false
+	}
+	fillAttr(out, &seen.st)
+	out.Ino, out.Nlink = n.ino, fs.nlinkLocked(n, uint32(seen.st.Nlink))
+	return true
 }
 
 // nlinkLocked is the link count to show. A merged directory shows 1, as on
@@ -106,6 +121,7 @@ func (fs *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fus
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	n.tell(in.Pid)
 	var a fuse.Attr
 	if err := fs.attr(n, &a); err != nil {
 		return fs.status("statx", n, err)

@@ -21,7 +21,19 @@ func (fs *FS) ensureUpper(n *inode) error {
 	if n.inUpper() {
 		return nil
 	}
-	return fs.copyUpNow(n, math.MaxInt64, fs.metacopy)
+	return fs.copyUpNow(n, math.MaxInt64, fs.metacopy, false)
+}
+
+// ensureUpperToSet is ensureUpper for a request whose answer brings the attributes of
+// n to the kernel, so that it need not be told to forget the old ones.
+func (fs *FS) ensureUpperToSet(n *inode) error {
+	if fs.readOnly() {
+		return unix.EROFS
+	}
+	if n.inUpper() {
+		return nil
+	}
+	return fs.copyUpNow(n, math.MaxInt64, fs.metacopy, true)
 }
 
 // ensureData makes sure that n lives in the upper with the first size bytes of
@@ -34,7 +46,7 @@ func (fs *FS) ensureData(n *inode, size int64) error {
 	upper, meta := n.upper, n.meta
 	n.mu.RUnlock()
 	if !upper {
-		if err := fs.copyUpNow(n, size, false); err != nil {
+		if err := fs.copyUpNow(n, size, false, false); err != nil {
 			return err
 		}
 		meta = true // somebody may have been faster
@@ -48,7 +60,8 @@ func (fs *FS) ensureData(n *inode, size int64) error {
 // ensureAllData is ensureData for all of it.
 func (fs *FS) ensureAllData(n *inode) error { return fs.ensureData(n, math.MaxInt64) }
 
-func (fs *FS) copyUpNow(n *inode, size int64, meta bool) error {
+// copyUpNow copies n up, its parents first. answered: see ensureUpperToSet.
+func (fs *FS) copyUpNow(n *inode, size int64, meta, answered bool) error {
 	for {
 		n.mu.RLock()
 		parent, ino := n.where.parent, n.ino
@@ -62,7 +75,9 @@ func (fs *FS) copyUpNow(n *inode, size int64, meta bool) error {
 		if err == nil {
 			// The copy has times, blocks and perhaps a link count of its own;
 			// the directory had another time for a moment.
-			fs.staleAttr(n)
+			if !answered {
+				fs.staleAttr(n)
+			}
 			switch {
 			case parent == nil:
 			case n.inoNow() != ino: // a cached listing has the old number
@@ -314,7 +329,7 @@ func (fs *FS) nowUpper(n *inode, t *cow.Temp, st *unix.Stat_t, meta bool) {
 	}
 	fs.fds.drop(&n.fd)
 	if fd := t.TakeFd(); fd >= 0 {
-		fs.keepData(n, fd)
+		fs.fds.put(&n.fd, fd, true).release()
 	}
 }
 

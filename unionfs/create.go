@@ -53,11 +53,6 @@ func (c *change) end() {
 	c.p.dir.opMu.Unlock()
 }
 
-// changed makes the kernel forget the attributes of a directory whose names
-// have changed. The kernel does that by itself, but not in a way that a GETATTR
-// under way at the same time would notice: its old answer would be kept.
-func (fs *FS) changed(p *inode) { fs.staleAttr(p) }
-
 // newObject is what a request asks to create.
 type newObject struct {
 	mode     uint32 // type and permissions
@@ -69,7 +64,7 @@ type newObject struct {
 
 // create makes an object and returns it referenced. A regular file is left open
 // for reading and writing in the cache.
-func (fs *FS) create(p *inode, name string, o newObject) (*inode, error) {
+func (fs *FS) create(p *inode, name string, o newObject, seen *look) (*inode, error) {
 	if fs.readOnly() {
 		return nil, unix.EROFS
 	}
@@ -95,7 +90,7 @@ func (fs *FS) create(p *inode, name string, o newObject) (*inode, error) {
 	fd := -1
 	// A directory over a lower name has to be opaque, which takes two steps.
 	overLower := o.mode&unix.S_IFMT == unix.S_IFDIR && f.low != nil
-	if !f.entry && !overLower && int(o.uid) == unix.Geteuid() && int(o.gid) == unix.Getegid() {
+	if !f.entry && !overLower && int(o.uid) == fs.euid && int(o.gid) == fs.egid {
 		// The file system gives it the right owner, group and ACL by
 		// itself, in one step.
 		if !inherits {
@@ -110,7 +105,7 @@ func (fs *FS) create(p *inode, name string, o newObject) (*inode, error) {
 	}
 	fault.Point("create.done")
 	defer fs.dropMarker(c, &f)
-	return fs.born(c, name, fd)
+	return fs.born(c, name, fd, seen)
 }
 
 // mayName refuses names that nothing new may have. Where markers are read, a
@@ -168,7 +163,7 @@ func (c *change) source(o newObject) (src *cow.Source, inherits bool, err error)
 func (c *change) createInPlace(name string, o newObject) (fd int, err error) {
 	switch o.mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		return fsat.OpenName(c.h.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, o.mode&0o7777)
+		return fsat.OpenName(c.h.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOATIME, o.mode&0o7777)
 	case unix.S_IFDIR:
 		return -1, fsat.Mkdir(c.h.fd, name, o.mode&0o7777)
 	case unix.S_IFLNK:
@@ -206,7 +201,7 @@ func (fs *FS) opaqueXattr() cow.Xattr {
 
 // born makes the inode of an object that has just got its first name. fd is a
 // descriptor of its data or -1; it is taken over.
-func (fs *FS) born(c *change, name string, fd int) (*inode, error) {
+func (fs *FS) born(c *change, name string, fd int, seen *look) (*inode, error) {
 	var st unix.Stat_t
 	var err error
 	if fd >= 0 {
@@ -219,12 +214,13 @@ func (fs *FS) born(c *change, name string, fd int) (*inode, error) {
 		return nil, err
 	}
 	n := fs.newUpper(&st)
+	seen.at(n, &st)
 	n.where = alias{c.p, name}
 	c.p.refs.Add(1)
 	fs.nodes.add(n)
 	fs.trim.note()
 	if fd >= 0 {
-		fs.keepData(n, fd)
+		fs.fds.put(&n.fd, fd, true).release()
 	}
 	c.p.dir.setUpper(name, n, false)
 	return n, nil
@@ -246,12 +242,13 @@ func (fs *FS) makeNode(op string, h *fuse.InHeader, name string, o newObject, ou
 		return fuse.Status(unix.ESTALE)
 	}
 	o.uid, o.gid = h.Uid, h.Gid
-	n, err := fs.create(p, name, o)
+	seen := look{pid: h.Pid}
+	n, err := fs.create(p, name, o, &seen)
 	if err != nil {
 		return fs.status(op, p, err)
 	}
-	fs.changed(p)
-	return fs.status(op, n, fs.reply(n, out))
+	fs.changed(p, h.Pid)
+	return fs.status(op, n, fs.reply(n, &seen, out))
 }
 
 // Mknod implements MKNOD. A device 0:0 would be a whiteout, so it is refused as
@@ -280,17 +277,22 @@ func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fus
 	o := newObject{mode: in.Mode&0o7777 | unix.S_IFREG, umask: in.Umask}
 	st := fs.makeNode("create", &in.InHeader, name, o, &out.EntryOut)
 	if st == fuse.OK {
-		fs.opened(out.NodeId, in.Flags)
-		out.OpenFlags = openFlags
+		fs.opened(in, out)
 	}
 	return st
 }
 
-// opened counts a handle that came with a new file.
-func (fs *FS) opened(id uint64, flags uint32) {
-	if n := fs.nodes.get(id); n != nil && flags&unix.O_ACCMODE != unix.O_RDONLY {
+// opened makes the handle that comes with a new file.
+func (fs *FS) opened(in *fuse.CreateIn, out *fuse.CreateOut) {
+	out.OpenFlags = openFlags
+	n := fs.nodes.get(out.NodeId)
+	if n == nil || fs.io == IONoOpen { // then it will not be closed either
+		return
+	}
+	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
 		n.writers.Add(1)
 	}
+	fs.openHandle(n, &out.OpenOut)
 }
 
 // Tmpfile implements TMPFILE: a regular file without a name.
@@ -303,13 +305,12 @@ func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut)
 		mode: in.Mode&0o7777 | unix.S_IFREG, umask: in.Umask, uid: in.Uid, gid: in.Gid,
 	})
 	if err == nil {
-		err = fs.reply(n, &out.EntryOut)
+		err = fs.reply(n, &look{pid: in.Pid}, &out.EntryOut)
 	}
 	if err != nil {
 		return fs.status("tmpfile", p, err)
 	}
-	fs.opened(out.NodeId, in.Flags)
-	out.OpenFlags = openFlags
+	fs.opened(in, out)
 	return fuse.OK
 }
 

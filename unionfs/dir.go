@@ -126,7 +126,7 @@ func (fs *FS) readUpper(n *inode, list lowerList) ([]layerEntry, error) {
 		return nil, err
 	}
 	defer h.release()
-	entries, _, err := fs.upper.readDir(h.fd)
+	entries, _, err := fs.upper.readDirAt(h.fd)
 	if err != nil {
 		return nil, fmt.Errorf("read directory of the upper: %w", err)
 	}
@@ -187,7 +187,8 @@ func (d *dirState) reset() {
 	d.list, d.names, d.kids, d.born, d.gone = nil, make(map[string]*dirent), nil, nil, nil
 }
 
-// find looks a name up; with ref, a known child comes with a reference.
+// find looks a name up; with ref, a known child comes with a reference. The name in
+// the result stays valid, which that of a request does not.
 // Preconditions: the directory is loaded.
 func (d *dirState) find(name string, ref bool) found {
 	f := found{name: name}
@@ -195,11 +196,12 @@ func (d *dirState) find(name string, ref bool) found {
 	defer d.mu.RUnlock()
 	pos, inLower := findIn(d.list, name)
 	if inLower {
-		_, f.low = d.list.at(pos)
+		f.name, f.low = d.list.at(pos)
 		f.typ = f.low.typ()
 	}
 	var child *inode
 	if e := d.names[name]; e != nil {
+		f.name = e.name
 		f.upper, f.white, f.entry, f.xform = e.upper, e.white, e.entry, e.xform
 		if e.upper {
 			f.typ, f.ino = e.typ, e.ino

@@ -7,7 +7,7 @@ import (
 	"github.com/plyfs/plyfs/cow/fsat"
 )
 
-// openFlags go with every open file: its pages stay valid, because all changes
+// openFlags go with a file that is open through the page cache: its pages stay valid, because all changes
 // pass through this mount, and closing needs no request, because nothing is
 // held back.
 const openFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
@@ -20,6 +20,9 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	if fs.io == IONoOpen {
+		return fuse.ENOSYS // and never again
+	}
 	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
 	err := n.mayOpen(in.Flags)
 	if err == nil {
@@ -28,14 +31,17 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 	if err == nil && in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
 		err = fs.killPrivileges(n, &in.InHeader)
 	}
-	if err == nil && write {
+	if err != nil {
+		return fs.status("open", n, err)
+	}
+	if write {
 		n.writers.Add(1)
 	}
-	out.OpenFlags = openFlags
-	if err == nil && !write && fs.watches(n, in.Flags) && fs.mustSeeRead(n) {
+	fs.openHandle(n, out)
+	if out.Fh == handleCached && !write && fs.watches(n, in.Flags) && fs.mustSeeRead(n) {
 		out.OpenFlags &^= fuse.FOPEN_KEEP_CACHE
 	}
-	return fs.status("open", n, err)
+	return fuse.OK
 }
 
 func (fs *FS) openFile(n *inode, write, trunc bool) error {
@@ -49,20 +55,21 @@ func (fs *FS) openFile(n *inode, write, trunc bool) error {
 			return err
 		}
 	}
-	h, err := fs.dataFd(n, write || trunc)
-	if err != nil {
-		return err
-	}
-	h.release()
+	// Nothing is opened here: whoever needs the data does that.
 	return nil
 }
 
-// Release implements RELEASE. A handle carries nothing; its flags come with the
-// request.
+// Release implements RELEASE. A handle carries hardly anything; its flags come with
+// the request.
 func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
-	if n := fs.nodes.get(in.NodeId); n != nil && in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
+	n := fs.nodes.get(in.NodeId)
+	if n == nil {
+		return
+	}
+	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
 		n.writers.Add(-1)
 	}
+	fs.closeHandle(n, in.Fh)
 }
 
 // Flush implements FLUSH: nothing is held back, so the kernel need not ask.
@@ -70,17 +77,23 @@ func (fs *FS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.EN
 
 // Read implements READ.
 func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	n, status := fs.ReadInto(in, buf)
+	return fuse.ReadResultData(buf[:n]), status
+}
+
+// ReadInto is Read with the data in buf.
+func (fs *FS) ReadInto(in *fuse.ReadIn, buf []byte) (int, fuse.Status) {
 	n := fs.nodes.get(in.NodeId)
 	if n == nil {
-		return nil, fuse.Status(unix.ESTALE)
+		return 0, fuse.Status(unix.ESTALE)
 	}
 	h, err := fs.dataFd(n, false)
 	if err != nil {
-		return nil, fs.status("read", n, err)
+		return 0, fs.status("read", n, err)
 	}
 	defer h.release()
 	if buf, err = fs.clampRead(n, buf, int64(in.Offset)); err != nil {
-		return nil, fs.status("read", n, err)
+		return 0, fs.status("read", n, err)
 	}
 	done := 0
 	for done < len(buf) {
@@ -89,7 +102,7 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRes
 			continue
 		}
 		if err != nil {
-			return nil, fs.status("read", n, err)
+			return 0, fs.status("read", n, err)
 		}
 		if m == 0 {
 			break
@@ -97,7 +110,7 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRes
 		done += m
 	}
 	fs.accessed(n, in.Flags)
-	return fuse.ReadResultData(buf[:done]), fuse.OK
+	return done, fuse.OK
 }
 
 // clampRead shortens buf, for a read at off, to the size of a metacopied file,
@@ -120,6 +133,12 @@ func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, f
 	n := fs.nodes.get(in.NodeId)
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
+	}
+	if fs.io == IONoOpen {
+		// Opening it has not been refused.
+		if err := n.mayOpen(in.Flags&unix.O_APPEND | unix.O_WRONLY); err != nil {
+			return 0, fs.status("write", n, err)
+		}
 	}
 	done, err := fs.write(n, data, int64(in.Offset), in.WriteFlags&fuse.WRITE_CACHE != 0)
 	if err == nil && in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {

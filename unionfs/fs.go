@@ -27,6 +27,8 @@ type FS struct {
 	upper  *layer    // nil: read-only
 	work   *cow.Work // nil: read-only
 
+	euid, egid int // of this process
+
 	volatile bool
 	rules    indirection // of lowers and upper alike
 	redirect bool        // directories of the lowers can be renamed
@@ -46,6 +48,12 @@ type FS struct {
 	nodes *table
 	root  *inode
 	trim  *trimmer
+
+	layers    []*layer // the lowers; immutable
+	io        IO       // resolved; immutable
+	backing   backing
+	noBacking atomic.Bool  // the kernel refuses
+	backings  atomic.Int64 // how many files are registered
 
 	// orphans counts those that are held by descriptor; from maxOrphans on
 	// others get a name in the workdir.
@@ -84,7 +92,7 @@ func New(o Options) (*FS, error) {
 	if err := checkNesting(o); err != nil {
 		return nil, err
 	}
-	fs := &FS{log: o.Logger, inos: newInoMap(), nodes: newTable(), trim: newTrimmer(), volatile: o.Volatile, lockFd: -1, mountFd: -1}
+	fs := &FS{log: o.Logger, inos: newInoMap(), nodes: newTable(), trim: newTrimmer(), volatile: o.Volatile, lockFd: -1, mountFd: -1, euid: os.Geteuid(), egid: os.Getegid()}
 	fs.invalidate = func(uint64, int64, int64) {}
 	if fs.log == nil {
 		fs.log = zap.NewNop()
@@ -95,6 +103,7 @@ func New(o Options) (*FS, error) {
 	}
 	fs.fds = newFdCache(int(min(limit.Cur/2, 1<<20)))
 	fs.maxOrphans = int64(min(limit.Cur/8, 1<<20))
+	fs.io = o.IO.resolve(o.Upper == "", fs.euid == 0)
 	fs.rules.redirect = o.Redirect >= RedirectFollow
 	fs.rules.metacopy = fs.rules.redirect && o.Metacopy
 	if err := fs.open(o); err != nil {
@@ -125,6 +134,7 @@ func (fs *FS) open(o Options) error {
 		layers = append(layers, opened)
 	}
 	useHandles(layers)
+	fs.layers = layers
 	tree, err := newScan(layers, fs.fds, fs.inos, fs.rules)
 	if err != nil {
 		return err
@@ -247,7 +257,7 @@ func (fs *FS) openRoot() error {
 		fs.nodes.add(fs.root)
 		return nil
 	}
-	_, opaque, err := fs.upper.readDir(fs.upper.root)
+	_, opaque, err := fs.upper.readDirAt(fs.upper.root)
 	if err != nil {
 		return fmt.Errorf("read upperdir %q: %w", fs.upper.path, err)
 	}
@@ -384,12 +394,6 @@ func (fs *FS) Init(s *fuse.Server) {
 // bytes, or all if length is 0. If off is negative, only the attributes. The
 // transport calls it before the first request.
 func (fs *FS) SetInvalidator(fn func(nodeid uint64, off, length int64)) { fs.invalidate = fn }
-
-// staleAttr makes the kernel forget the attributes of n.
-func (fs *FS) staleAttr(n *inode) { fs.invalidate(n.id, -1, 0) }
-
-// staleAll makes it forget all that it has of n.
-func (fs *FS) staleAll(n *inode) { fs.invalidate(n.id, 0, 0) }
 
 // OnUnmount is called after the last request.
 func (fs *FS) OnUnmount() {}

@@ -28,6 +28,11 @@ type inode struct {
 	fd  fdSlot    // open for reading, or in the upper for reading and writing
 	dir *dirState // of a directory; immutable
 	ext atomic.Pointer[inodeExtra]
+	io  atomic.Pointer[fileIO] // of a file that has been opened
+
+	// told is the thread that the kernel has been given attributes of n for since
+	// they were last invalidated; see tell.
+	told atomic.Uint32
 
 	writers atomic.Int32 // handles that the kernel has open for writing
 	// capsGone: the last request removed the capabilities, as the kernel does
@@ -337,6 +342,9 @@ func (fs *FS) unref(n *inode, count int64) {
 		fs.fds.drop(&n.fd)
 		if n.isDir() && n.low != nil {
 			fs.lowers.forget(n.low)
+		}
+		if f := n.io.Load(); f != nil {
+			fs.unregister(f)
 		}
 		if e := n.ext.Load(); e != nil {
 			fs.dropOrphan(e.orphan)

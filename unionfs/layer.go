@@ -102,19 +102,30 @@ type layerEntry struct {
 	object, whiteout, entry, xform bool
 }
 
-// readDir lists the directory dirfd (O_PATH) of the layer. Markers and
-// whiteouts are decoded by the layer's dialect; a name with both an object and
-// a marker comes once with both flags.
-func (l *layer) readDir(dirfd int) (entries []layerEntry, opaque bool, err error) {
+// readDirAt opens the directory behind dirfd, which may be an O_PATH descriptor, and
+// lists it.
+func (l *layer) readDirAt(dirfd int) (entries []layerEntry, opaque bool, err error) {
+	fd, err := fsat.OpenDir(dirfd)
+	if err != nil {
+		return nil, false, err
+	}
+	defer fsat.Close(fd)
+	return l.readDir(fd, dirfd == l.root)
+}
+
+// readDir lists the directory dirfd of the layer, which is open for reading and
+// stands at its start. Markers and whiteouts are decoded by the layer's dialect; a
+// name with both an object and a marker comes once with both flags.
+func (l *layer) readDir(dirfd int, isRoot bool) (entries []layerEntry, opaque bool, err error) {
 	mark, err := l.dialect.Mark(dirfd)
 	if err != nil {
 		return nil, false, fmt.Errorf("read opaque attribute: %w", err)
 	}
 	// The attribute on the root of a layer says nothing (kernel: the roots are
 	// merged unseen); a marker in it does.
-	opaque = mark == whiteout.Opaque && dirfd != l.root
+	opaque = mark == whiteout.Opaque && !isRoot
 	var markers map[string]bool
-	err = fsat.ReadDirBeneath(dirfd, func(e fsat.Dirent) error {
+	err = fsat.ReadDir(dirfd, func(e fsat.Dirent) error {
 		if len(e.Name) > unix.NAME_MAX {
 			return nil // another FUSE server's; nobody can ask us for it
 		}

@@ -19,9 +19,9 @@ func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.En
 	if err := fs.link(n, p, name); err != nil {
 		return fs.status("link", n, err)
 	}
-	fs.changed(p)
+	fs.changed(p, in.Pid)
 	n.refs.Add(1) // for the reply; the kernel holds n while it asks
-	return fs.status("link", n, fs.reply(n, out))
+	return fs.status("link", n, fs.reply(n, &look{pid: in.Pid}, out))
 }
 
 func (fs *FS) link(n, p *inode, name string) error {

@@ -16,7 +16,8 @@ func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse
 	if p == nil || !p.isDir() {
 		return fuse.Status(unix.ESTALE)
 	}
-	n, err := fs.child(p, name)
+	seen := look{pid: h.Pid}
+	n, err := fs.child(p, name, &seen)
 	if err == unix.ENOENT {
 		// Node id 0 with a timeout: the kernel remembers that there is
 		// nothing.
@@ -27,7 +28,7 @@ func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse
 	if err != nil {
 		return fs.status("lookup", p, err)
 	}
-	return fs.status("lookup", n, fs.reply(n, out))
+	return fs.status("lookup", n, fs.reply(n, &seen, out))
 }
 
 // Forget implements FORGET.
@@ -37,10 +38,32 @@ func (fs *FS) Forget(nodeid, nlookup uint64) {
 	}
 }
 
+// look is what the thread pid has seen who met an object for the first time, and
+// need not look again.
+type look struct {
+	pid   uint32
+	n     *inode // nil: nothing
+	st    unix.Stat_t
+	upper bool // the object was in the upper
+}
+
+// at notes what has been seen of n, which nobody else knows yet.
+func (l *look) at(n *inode, st *unix.Stat_t) {
+	if l != nil {
+		l.n, l.st, l.upper = n, *st, n.upper
+		n.tell(l.pid)
+	}
+}
+
 // reply fills an entry for the kernel and passes the reference to n on to it;
-// on an error the reference is given back.
-func (fs *FS) reply(n *inode, out *fuse.EntryOut) error {
-	if err := fs.attr(n, &out.Attr); err != nil {
+// on an error the reference is given back. seen is what child has seen.
+func (fs *FS) reply(n *inode, seen *look, out *fuse.EntryOut) error {
+	var err error
+	if seen.n != n || !fs.attrSeen(seen, &out.Attr) {
+		n.tell(seen.pid)
+		err = fs.attr(n, &out.Attr)
+	}
+	if err != nil {
 		fs.unref(n, 1)
 		return err
 	}
@@ -50,8 +73,9 @@ func (fs *FS) reply(n *inode, out *fuse.EntryOut) error {
 	return nil
 }
 
-// child returns the referenced object behind a name.
-func (fs *FS) child(p *inode, name string) (*inode, error) {
+// child returns the referenced object behind a name. What it sees of it is left in
+// seen, which may be nil.
+func (fs *FS) child(p *inode, name string, seen *look) (*inode, error) {
 	if len(name) > unix.NAME_MAX {
 		return nil, unix.ENAMETOOLONG
 	}
@@ -67,14 +91,14 @@ func (fs *FS) child(p *inode, name string) (*inode, error) {
 			return nil, unix.ENOENT
 		}
 		if f.upper {
-			return fs.upperChild(p, &f)
+			return fs.upperChild(p, &f, seen)
 		}
-		return fs.lowerChild(p, &f)
+		return fs.lowerChild(p, &f, seen)
 	})
 }
 
 // lowerChild makes the inode for a name that only the lowers have.
-func (fs *FS) lowerChild(p *inode, f *found) (*inode, error) {
+func (fs *FS) lowerChild(p *inode, f *found, seen *look) (*inode, error) {
 	facts, err := fs.lowers.admit(f.low)
 	if err != nil {
 		return nil, err
@@ -85,6 +109,9 @@ func (fs *FS) lowerChild(p *inode, f *found) (*inode, error) {
 	}
 	n := newInode(id, facts.ino, uint32(f.low.typ())<<12, f.low)
 	n.prot = facts.prot
+	if facts.whole {
+		seen.at(n, &facts.st)
+	}
 	if fs.index == nil || facts.links < 2 || !fs.keepsOrigin(n.typ()) || !fs.lowers.layer(f.low).handles {
 		return fs.adoptChild(p, f, n)
 	}
@@ -130,7 +157,7 @@ func (fs *FS) adoptChild(p *inode, f *found, n *inode) (*inode, error) {
 }
 
 // upperChild makes the inode for a name that the upper has.
-func (fs *FS) upperChild(p *inode, f *found) (*inode, error) {
+func (fs *FS) upperChild(p *inode, f *found, seen *look) (*inode, error) {
 	h, err := fs.dirFd(p)
 	if err != nil {
 		return nil, err
@@ -162,6 +189,7 @@ func (fs *FS) upperChild(p *inode, f *found) (*inode, error) {
 		return nil, err
 	}
 	n.prot |= protectionOf(attributes)
+	seen.at(n, &st)
 	return fs.adoptChild(p, f, n)
 }
 

@@ -49,6 +49,9 @@ type lowerFacts struct {
 	links uint32 // that the layer's file system counts; of a directory 0
 	id    realID
 	prot  protection
+	// st are the attributes of the object, if whole says so.
+	st    unix.Stat_t
+	whole bool
 }
 
 // lowerObj is one object of a lowerTree.

@@ -90,6 +90,9 @@ type Options struct {
 	Atime      Atime
 	NoDirAtime bool
 
+	// IO is how data reaches programs.
+	IO IO
+
 	// Volatile drops every durability promise: no fsync reaches the disk.
 	Volatile bool
 	// TakeUnsynced takes an upper that an earlier volatile mount has left

@@ -31,9 +31,10 @@ func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntry
 		if e.cookie < cookieLower {
 			return true // "." and "..": node id 0, not to be cached
 		}
-		c, err := fs.child(n, e.name)
+		seen := look{pid: in.Pid}
+		c, err := fs.child(n, e.name, &seen)
 		if err == nil {
-			err = fs.reply(c, eo)
+			err = fs.reply(c, &seen, eo)
 		}
 		if err != nil {
 			// The name is still right; the kernel looks it up when asked.

@@ -13,16 +13,16 @@ import (
 
 // Unlink implements UNLINK.
 func (fs *FS) Unlink(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	return fs.remove("unlink", h.NodeId, name, false)
+	return fs.remove("unlink", h, name, false)
 }
 
 // Rmdir implements RMDIR.
 func (fs *FS) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	return fs.remove("rmdir", h.NodeId, name, true)
+	return fs.remove("rmdir", h, name, true)
 }
 
-func (fs *FS) remove(op string, id uint64, name string, dir bool) fuse.Status {
-	p := fs.nodes.get(id)
+func (fs *FS) remove(op string, h *fuse.InHeader, name string, dir bool) fuse.Status {
+	p := fs.nodes.get(h.NodeId)
 	if p == nil || !p.isDir() {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -31,13 +31,13 @@ func (fs *FS) remove(op string, id uint64, name string, dir bool) fuse.Status {
 	}
 	_, err := again(func() (struct{}, error) { return struct{}{}, fs.removeName(p, name, dir) })
 	if err == nil {
-		fs.changed(p)
+		fs.changed(p, h.Pid)
 	}
 	return fs.status(op, p, err)
 }
 
 func (fs *FS) removeName(p *inode, name string, dir bool) error {
-	n, err := fs.child(p, name)
+	n, err := fs.child(p, name, nil)
 	if err != nil {
 		return err
 	}

@@ -31,9 +31,9 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 		return struct{}{}, fs.renameOnce(from, to, oldName, newName, uint(in.Flags))
 	})
 	if err == nil {
-		fs.changed(from)
+		fs.changed(from, in.Pid)
 		if to != from {
-			fs.changed(to)
+			fs.changed(to, in.Pid)
 		}
 	}
 	return fs.status("rename", from, err)
@@ -60,11 +60,11 @@ func (fs *FS) renameOnce(from, to *inode, oldName, newName string, flags uint) (
 			fs.unref(n, 1)
 		}
 	}()
-	if m.src, err = fs.child(from, oldName); err != nil {
+	if m.src, err = fs.child(from, oldName, nil); err != nil {
 		return err
 	}
 	m.unpin = append(m.unpin, m.src)
-	m.dst, err = fs.child(to, newName)
+	m.dst, err = fs.child(to, newName, nil)
 	switch {
 	case err == nil:
 		m.unpin = append(m.unpin, m.dst)

@@ -274,12 +274,17 @@ func (s *scan) forget(dir lowerObj) {
 }
 
 func (s *scan) readLayer(d *scanDir) ([]layerEntry, bool, error) {
-	h, err := s.dirFd(d)
+	if d.path == "" {
+		return d.layer.readDirAt(d.layer.root)
+	}
+	fd, err := fsat.OpenDirBeneath(d.layer.root, d.path)
 	if err != nil {
 		return nil, false, err
 	}
-	defer h.release()
-	return d.layer.readDir(h.fd)
+	entries, opaque, err := d.layer.readDir(fd, false)
+	// From now on it only stands for the directory: nobody reads it again.
+	s.fds.put(&d.fd, fd, false).release()
+	return entries, opaque, err
 }
 
 func (s *scan) dirFd(d *scanDir) (*fdHandle, error) {
@@ -402,7 +407,9 @@ func (s *scan) admit(obj lowerObj) (f lowerFacts, err error) {
 	if o.dtype == unix.DT_DIR {
 		return s.dirFacts(o, e)
 	}
-	return s.facts(o.list.dirs[o.top], o.name())
+	f, err = s.facts(o.list.dirs[o.top], o.name())
+	f.whole = e == nil
+	return f, err
 }
 
 // dirFacts is admit for a directory. It is numbered after its lowest part, as in
@@ -417,7 +424,7 @@ func (s *scan) dirFacts(o *scanObj, e *elsewhere) (f lowerFacts, err error) {
 			dirs = append(dirs, o.list.dirs[i])
 		}
 	}
-	var prot protection
+	var top lowerFacts
 	for i, d := range dirs {
 		if i > 0 && i < len(dirs)-1 && len(s.traps) == 0 {
 			continue
@@ -429,10 +436,10 @@ func (s *scan) dirFacts(o *scanObj, e *elsewhere) (f lowerFacts, err error) {
 			return f, unix.ELOOP
 		}
 		if i == 0 {
-			prot = f.prot
+			top = f
 		}
 	}
-	f.prot = prot
+	f.prot, f.st, f.whole = top.prot, top.st, true
 	return f, nil
 }
 
@@ -447,14 +454,14 @@ func (s *scan) facts(d *scanDir, name string) (lowerFacts, error) {
 }
 
 func (s *scan) factsAt(dirfd int, name string) (f lowerFacts, err error) {
-	var st unix.Statx_t
-	if err := fsat.Statx(dirfd, name, unix.STATX_INO|unix.STATX_NLINK|unix.STATX_TYPE, &st); err != nil {
+	attributes, err := fsat.StatAttributes(dirfd, name, &f.st)
+	if err != nil {
 		return f, err
 	}
-	f.id = realID{unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino}
-	f.ino, f.prot = s.inos.shown(f.id.dev, f.id.ino), protectionOf(st.Attributes)
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		f.links = st.Nlink
+	f.id = realID{f.st.Dev, f.st.Ino}
+	f.ino, f.prot = s.inos.shown(f.id.dev, f.id.ino), protectionOf(attributes)
+	if f.st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		f.links = uint32(f.st.Nlink)
 	}
 	return f, nil
 }

@@ -16,6 +16,7 @@ func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) 
 	if err := fs.setAttr(n, &in.SetAttrInCommon); err != nil {
 		return fs.status("setattr", n, err)
 	}
+	n.tell(in.Pid)
 	if err := fs.attr(n, &out.Attr); err != nil {
 		return fs.status("setattr", n, err)
 	}
@@ -55,7 +56,7 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 		if err := fs.truncate(n, int64(size), byHandle); err != nil {
 			return err
 		}
-	} else if err := fs.ensureUpper(n); err != nil {
+	} else if err := fs.ensureUpperToSet(n); err != nil {
 		return err
 	}
 	defer n.holdIncomplete()()

@@ -46,8 +46,8 @@ func ReadDir(fd int, fn func(Dirent) error) error {
 					break
 				}
 			}
-			if s := string(name); s != "." && s != ".." {
-				e := Dirent{Name: s, Ino: binary.NativeEndian.Uint64(buf), Type: buf[18]}
+			if string(name) != "." && string(name) != ".." {
+				e := Dirent{Name: string(name), Ino: binary.NativeEndian.Uint64(buf), Type: buf[18]}
 				if err := fn(e); err != nil {
 					return err
 				}
@@ -57,13 +57,31 @@ func ReadDir(fd int, fn func(Dirent) error) error {
 	}
 }
 
-// ReadDirBeneath lists the directory behind the O_PATH descriptor fd, without a
-// trace in its access time where the caller may do that.
-func ReadDirBeneath(fd int, fn func(Dirent) error) error {
-	d, err := OpenName(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME, 0)
+// OpenDir opens the directory behind dirfd, which may be an O_PATH descriptor, for
+// reading, so that reading it leaves no trace in its access time where the caller
+// may do that.
+func OpenDir(dirfd int) (fd int, err error) {
+	fd, err = OpenName(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME, 0)
 	if err == unix.EPERM { // O_NOATIME is for owners and root
-		d, err = OpenName(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		fd, err = OpenName(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	}
+	return fd, err
+}
+
+// OpenDirBeneath is OpenBeneath for a directory that is to be read as OpenDir opens
+// it.
+func OpenDirBeneath(dirfd int, path string) (fd int, err error) {
+	fd, err = OpenBeneath(dirfd, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME)
+	if err == unix.EPERM {
+		fd, err = OpenBeneath(dirfd, path, unix.O_RDONLY|unix.O_DIRECTORY)
+	}
+	return fd, err
+}
+
+// ReadDirBeneath lists the directory behind the O_PATH descriptor fd as OpenDir
+// opens it.
+func ReadDirBeneath(fd int, fn func(Dirent) error) error {
+	d, err := OpenDir(fd)
 	if err != nil {
 		return err
 	}

@@ -31,6 +31,7 @@ type Spec struct {
 	Redirect unionfs.Redirect `json:"redirect,omitempty"`
 	Metacopy bool             `json:"metacopy,omitempty"`
 	NoIndex  bool             `json:"noIndex,omitempty"`
+	IO       unionfs.IO       `json:"io,omitempty"`
 	Volatile bool             `json:"volatile,omitempty"`
 	// TakeUnsynced is as in unionfs.Options.
 	TakeUnsynced bool `json:"takeUnsynced,omitempty"`
@@ -102,6 +103,7 @@ func (s *Spec) unionOptions() unionfs.Options {
 		NoIndex:      s.NoIndex,
 		Atime:        atime,
 		NoDirAtime:   s.NoDirAtime,
+		IO:           s.IO,
 		Volatile:     s.Volatile,
 		TakeUnsynced: s.TakeUnsynced,
 	}

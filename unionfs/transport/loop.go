@@ -37,10 +37,12 @@ const (
 
 // loop is one connection being served. See the package comment.
 type loop struct {
-	fd    int
-	proto *fuse.ProtocolServer
-	log   *zap.Logger
-	ready func()
+	fd     int
+	fs     fuse.RawFileSystem
+	reader Reader // fs, if it is one
+	proto  *fuse.ProtocolServer
+	log    *zap.Logger
+	ready  func()
 
 	token   chan struct{} // whoever has taken it reads
 	waiting atomic.Int32  // workers waiting for the token
@@ -52,8 +54,11 @@ type loop struct {
 	// keeps the token; 0: none, or the watch has taken the token from it.
 	inline   atomic.Uint64
 	requests uint64 // requests read; guarded by the token
-	queued   int    // of those, how many in a row were there at once; guarded by the token
+	queued   int    // of those, how many in a row were there at once, from different clients; guarded by the token
+	last     uint32 // the client that made the last one; guarded by the token
 	spin     spinner
+	follow   follower
+	slow     bool          // leave all requests to go-fuse
 	asleep   atomic.Bool   // the watch sleeps
 	stirred  chan struct{} // wakes it
 
@@ -62,9 +67,9 @@ type loop struct {
 	err  error // why; written before done is closed
 }
 
-func newLoop(proto *fuse.ProtocolServer, o ServeOptions, log *zap.Logger) *loop {
+func newLoop(fs fuse.RawFileSystem, mo *fuse.MountOptions, o ServeOptions, log *zap.Logger) *loop {
 	l := &loop{
-		proto: proto, log: log, ready: o.Ready,
+		fs: fs, proto: fuse.NewProtocolServer(fs, mo), log: log, ready: o.Ready,
 		token: make(chan struct{}, 1), stirred: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	l.spin.budget = o.Spin
@@ -75,6 +80,11 @@ func newLoop(proto *fuse.ProtocolServer, o ServeOptions, log *zap.Logger) *loop 
 		l.spin.budget = -1 // it would keep the client from running
 	}
 	l.spin.credit = spinCredit
+	l.reader, _ = fs.(Reader)
+	if l.spin.budget > 0 && !o.Debug {
+		l.follow.init()
+	}
+	l.slow = o.Debug // go-fuse logs what it decodes
 	return l
 }
 
@@ -149,6 +159,7 @@ func (l *loop) work() {
 // read reads and answers requests for as long as the worker keeps the token.
 // False: the connection has ended.
 func (l *loop) read(b *buffer) bool {
+	defer l.follow.leave()
 	for {
 		n, err := l.next(b.in)
 		if err != nil || n == 0 {
@@ -156,12 +167,15 @@ func (l *loop) read(b *buffer) bool {
 			return false
 		}
 		l.requests++
+		l.follow.see(callerOf(b.in))
 		if l.passFirst(b.in) {
+			l.follow.leave()
 			l.busy.Add(1)
 			l.pass()
-			ok := l.handle(b, n)
+			answer, more := l.handle(b, n)
+			ok := l.finish(b, answer)
 			l.busy.Add(-1)
-			return ok
+			return ok && more
 		}
 		this := l.requests
 		l.inline.Store(this)
@@ -171,11 +185,15 @@ func (l *loop) read(b *buffer) bool {
 			default:
 			}
 		}
-		if !l.handle(b, n) {
+		answer, more := l.handle(b, n)
+		// The client runs as soon as it is answered, perhaps in our place: that
+		// is no reason for the watch to worry.
+		kept := l.inline.CompareAndSwap(this, 0)
+		if !l.finish(b, answer) || !more {
 			l.end(nil)
 			return false
 		}
-		if !l.inline.CompareAndSwap(this, 0) {
+		if !kept {
 			return true // the watch has passed the token on
 		}
 	}
@@ -188,8 +206,14 @@ func (l *loop) passFirst(in []byte) bool {
 	switch binary.NativeEndian.Uint32(in[4:]) {
 	case opFsync, opFsyncdir, opFallocate, opCopyRange:
 		return true
+	case opForget, opBatchForget, opRelease, opInterrupt:
+		return false // nobody waits for these
 	}
-	return l.queued >= 2
+	if pid := callerOf(in); pid != l.last {
+		l.last = pid
+		l.queued++
+	}
+	return l.queued > 2
 }
 
 // watch takes the token from a reader that has been stuck in one request for
@@ -200,6 +224,7 @@ func (l *loop) watch() {
 	const patience = 50 // ticks without a request
 	for {
 		tick.Stop()
+		l.follow.giveBack()
 		l.asleep.Store(true)
 		// A reader stores inline and then looks at asleep, so one of the two
 		// sees the other.
@@ -212,7 +237,7 @@ func (l *loop) watch() {
 		}
 		l.asleep.Store(false)
 		tick.Reset(stallTick)
-		last := uint64(0)
+		last, lastBeat := uint64(0), uint64(0)
 		for quiet := 0; quiet < patience; quiet++ {
 			select {
 			case <-l.done:
@@ -221,12 +246,20 @@ func (l *loop) watch() {
 			}
 			now := l.inline.Load()
 			if now != 0 && now == last && l.inline.CompareAndSwap(now, 0) {
+				l.follow.giveBack()
 				l.pass()
 			}
 			if now != last {
 				quiet = 0
 			}
 			last = now
+			if l.follow.following() {
+				beat := l.follow.beats.Load()
+				if beat == lastBeat && l.pending() {
+					l.follow.starved()
+				}
+				lastBeat = beat
+			}
 		}
 	}
 }
@@ -235,11 +268,17 @@ func (l *loop) watch() {
 func (l *loop) next(buf []byte) (int, error) {
 	n, err := l.tryRead(buf)
 	if n != 0 || err != unix.EAGAIN {
-		l.queued++
 		return n, err
 	}
-	l.queued = 0
-	if l.busy.Load() == 0 {
+	l.queued, l.last = 0, 0
+	if l.follow.following() {
+		for range followLooks {
+			l.follow.looks++
+			if n, err := l.tryRead(buf); err != unix.EAGAIN {
+				return n, err
+			}
+		}
+	} else if l.busy.Load() == 0 {
 		if n, err := l.spin.wait(func() (int, error) { return l.tryRead(buf) }); err != unix.EAGAIN {
 			return n, err
 		}
@@ -252,6 +291,13 @@ func (l *loop) next(buf []byte) (int, error) {
 			return n, err
 		}
 	}
+}
+
+// pending reports whether a request waits to be read.
+func (l *loop) pending() bool {
+	p := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n == 1
 }
 
 // tryRead reads a request if there is one; EAGAIN if not.
@@ -284,23 +330,40 @@ func (l *loop) sleep() error {
 	return nil
 }
 
-// handle answers the request in b.in[:n]; false: the connection has ended.
-func (l *loop) handle(b *buffer, n int) bool {
+// handle makes the answer to the request in b.in[:n], empty if there is none;
+// more is false if no other request follows.
+func (l *loop) handle(b *buffer, n int) (reply []byte, more bool) {
 	op := binary.NativeEndian.Uint32(b.in[4:])
 	if op == opInterrupt {
-		return l.write(errorReply(b.out, b.in, unix.ENOSYS))
+		return errorReply(b.out, b.in, unix.ENOSYS), true
+	}
+	if !l.slow {
+		if body, status, done := l.dispatch(b.in[:n], b.out); done {
+			if body == noReply {
+				return nil, true
+			}
+			return answer(b.out, b.in, body, status), true
+		}
 	}
 	size, status := l.proto.HandleRequest([][]byte{b.in[:n]}, [][]byte{b.out})
 	if status != fuse.OK {
-		return l.write(errorReply(b.out, b.in, unix.Errno(status)))
+		return errorReply(b.out, b.in, unix.Errno(status)), true
 	}
-	if size > 0 && !l.write(b.out[:size]) {
+	return b.out[:size], op != opDestroy
+}
+
+// finish sends an answer; false: the connection has ended.
+func (l *loop) finish(b *buffer, reply []byte) bool {
+	if len(reply) == 0 {
+		return true
+	}
+	if !l.write(reply) {
 		return false
 	}
-	if op == opInit && l.ready != nil {
+	if binary.NativeEndian.Uint32(b.in[4:]) == opInit && l.ready != nil {
 		l.ready()
 	}
-	return op != opDestroy
+	return true
 }
 
 func errorReply(out, in []byte, errno unix.Errno) []byte {

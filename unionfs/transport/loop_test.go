@@ -42,7 +42,7 @@ func connect(t *testing.T, fs fuse.RawFileSystem, o ServeOptions) *kernel {
 		t.Fatal(err)
 	}
 	opts := &fuse.MountOptions{MaxWrite: maxWrite}
-	l := newLoop(fuse.NewProtocolServer(fs, opts), o, zap.NewNop())
+	l := newLoop(fs, opts, o, zap.NewNop())
 	l.fd = pair[0]
 	k := &kernel{t: t, fd: pair[1], done: make(chan error, 1)}
 	go func() {
@@ -100,8 +100,6 @@ func (k *kernel) expect(unique uint64) (errno int32) {
 	}
 	return int32(binary.NativeEndian.Uint32(buf[4:]))
 }
-
-const opGetattr = 3
 
 func TestStuckRequestStopsNobody(t *testing.T) {
 	for name, o := range map[string]ServeOptions{"spinning": {}, "sleeping": {Spin: -1}} {

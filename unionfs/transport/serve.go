@@ -17,6 +17,11 @@ type ServeOptions struct {
 	// sleeps, while requests keep coming: 0 means 100 microseconds, a negative
 	// value not at all.
 	Spin time.Duration
+	// NoOpen says that the file system answers OPEN with ENOSYS.
+	NoOpen bool
+	// StackDepth is how many file systems may lie on each other if files are
+	// passed through; 0 if none are.
+	StackDepth int
 	// Debug logs every request.
 	Debug  bool
 	Logger *zap.Logger
@@ -51,8 +56,8 @@ func Serve(dev *os.File, fs fuse.RawFileSystem, o ServeOptions) error {
 		// direct write has made stale when it is submitted, not when it is done.
 		// With CAP_NO_EXPORT_SUPPORT: node ids are forgotten, so a file handle
 		// would not lead back for long; name_to_handle_at(2) says EOPNOTSUPP.
-		// Data is passed through the page cache of the mount only.
-		DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_ALLOW_IDMAP,
+		DisabledCapabilities: fuse.CAP_ALLOW_IDMAP,
+		MaxStackDepth:        max(o.StackDepth, 1),
 		ExtraCapabilities: fuse.CAP_DONT_MASK | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_HANDLE_KILLPRIV_V2 |
 			fuse.CAP_SETXATTR_EXT | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_NO_EXPORT_SUPPORT,
 		PanicHandler: func(v any) fuse.Status {
@@ -60,13 +65,22 @@ func Serve(dev *os.File, fs fuse.RawFileSystem, o ServeOptions) error {
 			return fuse.EIO
 		},
 	}
-	l := newLoop(fuse.NewProtocolServer(fs, opts), o, log)
+	if o.StackDepth == 0 {
+		opts.DisabledCapabilities |= fuse.CAP_PASSTHROUGH
+	}
+	if o.NoOpen { // nobody would see the truncation
+		opts.ExtraCapabilities &^= fuse.CAP_ATOMIC_O_TRUNC
+	}
+	l := newLoop(fs, opts, o, log)
 	// Control, not Fd: Fd would make the descriptor blocking for the runtime
 	// poller, and keeps it from being closed under our feet.
 	cerr := raw.Control(func(fd uintptr) {
 		l.fd = int(fd)
 		if inv, ok := fs.(invalidator); ok {
 			inv.SetInvalidator(l.invalidate)
+		}
+		if p, ok := fs.(passer); ok && o.StackDepth > 0 {
+			p.SetBacking(backing{l.fd}.open, backing{l.fd}.close)
 		}
 		l.run()
 	})
@@ -81,4 +95,9 @@ func Serve(dev *os.File, fs fuse.RawFileSystem, o ServeOptions) error {
 // knowledge.
 type invalidator interface {
 	SetInvalidator(fn func(nodeid uint64, off, length int64))
+}
+
+// passer is a file system whose files can be read and written without it.
+type passer interface {
+	SetBacking(open func(fd int) (id int32, err error), shut func(id int32))
 }

@@ -1,0 +1,233 @@
+package unionfs
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// IO is how the data of files reaches programs.
+type IO uint8
+
+const (
+	// IOAuto takes IONoOpen for a read-only union, IOPassthrough for a writable one
+	// of root's, and IOCache for one of a user's, who may not register files.
+	IOAuto IO = iota
+	// IOPassthrough lets the kernel read and write files of the upper, and of the
+	// lowers in a read-only union, directly, without asking.
+	IOPassthrough
+	// IONoOpen opens files without asking. What opening them does otherwise is
+	// done when they are written to: so an error of copying a file up is one of
+	// writing, and reading changes an access time only where it reaches us.
+	IONoOpen
+	// IOCache keeps data in the page cache of the mount.
+	IOCache
+)
+
+var ioNames = [...]string{IOAuto: "auto", IOPassthrough: "passthrough", IONoOpen: "noopen", IOCache: "cache"}
+
+// String returns the word of the mount option io.
+func (io IO) String() string {
+	if int(io) < len(ioNames) {
+		return ioNames[io]
+	}
+	return fmt.Sprintf("io(%d)", uint8(io))
+}
+
+// MarshalText gives JSON the same words.
+func (io IO) MarshalText() ([]byte, error) { return []byte(io.String()), nil }
+
+// UnmarshalText parses what MarshalText wrote.
+func (io *IO) UnmarshalText(b []byte) error {
+	for v, n := range ioNames {
+		if n == string(b) {
+			*io = IO(v)
+			return nil
+		}
+	}
+	return fmt.Errorf("unknown way of I/O %q: expected auto, passthrough, noopen or cache", b)
+}
+
+// resolve decides what IOAuto means.
+func (io IO) resolve(readOnly, root bool) IO {
+	switch {
+	case io != IOAuto:
+		return io
+	case readOnly:
+		return IONoOpen
+	case root:
+		return IOPassthrough
+	}
+	return IOCache
+}
+
+// IO returns how this union does it. What the kernel refuses later is not counted.
+func (fs *FS) IO() IO { return fs.io }
+
+// backing registers real files with the kernel, so that it reads and writes them
+// itself (FUSE_DEV_IOC_BACKING_OPEN).
+type backing struct {
+	// open may be refused: EPERM outside the initial user namespace, ELOOP if too
+	// many file systems lie on each other. nil: no registration.
+	open  func(fd int) (id int32, err error)
+	close func(id int32)
+}
+
+// SetBacking tells the union how to register the file behind a descriptor with the
+// kernel, and how to take that back. The transport calls it before the first request.
+func (fs *FS) SetBacking(open func(fd int) (id int32, err error), shut func(id int32)) {
+	fs.backing = backing{open, shut}
+}
+
+// StackDepth is how many file systems may lie on each other below the mount for
+// passthrough: 2 if a file system whose files we register lies on others itself. The
+// mount can then not become a layer of kernel overlayfs.
+func (fs *FS) StackDepth() int {
+	fds := make([]int, 0, 1)
+	if fs.upper != nil {
+		fds = append(fds, fs.upper.root)
+	} else {
+		for _, l := range fs.layers {
+			fds = append(fds, l.root)
+		}
+	}
+	const ecryptfs = 0xf15f
+	for _, fd := range fds {
+		var st unix.Statfs_t
+		if unix.Fstatfs(fd, &st) != nil {
+			continue
+		}
+		switch st.Type {
+		case unix.OVERLAYFS_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC, ecryptfs:
+			return 2
+		}
+	}
+	return 1
+}
+
+// fileIO is how a regular file is open, in a union with IOPassthrough. The kernel
+// allows one way at a time (fs/fuse/iomode.c): all opens of a file go through the
+// page cache of the mount, or all to one registered file. A lower file of a writable
+// union goes through the page cache, so that whoever has it open sees what is
+// written after it has been copied up; the copy is passed through once nobody has it
+// open otherwise.
+type fileIO struct {
+	mu sync.Mutex
+	// passed and cached count the handles that the kernel has of either kind, for
+	// at least as long as it counts them; guarded by mu.
+	passed, cached int
+	backing        int32 // id, 0: none; guarded by mu
+	// stale: the page cache of the mount may have been passed by; guarded by mu.
+	stale bool
+}
+
+// Handles carry nothing but how the file is open.
+const (
+	handleCached = 0
+	handlePassed = 1
+)
+
+// maxIdleBacking is how many files stay registered in total while nobody has them
+// open: each pins an open file in the kernel.
+const maxIdleBacking = 1 << 15
+
+// ioState returns the fileIO of n.
+func (n *inode) ioState() *fileIO {
+	if f := n.io.Load(); f != nil {
+		return f
+	}
+	n.io.CompareAndSwap(nil, &fileIO{})
+	return n.io.Load()
+}
+
+// openHandle decides how a new handle of the file does its I/O, and counts it.
+func (fs *FS) openHandle(n *inode, out *fuse.OpenOut) {
+	out.OpenFlags = openFlags
+	if fs.io != IOPassthrough {
+		return
+	}
+	f := n.ioState()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.passed > 0 || f.cached == 0 && fs.mayPass(n) && fs.register(n, f) {
+		f.passed++
+		f.stale = true
+		out.Fh, out.OpenFlags, out.BackingID = handlePassed, fuse.FOPEN_PASSTHROUGH|fuse.FOPEN_NOFLUSH, f.backing
+		return
+	}
+	f.cached++
+	out.Fh = handleCached
+	if f.stale {
+		out.OpenFlags &^= fuse.FOPEN_KEEP_CACHE
+		f.stale = false
+	}
+}
+
+// mayPass reports whether the file may be passed through: never one of the lowers
+// in a writable union.
+func (fs *FS) mayPass(n *inode) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.upper {
+		return !n.meta
+	}
+	return fs.readOnly() && !fs.lowers.dataElsewhere(n.low)
+}
+
+// register makes sure that the file is registered. Preconditions: f.mu is held.
+func (fs *FS) register(n *inode, f *fileIO) bool {
+	if f.backing != 0 {
+		return true
+	}
+	if fs.backing.open == nil || fs.noBacking.Load() {
+		return false
+	}
+	h, err := fs.dataFd(n, false)
+	if err != nil {
+		return false
+	}
+	defer h.release()
+	id, err := fs.backing.open(h.fd)
+	if err != nil {
+		if errors.Is(err, unix.EPERM) && !fs.noBacking.Swap(true) {
+			fs.log.Info("the kernel does not let this process pass files through; they are read and written through the mount's page cache",
+				zap.Error(err))
+		}
+		return false
+	}
+	f.backing = id
+	fs.backings.Add(1)
+	return true
+}
+
+// closeHandle counts a handle that has been closed.
+func (fs *FS) closeHandle(n *inode, fh uint64) {
+	f := n.io.Load()
+	if f == nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if fh == handleCached {
+		f.cached--
+		return
+	}
+	f.passed--
+	if f.passed == 0 && fs.backings.Load() > maxIdleBacking {
+		fs.unregister(f)
+	}
+}
+
+// unregister gives the file's registration back. Preconditions: f.mu is held, or
+// nobody else knows f.
+func (fs *FS) unregister(f *fileIO) {
+	if f.backing != 0 {
+		fs.backing.close(f.backing)
+		f.backing = 0
+		fs.backings.Add(-1)
+	}
+}

@@ -1,0 +1,192 @@
+package transport
+
+import (
+	"bytes"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// The requests that come by the thousand are decoded here, in the buffer they
+// were read into and without allocation; all others by go-fuse.
+
+// Reader is what a file system may implement so that data is read straight into
+// the reply.
+type Reader interface {
+	// ReadInto is Read that stores the data in buf and returns how much there is.
+	ReadInto(in *fuse.ReadIn, buf []byte) (int, fuse.Status)
+}
+
+const (
+	opLookup      = 1
+	opForget      = 2
+	opGetattr     = 3
+	opOpen        = 14
+	opRead        = 15
+	opWrite       = 16
+	opRelease     = 18
+	opGetxattr    = 22
+	opBatchForget = 42
+)
+
+// Never closed: no request is interrupted.
+var neverCancelled = make(chan struct{})
+
+// in views the request as T; nil if it is too short for that.
+func in[T any](b []byte) *T {
+	var t T
+	if uintptr(len(b)) < unsafe.Sizeof(t) {
+		return nil
+	}
+	return (*T)(unsafe.Pointer(unsafe.SliceData(b)))
+}
+
+// reply views the body of the reply as T, set to zero.
+func reply[T any](out []byte) *T {
+	p := (*T)(unsafe.Pointer(unsafe.SliceData(out[outHeaderSize:])))
+	var zero T
+	*p = zero
+	return p
+}
+
+func sizeOf[T any]() int {
+	var t T
+	return int(unsafe.Sizeof(t))
+}
+
+// nameAt returns the string that begins at off and ends with a NUL. It is valid
+// as long as the buffer.
+func nameAt(b []byte, off int) (string, bool) {
+	if off >= len(b) {
+		return "", false
+	}
+	end := bytes.IndexByte(b[off:], 0)
+	if end < 0 {
+		return "", false
+	}
+	return unsafe.String(&b[off], end), true
+}
+
+// noReply is what dispatch returns for requests that have none.
+const noReply = -1
+
+// dispatch answers a hot request: body is the size of the reply without its header,
+// or noReply. done is false for all other requests, and for those that are not
+// as they should be: go-fuse has the word for that.
+func (l *loop) dispatch(b, out []byte) (body int, status fuse.Status, done bool) {
+	h := in[fuse.InHeader](b)
+	if h.TotalExtlen != 0 {
+		return 0, 0, false
+	}
+	switch h.Opcode {
+	case opLookup:
+		name, ok := nameAt(b, inHeaderSize)
+		if !ok {
+			break
+		}
+		return sizeOf[fuse.EntryOut](), l.fs.Lookup(neverCancelled, h, name, reply[fuse.EntryOut](out)), true
+	case opGetattr:
+		r := in[fuse.GetAttrIn](b)
+		if r == nil {
+			break
+		}
+		return sizeOf[fuse.AttrOut](), l.fs.GetAttr(neverCancelled, r, reply[fuse.AttrOut](out)), true
+	case opForget:
+		r := in[fuse.ForgetIn](b)
+		if r == nil {
+			break
+		}
+		l.fs.Forget(r.NodeId, r.Nlookup)
+		return noReply, 0, true
+	case opBatchForget:
+		return noReply, 0, l.forgetAll(b)
+	case opOpen:
+		r := in[fuse.OpenIn](b)
+		if r == nil {
+			break
+		}
+		return sizeOf[fuse.OpenOut](), l.fs.Open(neverCancelled, r, reply[fuse.OpenOut](out)), true
+	case opRelease:
+		r := in[fuse.ReleaseIn](b)
+		if r == nil {
+			break
+		}
+		l.fs.Release(neverCancelled, r)
+		return 0, fuse.OK, true
+	case opRead:
+		r := in[fuse.ReadIn](b)
+		if r == nil || l.reader == nil || int(r.Size) > len(out)-outHeaderSize {
+			break
+		}
+		n, status := l.reader.ReadInto(r, out[outHeaderSize:outHeaderSize+int(r.Size)])
+		return n, status, true
+	case opWrite:
+		r := in[fuse.WriteIn](b)
+		if r == nil || len(b) != sizeOf[fuse.WriteIn]()+int(r.Size) {
+			break
+		}
+		n, status := l.fs.Write(neverCancelled, r, b[sizeOf[fuse.WriteIn]():])
+		reply[fuse.WriteOut](out).Size = n
+		return sizeOf[fuse.WriteOut](), status, true
+	case opGetxattr:
+		return l.getxattr(b, out)
+	}
+	return 0, 0, false
+}
+
+// forgetAll handles BATCH_FORGET.
+func (l *loop) forgetAll(b []byte) (done bool) {
+	type batch struct {
+		fuse.InHeader
+		count, pad uint32
+	}
+	type one struct{ node, nlookup uint64 }
+	r := in[batch](b)
+	if r == nil || (len(b)-sizeOf[batch]())/sizeOf[one]() < int(r.count) {
+		return false
+	}
+	b = b[sizeOf[batch]():]
+	for range r.count {
+		o := in[one](b)
+		l.fs.Forget(o.node, o.nlookup)
+		b = b[sizeOf[one]():]
+	}
+	return true
+}
+
+func (l *loop) getxattr(b, out []byte) (body int, status fuse.Status, done bool) {
+	r := in[fuse.GetXAttrIn](b)
+	if r == nil || int(r.Size) > len(out)-outHeaderSize {
+		return 0, 0, false
+	}
+	name, ok := nameAt(b, sizeOf[fuse.GetXAttrIn]())
+	if !ok {
+		return 0, 0, false
+	}
+	n, status := l.fs.GetXAttr(neverCancelled, &r.InHeader, name, out[outHeaderSize:outHeaderSize+int(r.Size)])
+	if r.Size == 0 {
+		if status == fuse.ERANGE {
+			status = fuse.OK // the size was asked for
+		}
+		reply[fuse.GetXAttrOut](out).Size = n
+		return sizeOf[fuse.GetXAttrOut](), status, true
+	}
+	return int(n), status, true
+}
+
+// answer finishes a reply that dispatch has made; its length includes the header.
+func answer(out, in []byte, body int, status fuse.Status) []byte {
+	if status != fuse.OK {
+		return errorReply(out, in, unix.Errno(status))
+	}
+	out = out[:outHeaderSize+body]
+	header := (*struct {
+		length uint32
+		errno  int32
+		unique [8]byte
+	})(unsafe.Pointer(unsafe.SliceData(out)))
+	header.length, header.errno = uint32(len(out)), 0
+	copy(header.unique[:], in[8:16])
+	return out
+}
