@@ -28,7 +28,8 @@
 //   - The layers are the same directories for all. Each system runs with the
 //     options its users get by default, except where the title names others.
 //   - The figure is the median of the rounds. Ratios are speed: 2 is twice as
-//     fast as kernel overlayfs, per operation.
+//     fast as kernel overlayfs, per operation. They are taken round by round,
+//     and the median of them is shown.
 //
 // # Counting requests
 //

@@ -49,9 +49,12 @@ type fixture struct {
 	tree   layerSpec // the merged tree; nil likewise
 	files  []string  // paths that the phases use; which is up to the fixture
 	paths  []string  // all paths
+	dirs   []string  // all directories
 	absent []string  // paths that do not exist
 	args   []string  // further words for programs
 	plain  string    // the merged tree as a plain directory, once somebody asked
+	// archived: there is an archive of it; loaded: it is in the store of plyfs.
+	archived, loaded bool
 }
 
 // makeFixture makes one of the fixtures:
@@ -107,11 +110,9 @@ func makeFixture(ctx context.Context, name, dir string, sz *sizes) (*fixture, er
 	if isStack {
 		shuffle(f.files)
 	}
-	dirs := f.tree.paths(func(e entry) bool { return e.kind == aDir })
+	f.dirs = f.tree.paths(func(e entry) bool { return e.kind == aDir })
 	for i := range sz.missing {
-		if len(dirs) > 0 {
-			f.absent = append(f.absent, fmt.Sprintf("%s/no-such-name-%d", dirs[i%len(dirs)], i))
-		}
+		f.absent = append(f.absent, fmt.Sprintf("%s/no-such-name-%d", f.dirs[i%len(f.dirs)], i))
 	}
 	return f, nil
 }

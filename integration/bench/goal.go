@@ -7,7 +7,7 @@ import (
 
 // goal is what is wanted of a phase in a column of the tables.
 type goal struct {
-	Column string // "C", "N" or "R": see systems
+	Column string // "C", "N", "R" or "S": see systems
 	Place  string // "tmpfs", "disk", or "" for both
 	// Exactly one is set: the least speed relative to the reference, or the
 	// greatest value.
@@ -45,6 +45,8 @@ func (g goal) met(ratio, value float64) bool {
 	}
 	return ratio >= g.Least-0.005
 }
+
+func atMost(v float64) []goal { return []goal{{Column: "C", AtMost: v}} }
 
 func (g goal) text(u unit) string {
 	if g.AtMost > 0 {

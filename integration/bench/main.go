@@ -184,6 +184,7 @@ func bench(ctx context.Context, c *config, out, log io.Writer) (err error) {
 		t.end()
 	}
 	r.res.Machine.LoadAfter = loadAverage()
+	r.res.derive(r.tables)
 	return errors.Join(runErr, r.publish(c, old, out))
 }
 

@@ -29,6 +29,9 @@ type mounted struct {
 	target string
 	minor  string // of the device: the number of the FUSE connection
 
+	// umount replaces umount(2), if it is not nil.
+	umount func() error
+
 	// A server in the foreground.
 	cmd  *exec.Cmd
 	log  lastWords
@@ -142,6 +145,13 @@ func (m *mounted) unmount() error {
 		return nil
 	}
 	defer m.gone()
+	if m.umount != nil {
+		if err := m.umount(); err != nil {
+			m.abort()
+			return err
+		}
+		return nil
+	}
 	var err error
 	ok := poll(unmountLimit, func() bool {
 		err = unix.Unmount(m.target, 0)

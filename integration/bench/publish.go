@@ -69,6 +69,17 @@ func (r *results) writeDocument(base string, tables []table) error {
 		}
 	}
 	b.WriteString("\nThe column `kernel` shows absolute figures. The others show speed relative to it: 2 is twice as fast. `~` marks what differs by more than\na fifth between rounds (distance of the quartiles). Goals are for the columns C, N and R of plyfs; ✗ is one that is missed.\n\n")
+	for _, place := range r.Places {
+		p := r.plotOf(place, tables)
+		if len(p.groups) == 0 {
+			continue
+		}
+		file := base + "-" + place + ".svg"
+		if err := os.WriteFile(file, []byte(p.svg()), 0o644); err != nil {
+			return err
+		}
+		fmt.Fprintf(&b, "![%s](%s)\n\n", p.title, filepath.Base(file))
+	}
 	for _, g := range r.grids(tables, true) {
 		b.WriteString(g.markdown())
 	}

@@ -92,13 +92,75 @@ func (m *measure) perOp() float64 {
 	return v
 }
 
-// ratio is the speed relative to the reference, per operation; 0 without one.
+// each is the time, or value, of one operation in each round.
+func (m *measure) each() []float64 {
+	out := slices.Clone(m.Values)
+	if m.Unit.timed() && m.Ops > 0 {
+		for i := range out {
+			out[i] /= float64(m.Ops)
+		}
+	}
+	return out
+}
+
+// quotients divides round by round: two systems that were measured one after
+// the other have met the same noise. It needs as many rounds of both; nil
+// otherwise.
+func quotients(a, b *measure) []float64 {
+	x, y := a.each(), b.each()
+	if len(x) != len(y) {
+		return nil
+	}
+	for i := range x {
+		if y[i] == 0 {
+			return nil
+		}
+		x[i] /= y[i]
+	}
+	return x
+}
+
+// ratio is the speed relative to the reference, per operation: the median of
+// the ratios of all rounds. 0 without a reference.
 func (r *results) ratio(m *measure, ref string) float64 {
 	o := r.find(m.Place, m.Phase, ref)
 	if o == nil || m.perOp() == 0 {
 		return 0
 	}
+	if q := quotients(o, m); len(q) > 0 {
+		return median(q)
+	}
 	return o.perOp() / m.perOp()
+}
+
+// derive adds the phases that follow from others.
+func (r *results) derive(tables []table) {
+	for _, t := range tables {
+		for _, sc := range t.scenes {
+			for _, st := range sc.steps {
+				for _, ph := range st.phases {
+					r.grow(t.Name, ph)
+				}
+			}
+		}
+	}
+}
+
+func (r *results) grow(table string, ph phase) {
+	if ph.growth[0] == "" {
+		return
+	}
+	for _, place := range r.Places {
+		for _, s := range systems {
+			from, to := r.find(place, ph.growth[0], s.Name), r.find(place, ph.growth[1], s.Name)
+			if from == nil || to == nil {
+				continue
+			}
+			if q := quotients(to, from); len(q) > 0 {
+				r.Measures = append(r.Measures, &measure{Place: place, Table: table, Phase: ph.Name, System: s.Name, Unit: factor, Ops: 1, Values: q})
+			}
+		}
+	}
 }
 
 func (r *results) write(file string) error {

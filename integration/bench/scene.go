@@ -16,6 +16,9 @@ type phase struct {
 	Goals []goal
 	// Ref is the system that ratios refer to; empty: kernel.
 	Ref string
+	// growth names two phases: this one is not measured, it is how much more
+	// time an operation of the second takes.
+	growth [2]string
 }
 
 // step is one job, which times one phase or more, or none when it prepares.
@@ -62,11 +65,15 @@ func kinds(ks ...kind) func(system) bool {
 	return func(s system) bool { return slices.Contains(ks, s.kind) }
 }
 
+func named(names ...string) func(system) bool {
+	return func(s system) bool { return slices.Contains(names, s.Name) }
+}
+
 // allTables are all phases. Some depend on sizes.
 func allTables(sz *sizes) []table {
 	return []table{
 		metadataTable(sz), smallTable(), largeTable(sz), writeTable(sz), namesTable(sz), copyUpTable(sz),
-		layersTable(sz),
+		layersTable(sz), programsTable(), memoryTable(sz), imagesTable(),
 	}
 }
 
@@ -75,7 +82,7 @@ func (sc *scene) runs(t *table, s system, p *place, first bool) bool {
 	switch {
 	case sc.once && !first, sc.diskOnly && p.memory():
 		return false
-	case sc.writes && s.readOnly:
+	case sc.writes && s.readOnly, s.store && sc.fixture == "big":
 		return false
 	case len(s.tables) > 0 && !slices.Contains(s.tables, t.Name):
 		return false

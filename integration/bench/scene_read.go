@@ -19,6 +19,8 @@ func metadataTable(sz *sizes) table {
 			{phases: []phase{{Name: "walk-all-cold", Title: "walk + lstat, all cold"}}, job: walkJob, drop: true},
 		}},
 		{name: "missing", fixture: "image", warm: true, steps: []step{
+			// The directories are known: one request for each name, no more.
+			{job: func(f *fixture, _ *sizes) job { return job{Op: "lstat", Names: f.dirs} }},
 			{phases: []phase{{Name: "missing-first", Title: "lstat of missing names, first time"}}, job: missing},
 			{phases: []phase{{Name: "missing-again", Title: "lstat of missing names again", Goals: least(0.9, 0.9, 0.9)}}, job: func(f *fixture, _ *sizes) job {
 				return job{Op: "missing", Names: f.absent, Count: 4}
@@ -85,7 +87,7 @@ func largeTable(*sizes) table {
 
 func layersTable(sz *sizes) table {
 	t := table{"layers", "Number of layers", nil}
-	unions := kinds(plyfs, kernel, fuseOverlayfs)
+	unions := named("plyfs", "plyfs-store", "kernel", "fuse-overlayfs")
 	for _, n := range sz.stacks {
 		name := fmt.Sprintf("stack%d", n)
 		layers := fmt.Sprintf("%d layers", n)
@@ -95,7 +97,7 @@ func layersTable(sz *sizes) table {
 		t.scenes = append(
 			t.scenes,
 			scene{name: "mount-" + name, fixture: name, warm: true, unmounted: true, only: unions, steps: []step{
-				{phases: []phase{{Name: fmt.Sprintf("mount-%d", n), Title: "mount, to the first listing, " + layers, Unit: duration}}, special: mountAndList},
+				{phases: []phase{{Name: fmt.Sprintf("mount-%d", n), Title: "mount, to the first listing, " + layers, Unit: duration, Goals: []goal{{Column: "S", AtMost: 0.08}}}}, special: mountAndList},
 				{phases: []phase{{Name: fmt.Sprintf("walk-%d", n), Title: "walk + lstat, fresh mount, " + layers}}, job: walkJob},
 			}},
 			scene{name: "lookup-" + name, fixture: name, warm: true, only: unions, steps: []step{
@@ -105,5 +107,17 @@ func layersTable(sz *sizes) table {
 			}},
 		)
 	}
+	first, last := sz.stacks[0], sz.stacks[len(sz.stacks)-1]
+	growth := func(what string) phase {
+		return phase{
+			Name: what + "-growth", Title: fmt.Sprintf("%s, fresh mount: time with %d layers / with %d", what, last, first), Unit: factor,
+			Goals:  []goal{{Column: "S", AtMost: 1.1}},
+			growth: [2]string{fmt.Sprintf("%s-%d", what, first), fmt.Sprintf("%s-%d", what, last)},
+		}
+	}
+	t.scenes = append(t.scenes, scene{
+		name: "growth", only: func(system) bool { return false },
+		steps: []step{{phases: []phase{growth("lookup"), growth("walk")}}},
+	})
 	return t
 }

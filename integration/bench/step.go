@@ -20,6 +20,9 @@ type env struct {
 	f  *fixture // nil: the scene needs none
 	rm *room
 	m  *mounted // nil: not mounted yet
+	// undo is called when the scene is over, after unmounting.
+	undo      []func() error
+	container string // of plyfs' store
 }
 
 // outcome is what a scene gave on one system, by phase.
@@ -42,6 +45,9 @@ func (r *runner) scene(ctx context.Context, p *place, sc *scene, s system, tr *t
 	defer func() {
 		if e.m != nil {
 			err = errors.Join(err, e.m.unmount())
+		}
+		for _, undo := range e.undo {
+			err = errors.Join(err, undo())
 		}
 		// What is removed, and written for it, must not be paid by the next.
 		err = errors.Join(err, removeAll(e.rm.dir), p.sync())
@@ -85,6 +91,9 @@ func (e *env) mount(ctx context.Context, foreground bool) (*mounted, error) {
 		}
 		dir := filepath.Join(e.rm.dir, "plain")
 		return plain(e.s, dir), e.f.copyPlain(ctx, dir)
+	}
+	if e.s.store {
+		return e.mountStored(ctx)
 	}
 	st := stack{lowers: e.f.lowers, options: e.sc.options}
 	if !e.s.readOnly {
@@ -152,6 +161,12 @@ func (e *env) settle(drop bool) error {
 // end of the first listing of the root. Kernel overlayfs is mounted by system
 // calls of this process, as container engines do.
 func mountAndList(ctx context.Context, e *env) ([]part, error) {
+	if e.s.store {
+		// Loading the image is a phase of its own, and not here.
+		if err := e.makeContainer(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := e.settle(false); err != nil {
 		return nil, err
 	}

@@ -28,6 +28,9 @@ type system struct {
 	Column string // heading
 	About  string
 	kind   kind
+	// store: the image is loaded into a store of plyfs, and a container of it
+	// is mounted.
+	store bool
 	// io is the policy of plyfs for contents of files; empty: the default.
 	io string
 	// readOnly: mounted without an upper.
@@ -46,6 +49,7 @@ var systems = []system{
 	{Name: "plyfs", Column: "plyfs C", About: "plyfs, writable, default I/O policy", kind: plyfs, goal: "C"},
 	{Name: "plyfs-noopen", Column: "plyfs N", About: "plyfs, writable, io=noopen", kind: plyfs, io: "noopen", goal: "N"},
 	{Name: "plyfs-ro", Column: "plyfs R", About: "plyfs without an upper, default I/O policy", kind: plyfs, readOnly: true, goal: "R"},
+	{Name: "plyfs-store", Column: "plyfs S", About: "container of plyfs' store, with its index and metacopy; default I/O policy", kind: plyfs, store: true, tables: []string{"metadata", "small", "copyup", "layers"}, goal: "S"},
 	{Name: "plyfs-cache", Column: "plyfs io=cache", About: "plyfs, writable, io=cache", kind: plyfs, io: "cache", tables: []string{"small", "large"}},
 	{Name: "plyfs-passthrough", Column: "plyfs io=passthrough", About: "plyfs, writable, io=passthrough", kind: plyfs, io: "passthrough", tables: []string{"small", "large"}},
 	{Name: "fuse-overlayfs", Column: "fuse-overlayfs", About: "fuse-overlayfs", kind: fuseOverlayfs, tool: "fuse-overlayfs", pkg: "fuse-overlayfs"},

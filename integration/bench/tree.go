@@ -14,7 +14,7 @@ import (
 func imageSpec(scale float64) stackSpec {
 	g := &imageGen{random: rand.New(rand.NewPCG(17, 23))}
 	n := func(packages int) int { return max(2, int(float64(packages)*scale)) }
-	s := stackSpec{g.install(n(230)), g.install(n(110)), g.install(n(60)), g.modules(n(2600)), g.change(n(40)), g.app(n(900))}
+	s := stackSpec{g.install(n(230)), g.install(n(110)), g.install(n(60)), g.modules(n(3200)), g.change(n(40)), g.app(n(1600))}
 	return s
 }
 

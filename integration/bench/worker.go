@@ -145,22 +145,26 @@ func (c clock) part(ops int) part {
 	return part{Seconds: time.Since(c.begin).Seconds(), Ops: int64(ops)}
 }
 
-// execWork runs a program: Argv with the additional environment Env, in File
-// below Dir.
+// execWork runs a program: Argv with the additional environment Env, in both of
+// which $DIR stands for Dir.
 type execWork struct{ j *job }
 
 func (w *execWork) run() ([]part, error) {
-	cmd := exec.Command(w.j.Argv[0], w.j.Argv[1:]...)
-	cmd.Dir = w.j.Dir
-	if w.j.File != "" {
-		cmd.Dir += "/" + w.j.File
+	here := func(words []string) []string {
+		out := make([]string, len(words))
+		for i, word := range words {
+			out[i] = strings.ReplaceAll(word, "$DIR", w.j.Dir)
+		}
+		return out
 	}
-	cmd.Env = append(os.Environ(), w.j.Env...)
+	argv := here(w.j.Argv)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), here(w.j.Env)...)
 	c := start()
 	out, err := cmd.CombinedOutput()
 	p := c.part(max(w.j.Count, 1))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %s", strings.Join(w.j.Argv, " "), err, tail(out))
+		return nil, fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, tail(out))
 	}
 	return []part{p}, nil
 }
