@@ -289,10 +289,11 @@ func (fs *FS) opened(in *fuse.CreateIn, out *fuse.CreateOut) {
 	if n == nil || fs.io == IONoOpen { // then it will not be closed either
 		return
 	}
-	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
+	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
+	if write {
 		n.writers.Add(1)
 	}
-	fs.openHandle(n, &out.OpenOut)
+	fs.openHandle(n, write, &out.OpenOut)
 }
 
 // Tmpfile implements TMPFILE: a regular file without a name.

@@ -37,7 +37,7 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 	if write {
 		n.writers.Add(1)
 	}
-	fs.openHandle(n, out)
+	fs.openHandle(n, write, out)
 	if out.Fh == handleCached && !write && fs.watches(n, in.Flags) && fs.mustSeeRead(n) {
 		out.OpenFlags &^= fuse.FOPEN_KEEP_CACHE
 	}

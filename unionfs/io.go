@@ -8,6 +8,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
 )
 
 // IO is how the data of files reaches programs.
@@ -145,7 +147,7 @@ func (n *inode) ioState() *fileIO {
 }
 
 // openHandle decides how a new handle of the file does its I/O, and counts it.
-func (fs *FS) openHandle(n *inode, out *fuse.OpenOut) {
+func (fs *FS) openHandle(n *inode, write bool, out *fuse.OpenOut) {
 	out.OpenFlags = openFlags
 	if fs.io != IOPassthrough {
 		return
@@ -153,7 +155,7 @@ func (fs *FS) openHandle(n *inode, out *fuse.OpenOut) {
 	f := n.ioState()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.passed > 0 || f.cached == 0 && fs.mayPass(n) && fs.register(n, f) {
+	if f.passed > 0 || f.cached == 0 && fs.mayPass(n, write) && fs.register(n, f) {
 		f.passed++
 		f.stale = true
 		out.Fh, out.OpenFlags, out.BackingID = handlePassed, fuse.FOPEN_PASSTHROUGH|fuse.FOPEN_NOFLUSH, f.backing
@@ -168,14 +170,21 @@ func (fs *FS) openHandle(n *inode, out *fuse.OpenOut) {
 }
 
 // mayPass reports whether the file may be passed through: never one of the lowers
-// in a writable union.
-func (fs *FS) mayPass(n *inode) bool {
+// in a writable union; nor one that is setuid or setgid and opened for writing,
+// because who writes to it then, and may have to lose these bits, is only known from
+// an earlier request (SETATTR of nothing), which other calls cause too.
+func (fs *FS) mayPass(n *inode, write bool) bool {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if n.upper {
+	if !n.upper {
+		return fs.readOnly() && !fs.lowers.dataElsewhere(n.low)
+	}
+	if n.meta || !write {
 		return !n.meta
 	}
-	return fs.readOnly() && !fs.lowers.dataElsewhere(n.low)
+	var st unix.Stat_t
+	err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) })
+	return err == nil && st.Mode&(unix.S_ISUID|unix.S_ISGID) == 0
 }
 
 // register makes sure that the file is registered. Preconditions: f.mu is held.

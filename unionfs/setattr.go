@@ -40,9 +40,10 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 		// only when there were capabilities, which have just been removed;
 		// setuid stays.
 		beforeRootWrite := n.capsGone.Swap(false) && in.InHeader.Uid == 0
-		kill = n.writers.Load() == 0 || !beforeRootWrite
+		writers := n.writers.Load() > 0 || fs.io == IONoOpen && fs.mayWrite(n, &in.InHeader)
+		kill = !writers || !beforeRootWrite
 		switch {
-		case n.writers.Load() == 0:
+		case !writers:
 			if err := fs.mayStrip(n, &in.InHeader); err != nil {
 				return err
 			}
@@ -103,6 +104,20 @@ func (fs *FS) mayStrip(n *inode, h *fuse.InHeader) error {
 		return unix.EPERM
 	}
 	return nil
+}
+
+// mayWrite reports whether the caller could be writing to a file that it has opened
+// without our knowledge.
+func (fs *FS) mayWrite(n *inode, h *fuse.InHeader) bool {
+	var st unix.Stat_t
+	acl := false
+	err := fs.withReal(n, func(dirfd int, name string) error {
+		_, e := fsat.Getxattr(dirfd, name, aclAccess, nil)
+		acl = e == nil
+		return fsat.Stat(dirfd, name, &st)
+	})
+	// With an ACL the group bits are the most that anybody in it may have.
+	return err == nil && (h.Uid == 0 || h.Uid == st.Uid || st.Mode&0o002 != 0 || st.Mode&0o020 != 0 && (acl || callerInGroup(h, st.Gid)))
 }
 
 // privilegeBits are the mode bits that a change by a caller without CAP_FSETID

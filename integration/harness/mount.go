@@ -74,8 +74,10 @@ type Mount interface {
 	Kill() error
 }
 
-// NewMounter returns the mounter of that name.
+// NewMounter returns the mounter of that name. "plyfs+OPTIONS" is plyfs with mount
+// options of its own.
 func NewMounter(name string) (Mounter, error) {
+	name, more, _ := strings.Cut(name, "+")
 	switch name {
 	case "kernel":
 		return Kernel{}, nil
@@ -84,7 +86,11 @@ func NewMounter(name string) (Mounter, error) {
 		if err != nil {
 			return nil, err
 		}
-		return FUSE{name: name, argv: []string{bin, "overlay", "-f"}, plus: true}, nil
+		f := FUSE{name: name, argv: []string{bin, "overlay", "-f"}, plus: true}
+		if more != "" {
+			f.more = []string{more}
+		}
+		return f, nil
 	case "drop-in": // plyfs, called by the name of fuse-overlayfs
 		bin, err := dropIn()
 		if err != nil {
