@@ -135,6 +135,14 @@ func (fs *FS) open(o Options) error {
 	}
 	useHandles(layers)
 	fs.layers = layers
+	if o.Chain != "" {
+		tree, err := newIndexed(o.Chain, o.ChainID, layers, fs.fds, fs.inos, fs.euid == 0)
+		if err == nil {
+			fs.lowers = tree
+			return fs.openRoot()
+		}
+		fs.log.Warn("the layers are read without their index", zap.Error(err))
+	}
 	tree, err := newScan(layers, fs.fds, fs.inos, fs.rules)
 	if err != nil {
 		return err

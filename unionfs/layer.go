@@ -16,6 +16,7 @@ type layer struct {
 	dialect whiteout.Dialect
 	root    int    // O_PATH
 	dev     uint64 // of the root
+	blksize uint32
 	uuid    fsat.UUID
 	// handles: an object can be described by its file handle, for good and
 	// unlike any of another layer. See useHandles.
@@ -51,7 +52,7 @@ func newLayer(fd int, path string, d whiteout.Dialect) (*layer, error) {
 		fsat.Close(fd)
 		return nil, fmt.Errorf("open layer %q: %w", path, err)
 	}
-	return &layer{path: path, dialect: d, root: fd, dev: st.Dev, uuid: fsat.FSUUID(fd)}, nil
+	return &layer{path: path, dialect: d, root: fd, dev: st.Dev, blksize: uint32(st.Blksize), uuid: fsat.FSUUID(fd)}, nil
 }
 
 // LeftUnsynced returns an error if a volatile mount has left the upper that belongs

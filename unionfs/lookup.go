@@ -103,8 +103,14 @@ func (fs *FS) lowerChild(p *inode, f *found, seen *look) (*inode, error) {
 	if err != nil {
 		return nil, err
 	}
+	links := fs.lowers.sharesSlots() && f.typ != unix.DT_DIR // what has a slot in common is one file
+	if links && fs.readOnly() {
+		if have := fs.nodes.get(f.low.slot()); have != nil && have.tryRef() {
+			return fs.nameKnown(p, f, have)
+		}
+	}
 	id := fs.nodes.idFor(f.low)
-	if id != f.low.slot() {
+	if id != f.low.slot() && !links {
 		facts.ino = id // once it is copied up, it will be another than the one known already
 	}
 	n := newInode(id, facts.ino, uint32(f.low.typ())<<12, f.low)

@@ -33,6 +33,10 @@ type lowerTree interface {
 	// dataElsewhere reports whether a file's data and attributes are two
 	// files, which may differ in size.
 	dataElsewhere(o lowerObj) bool
+	// bare reports that o is known to have no extended attributes.
+	bare(o lowerObj) bool
+	// sharesSlots reports whether several names of one file have one slot.
+	sharesSlots() bool
 	// layer tells which layer serves o.
 	layer(o lowerObj) *layer
 	// merged reports whether several layers contribute to the directory o,

@@ -124,6 +124,10 @@ func (s *scan) close() {
 
 func (s *scan) root() lowerObj { return s.top }
 
+func (s *scan) bare(lowerObj) bool { return false }
+
+func (s *scan) sharesSlots() bool { return false }
+
 // dirsOf returns the real directories that make up the merged directory o.
 func (s *scan) dirsOf(o *scanObj) ([]*scanDir, error) {
 	if o.list == nil {
@@ -334,10 +338,7 @@ func (s *scan) open(obj lowerObj) (fd int, err error) {
 		return e.data.tree.open(e.data.obj)
 	}
 	err = s.with(o, func(dirfd int, name string) (e error) {
-		fd, e = fsat.OpenRegular(dirfd, name, unix.O_RDONLY|unix.O_NOATIME)
-		if e == unix.EPERM { // O_NOATIME is for owners and root
-			fd, e = fsat.OpenRegular(dirfd, name, unix.O_RDONLY)
-		}
+		fd, e = fsat.OpenData(dirfd, name)
 		return e
 	})
 	return fd, err
@@ -450,24 +451,28 @@ func (s *scan) facts(d *scanDir, name string) (lowerFacts, error) {
 		return lowerFacts{}, err
 	}
 	defer h.release()
-	return s.factsAt(h.fd, name)
+	return s.inos.factsAt(h.fd, name)
 }
 
-func (s *scan) factsAt(dirfd int, name string) (f lowerFacts, err error) {
+// factsAt looks at a name in a directory, or at the directory itself.
+func (m *inoMap) factsAt(dirfd int, name string) (f lowerFacts, err error) {
 	attributes, err := fsat.StatAttributes(dirfd, name, &f.st)
 	if err != nil {
 		return f, err
 	}
 	f.id = realID{f.st.Dev, f.st.Ino}
-	f.ino, f.prot = s.inos.shown(f.id.dev, f.id.ino), protectionOf(attributes)
+	f.ino, f.prot = m.shown(f.id.dev, f.id.ino), protectionOf(attributes)
 	if f.st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		f.links = uint32(f.st.Nlink)
 	}
 	return f, nil
 }
 
-func (s *scan) lookup(path string) (lowerObj, error) {
-	o := s.root()
+func (s *scan) lookup(path string) (lowerObj, error) { return lookupIn(s, path) }
+
+// lookupIn implements lowerTree.lookup by its other methods.
+func lookupIn(t lowerTree, path string) (lowerObj, error) {
+	o := t.root()
 	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
 		if name == "" {
 			continue
@@ -475,7 +480,7 @@ func (s *scan) lookup(path string) (lowerObj, error) {
 		if o.typ() != unix.DT_DIR {
 			return nil, unix.ENOENT
 		}
-		list, err := s.list(o)
+		list, err := t.list(o)
 		if err != nil {
 			return nil, err
 		}
@@ -509,9 +514,14 @@ func (s *scan) origin(o lowerObj) (origin []byte, err error) {
 	return origin, err
 }
 
-func (s *scan) byOrigin(origin []byte) (facts lowerFacts, ok bool) {
+func (s *scan) byOrigin(origin []byte) (lowerFacts, bool) {
+	return byOriginIn(s.layers, s.inos, origin)
+}
+
+// byOriginIn implements lowerTree.byOrigin for layers that lie side by side.
+func byOriginIn(layers []*layer, inos *inoMap, origin []byte) (facts lowerFacts, ok bool) {
 	tried := make(map[uint64]bool, 1)
-	for _, l := range s.layers {
+	for _, l := range layers {
 		if tried[l.dev] || !l.handles {
 			continue
 		}
@@ -520,7 +530,7 @@ func (s *scan) byOrigin(origin []byte) (facts lowerFacts, ok bool) {
 		if err != nil {
 			continue
 		}
-		facts, err := s.factsAt(fd, "")
+		facts, err := inos.factsAt(fd, "")
 		fsat.Close(fd)
 		if err == nil {
 			return facts, true

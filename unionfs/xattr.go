@@ -31,6 +31,9 @@ func (fs *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string, dest []
 	if fs.dialectLocked(n).IsPrefix(attr) {
 		return 0, fuse.EINVAL
 	}
+	if !n.upper && fs.lowers.bare(n.low) {
+		return 0, fuse.ENODATA
+	}
 	disk := fs.dialectLocked(n).ToDisk(attr)
 	var size int
 	err := fs.withRealLocked(n, func(dirfd int, name string) (e error) {
@@ -48,6 +51,9 @@ func (fs *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint3
 	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
+	if !n.upper && fs.lowers.bare(n.low) {
+		return 0, fuse.OK
+	}
 	var names []string
 	err := fs.withRealLocked(n, func(dirfd int, name string) (e error) {
 		names, e = fsat.Listxattr(dirfd, name)

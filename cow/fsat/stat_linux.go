@@ -34,6 +34,12 @@ func StatAttributes(dirfd int, name string, st *unix.Stat_t) (attributes uint64,
 // convert stores v in a field whose type depends on the architecture.
 func convert[T int32 | int64 | uint32 | uint64](to *T, v uint32) { *to = T(v) }
 
+// SetCounts sets the fields whose type depends on the architecture.
+func SetCounts(st *unix.Stat_t, nlink, blksize uint32) {
+	convert(&st.Nlink, nlink)
+	convert(&st.Blksize, blksize)
+}
+
 // Fstat is fstat of an open descriptor, O_PATH included.
 func Fstat(fd int, st *unix.Stat_t) error {
 	return retry(func() error { return unix.Fstat(fd, st) })
