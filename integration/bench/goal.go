@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -47,6 +48,16 @@ func (g goal) met(ratio, value float64) bool {
 }
 
 func atMost(v float64) []goal { return []goal{{Column: "C", AtMost: v}} }
+
+// stored wants the same of a container of the store as of a raw mount.
+func stored(goals []goal) []goal {
+	out := slices.Clone(goals)
+	for _, g := range goals {
+		g.Column = "S"
+		out = append(out, g)
+	}
+	return out
+}
 
 func (g goal) text(u unit) string {
 	if g.AtMost > 0 {

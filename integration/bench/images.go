@@ -19,7 +19,7 @@ import (
 func imagesTable() table {
 	tools := func(s system) bool { return s.kind == program || s.Name == "plyfs" }
 	return table{"images", "Images", []scene{
-		{name: "load", fixture: "image", once: true, unmounted: true, only: tools, steps: []step{
+		{name: "archive", fixture: "image", once: true, unmounted: true, only: tools, steps: []step{
 			{phases: []phase{
 				{Name: "load", Title: "load an archive", Unit: duration, Ref: "podman", Goals: least(1.5, 0, 0)},
 				{Name: "load-sync", Title: "the same, and sync", Unit: duration, Ref: "podman"},

@@ -185,6 +185,10 @@ func bench(ctx context.Context, c *config, out, log io.Writer) (err error) {
 	}
 	r.res.Machine.LoadAfter = loadAverage()
 	r.res.derive(r.tables)
+	if runErr != nil && c.save {
+		fmt.Fprintln(log, "interrupted: nothing is written to docs/")
+		c.save = false
+	}
 	return errors.Join(runErr, r.publish(c, old, out))
 }
 

@@ -41,7 +41,7 @@ func newPlace(dir string) (*place, error) {
 	}
 	name, err := fsType(work)
 	p := &place{Name: name, dir: work, fixtures: map[string]*fixture{}}
-	p.close = func() error { return os.RemoveAll(work) }
+	p.close = func() error { return errors.Join(detachBelow(work), os.RemoveAll(work)) }
 	return p, errors.Join(err, os.Chmod(work, 0o755))
 }
 
@@ -61,7 +61,7 @@ func newTmpfs(dir string) (*place, error) {
 		return nil, errors.Join(fmt.Errorf("mount tmpfs on %s: %w", p.dir, err), os.RemoveAll(outer))
 	}
 	p.close = func() error {
-		return errors.Join(unix.Unmount(p.dir, unix.MNT_DETACH), os.RemoveAll(outer))
+		return errors.Join(detachBelow(outer), os.RemoveAll(outer))
 	}
 	return p, nil
 }

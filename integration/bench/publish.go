@@ -16,6 +16,9 @@ func (r *runner) publish(c *config, old *results, out io.Writer) error {
 	for _, g := range r.res.grids(tables, c.goals) {
 		fmt.Fprintln(out, g.text())
 	}
+	if n, missed := r.res.verdicts(tables); c.goals && n > 0 {
+		fmt.Fprintf(out, "%d of %d goals are met\n\n", n-len(missed.rows)+1, n)
+	}
 	if len(r.res.Counts) > 0 {
 		fmt.Fprintln(out, r.res.countGrid(tables).text())
 	}
@@ -68,7 +71,13 @@ func (r *results) writeDocument(base string, tables []table) error {
 			fmt.Fprintf(&b, "- %s\n", s)
 		}
 	}
-	b.WriteString("\nThe column `kernel` shows absolute figures. The others show speed relative to it: 2 is twice as fast. `~` marks what differs by more than\na fifth between rounds (distance of the quartiles). Goals are for the columns C, N and R of plyfs; ✗ is one that is missed.\n\n")
+	b.WriteString("\nThe column `kernel` shows absolute figures. The others show speed relative to it: 2 is twice as fast. `~` marks what differs by more than\na fifth between rounds (distance of the quartiles). Goals are for the columns C, N, R and S of plyfs; ✗ is one that is missed.\n\n")
+	if n, missed := r.verdicts(tables); n > 0 {
+		fmt.Fprintf(&b, "%d of %d goals are met.\n\n", n-len(missed.rows)+1, n)
+		if len(missed.rows) > 1 {
+			b.WriteString(missed.markdown())
+		}
+	}
 	for _, place := range r.Places {
 		p := r.plotOf(place, tables)
 		if len(p.groups) == 0 {

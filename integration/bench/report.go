@@ -82,8 +82,8 @@ func (r *results) row(place string, ph phase, columns []system) (row []string, a
 			continue
 		}
 		any = true
-		if ph.Unit == perSecond || row[1] == "" && ph.Unit == perSecondBytes {
-			row[1] = volume(ph.Unit, m.Ops)
+		if row[1] == "" && (ph.Unit == perSecond || ph.Unit == perSecondBytes) {
+			row[1] = volume(ph.Unit, m.Ops) // of the first, which is the kernel
 		}
 		row = append(row, r.cell(m, ph, ref == s.Name))
 		for _, g := range ph.goalsOn(place) {
@@ -118,17 +118,66 @@ func volume(u unit, ops int64) string {
 // relative to it, and times both ways.
 func (r *results) cell(m *measure, ph phase, isRef bool) string {
 	text := ph.Unit.rate(median(m.Values), m.Ops)
+	varies := m.Values
 	if rel := r.ratio(m, ph.ref()); !isRef && rel > 0 && ph.Unit.timed() {
+		if q := quotients(r.find(m.Place, m.Phase, ph.ref()), m); q != nil {
+			varies = q
+		}
 		if ph.Unit == duration {
 			text += " (" + ratio(rel) + ")"
 		} else {
 			text = ratio(rel)
 		}
 	}
-	if spread(m.Values) > noisy {
+	if spread(varies) > noisy {
 		text += "~"
 	}
 	return text
+}
+
+// verdicts compares with all goals: how many there are for what was measured,
+// and the rows of those that are missed.
+func (r *results) verdicts(tables []table) (goals int, missed grid) {
+	missed = grid{title: "Goals that are missed", rows: [][]string{{"", "on", "system", "goal", "measured"}}}
+	for _, place := range r.Places {
+		for _, t := range tables {
+			for _, sc := range t.scenes {
+				for _, st := range sc.steps {
+					for _, ph := range st.phases {
+						n, rows := r.verdict(place, &t, ph)
+						goals += n
+						missed.rows = append(missed.rows, rows...)
+					}
+				}
+			}
+		}
+	}
+	return goals, missed
+}
+
+func (r *results) verdict(place string, t *table, ph phase) (goals int, rows [][]string) {
+	for _, s := range systems {
+		m := r.find(place, ph.Name, s.Name)
+		if m == nil {
+			continue
+		}
+		for _, g := range ph.goalsOn(place) {
+			rel := r.ratio(m, ph.ref())
+			if g.Column != s.goal || g.AtMost == 0 && rel == 0 {
+				continue
+			}
+			goals++
+			if g.met(rel, median(m.Values)) {
+				continue
+			}
+			got := ratio(rel)
+			if g.AtMost > 0 {
+				got = ph.Unit.value(median(m.Values))
+			}
+			rows = append(rows, []string{t.Title + ": " + ph.Title, place, s.Column, g.text(ph.Unit), got})
+		}
+	}
+	return goals, rows
 }
 
 // countGrid lists the requests of each phase.

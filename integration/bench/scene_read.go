@@ -111,7 +111,7 @@ func layersTable(sz *sizes) table {
 	growth := func(what string) phase {
 		return phase{
 			Name: what + "-growth", Title: fmt.Sprintf("%s, fresh mount: time with %d layers / with %d", what, last, first), Unit: factor,
-			Goals:  []goal{{Column: "S", AtMost: 1.1}},
+			Goals:  stored(atMost(1.1)),
 			growth: [2]string{fmt.Sprintf("%s-%d", what, first), fmt.Sprintf("%s-%d", what, last)},
 		}
 	}
