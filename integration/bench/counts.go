@@ -41,7 +41,8 @@ type tracer struct {
 	names map[uint64]string
 }
 
-const tracerName = "plyfs-bench"
+// tracerName is followed by the number of this process.
+const tracerName = "plyfs-bench-"
 
 // traceBuffer is the size of the buffer for each CPU in KiB: room for about
 // half a million events.
@@ -54,10 +55,11 @@ func newTracer() (*tracer, error) {
 			return nil, fmt.Errorf("mount tracefs on %s: %w", root, err)
 		}
 	}
-	t := &tracer{dir: filepath.Join(root, "instances", tracerName)}
-	t.event = filepath.Join(t.dir, "events/fuse/fuse_request_send")
-	// One that a killed run has left behind counts nothing, but has its filter.
-	_ = os.Remove(t.dir)
+	t := &tracer{dir: filepath.Join(root, "instances", tracerName+strconv.Itoa(os.Getpid()))}
+	t.event = filepath.Join(t.dir, requestSend)
+	if err := removeStale(filepath.Join(root, "instances")); err != nil {
+		return nil, err
+	}
 	if err := os.Mkdir(t.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make trace instance: %w", err)
 	}
@@ -77,6 +79,23 @@ func newTracer() (*tracer, error) {
 		}
 	}
 	return t, nil
+}
+
+// removeStale removes instances that killed runs have left behind.
+func removeStale(instances string) error {
+	old, err := filepath.Glob(filepath.Join(instances, tracerName+"*"))
+	if err != nil {
+		return fmt.Errorf("list trace instances: %w", err)
+	}
+	for _, dir := range old {
+		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(dir), tracerName))
+		if err != nil || errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			if err := os.Remove(dir); err != nil {
+				return fmt.Errorf("remove trace instance of an earlier run: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 // set writes to a file of the instance.

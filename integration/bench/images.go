@@ -17,7 +17,7 @@ import (
 // fresh store each time. The first figure is when the command returns; plyfs has
 // synced by then, the others have not, so there is one with sync as well.
 func imagesTable() table {
-	tools := func(s system) bool { return s.kind == program || s.Name == "plyfs" }
+	tools := func(s system) bool { return s.kind == program || s.Name == "plyfs" || s.base }
 	return table{"images", "Images", []scene{
 		{name: "archive", fixture: "image", once: true, unmounted: true, only: tools, steps: []step{
 			{phases: []phase{
@@ -51,7 +51,7 @@ func (e *env) imageTool(file, out string) imageTool {
 			save: slices.Concat(base, []string{store, "docker-archive:" + out + ":" + name}),
 		}
 	}
-	base := []string{e.r.bin, "--root", root}
+	base := []string{e.r.binary(e.s), "--root", root}
 	return imageTool{
 		load: slices.Concat(base, []string{"load", "-q", "-i", file}),
 		save: slices.Concat(base, []string{"save", "-o", out, name}),

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"time"
 
 	"golang.org/x/term"
@@ -31,7 +33,7 @@ func buildPlyfs(ctx context.Context, module, file, version string) error {
 // findSystems keeps the systems that were chosen and are there.
 func (r *runner) findSystems(ctx context.Context, c *config, chosen *regexp.Regexp) {
 	for _, s := range systems {
-		if !chosen.MatchString(s.Name) || !r.needs(s) {
+		if !chosen.MatchString(s.Name) && !s.base || s.base && r.base == "" || !r.needs(s) {
 			continue
 		}
 		if err := r.available(ctx, c, s); err != nil {
@@ -39,7 +41,7 @@ func (r *runner) findSystems(ctx context.Context, c *config, chosen *regexp.Rege
 			continue
 		}
 		r.systems = append(r.systems, s)
-		r.res.Systems = append(r.res.Systems, systemInfo{s.Name, s.version(ctx, r.bin)})
+		r.res.Systems = append(r.res.Systems, systemInfo{s.Name, s.version(ctx, r.binary(s))})
 	}
 }
 
@@ -73,8 +75,14 @@ func (r *runner) available(ctx context.Context, c *config, s system) error {
 	fmt.Fprintf(r.log, "installing %s\n", s.pkg)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	if _, err := run(ctx, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-o", "DPkg::Lock::Timeout=60", "install", "-y", "--no-install-recommends", s.pkg); err != nil {
-		return fmt.Errorf("%s is not installed, and cannot be: %w", s.tool, err)
+	apt := []string{"env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-o", "DPkg::Lock::Timeout=60"}
+	install := append(slices.Clone(apt), "install", "-y", "--no-install-recommends", s.pkg)
+	if _, err := run(ctx, install...); err != nil {
+		// The lists may be old, or there are none.
+		_, uerr := run(ctx, append(slices.Clone(apt), "update")...)
+		if _, err = run(ctx, install...); err != nil {
+			return fmt.Errorf("%s is not installed, and cannot be: %w", s.tool, errors.Join(err, uerr))
+		}
 	}
 	_, err := exec.LookPath(s.tool)
 	return err

@@ -29,6 +29,7 @@ Examples:
   go run ./integration/bench -quick                      everything, small, one round
   go run ./integration/bench -phases '^walk|^small' -systems '^(kernel|plyfs)' -rounds 7
   go run ./integration/bench -rounds 0 -phases chmod     count requests only
+  go run ./integration/bench -base /tmp/plyfs.old -systems '^(kernel|plyfs)$' -phases names
   go run ./integration/bench -compare docs/benchmarks.json -phases names
 
 Flags:
@@ -50,6 +51,7 @@ type config struct {
 	goals    bool
 	install  bool
 	options  string
+	base     string
 	limit    time.Duration
 	progress bool
 }
@@ -76,6 +78,7 @@ func parseFlags(args []string, w io.Writer) (*config, error) {
 	f.BoolVar(&c.goals, "goals", true, "show goals, and whether they are met")
 	f.BoolVar(&c.install, "install", true, "install what is compared by apt-get, if missing (not with -quick)")
 	f.StringVar(&c.options, "o", "", "more mount options for plyfs, comma separated")
+	f.StringVar(&c.base, "base", "", "another plyfs binary, measured beside this one: the way to see what a change brings")
 	f.DurationVar(&c.limit, "limit", 5*time.Minute, "time limit for one phase")
 	f.BoolVar(&c.progress, "v", false, "show progress line by line")
 	if err := f.Parse(args); err != nil {
@@ -153,6 +156,11 @@ func bench(ctx context.Context, c *config, out, log io.Writer) (err error) {
 	r := &runner{rounds: c.rounds, counts: c.counts, limit: c.limit, sizes: sz, log: log, res: &results{Format: resultsFormat}}
 	if !c.progress {
 		r.log = &ticker{w: log}
+	}
+	if c.base != "" {
+		if r.base, err = filepath.Abs(c.base); err != nil {
+			return fmt.Errorf("-base: %w", err)
+		}
 	}
 	if c.options != "" {
 		r.options = strings.Split(c.options, ",")

@@ -12,7 +12,7 @@ import (
 )
 
 func memoryTable(sz *sizes) table {
-	servers := named("plyfs", "fuse-overlayfs")
+	servers := named("plyfs", "plyfs-base", "fuse-overlayfs")
 	return table{"memory", "Memory", []scene{
 		{name: "idle", fixture: "many", once: true, few: 3, only: servers, steps: []step{
 			{phases: []phase{

@@ -27,7 +27,7 @@ const (
 type mounted struct {
 	system system
 	target string
-	minor  string // of the device: the number of the FUSE connection
+	minor  string // of the device: the number of the FUSE connection; set under live.mu
 
 	// umount replaces umount(2), if it is not nil.
 	umount func() error
@@ -126,6 +126,8 @@ func (m *mounted) connection() error {
 	if !ok {
 		return fmt.Errorf("%s says that it has mounted %s, but there is no mount", m.system.Name, m.target)
 	}
+	live.mu.Lock()
+	defer live.mu.Unlock()
 	_, m.minor, _ = strings.Cut(dev, ":")
 	return nil
 }

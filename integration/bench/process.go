@@ -51,8 +51,13 @@ func command(ctx context.Context, argv ...string) *exec.Cmd {
 	return cmd
 }
 
+// runLimit is for whatever has no limit of its own.
+const runLimit = 15 * time.Minute
+
 // run executes a program to its end.
 func run(ctx context.Context, argv ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, runLimit)
+	defer cancel()
 	out, err := command(ctx, argv...).CombinedOutput()
 	if err != nil {
 		return out, fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, tail(out))

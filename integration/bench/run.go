@@ -13,6 +13,7 @@ import (
 // runner executes the rounds.
 type runner struct {
 	bin     string
+	base    string   // another binary of plyfs
 	options []string // additional options of plyfs
 	systems []system
 	places  []*place
@@ -25,6 +26,14 @@ type runner struct {
 	res     *results
 	log     io.Writer // progress
 	failed  map[string]int
+}
+
+// binary is the plyfs that a system runs.
+func (r *runner) binary(s system) string {
+	if s.base {
+		return r.base
+	}
+	return r.bin
 }
 
 // maxFailures is after how many failures a scene is given up on a system.

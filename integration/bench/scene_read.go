@@ -87,7 +87,7 @@ func largeTable(*sizes) table {
 
 func layersTable(sz *sizes) table {
 	t := table{"layers", "Number of layers", nil}
-	unions := named("plyfs", "plyfs-store", "kernel", "fuse-overlayfs")
+	unions := named("plyfs", "plyfs-base", "plyfs-store", "kernel", "fuse-overlayfs")
 	for _, n := range sz.stacks {
 		name := fmt.Sprintf("stack%d", n)
 		layers := fmt.Sprintf("%d layers", n)

@@ -99,7 +99,7 @@ func (e *env) mount(ctx context.Context, foreground bool) (*mounted, error) {
 	if !e.s.readOnly {
 		st.upper, st.work = e.rm.upper, e.rm.work
 	}
-	m, err := e.s.mount(ctx, e.r.bin, e.r.options, st, e.rm.target, foreground)
+	m, err := e.s.mount(ctx, e.r.binary(e.s), e.r.options, st, e.rm.target, foreground)
 	if err == nil && e.s.kind == plyfs {
 		e.r.warned(e.s, m.log.String())
 	}
@@ -110,6 +110,8 @@ func (e *env) mount(ctx context.Context, foreground bool) (*mounted, error) {
 func (e *env) step(ctx context.Context, st *step, tr *tracer) ([]part, requests, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.r.limit)
 	defer cancel()
+	// A system call of this process can hang as well.
+	defer context.AfterFunc(ctx, abortAll)()
 	if st.special != nil {
 		parts, err := st.special(ctx, e)
 		return parts, nil, err

@@ -31,6 +31,8 @@ type system struct {
 	// store: the image is loaded into a store of plyfs, and a container of it
 	// is mounted.
 	store bool
+	// base: the binary is the one that -base names.
+	base bool
 	// io is the policy of plyfs for contents of files; empty: the default.
 	io string
 	// readOnly: mounted without an upper.
@@ -47,6 +49,7 @@ type system struct {
 var systems = []system{
 	{Name: "kernel", Column: "kernel", About: "kernel overlayfs: what the ratios refer to", kind: kernel},
 	{Name: "plyfs", Column: "plyfs C", About: "plyfs, writable, default I/O policy", kind: plyfs, goal: "C"},
+	{Name: "plyfs-base", Column: "base", About: "as plyfs, with the binary of -base", kind: plyfs, base: true},
 	{Name: "plyfs-noopen", Column: "plyfs N", About: "plyfs, writable, io=noopen", kind: plyfs, io: "noopen", goal: "N"},
 	{Name: "plyfs-ro", Column: "plyfs R", About: "plyfs without an upper, default I/O policy", kind: plyfs, readOnly: true, goal: "R"},
 	{Name: "plyfs-store", Column: "plyfs S", About: "container of plyfs' store, with its index and metacopy; default I/O policy", kind: plyfs, store: true, tables: []string{"metadata", "small", "copyup", "layers"}, goal: "S"},

@@ -58,6 +58,10 @@ type work interface {
 // runWorker reads a job from in, prepares it, says so on out, waits for
 // another line, executes the job and reports.
 func runWorker(in io.Reader, out io.Writer) error {
+	// Not for the programs that a job runs.
+	if err := errors.Join(os.Unsetenv(workerEnv), os.Unsetenv("GODEBUG")); err != nil {
+		return fmt.Errorf("clear environment: %w", err)
+	}
 	r := bufio.NewReaderSize(in, 1<<20)
 	line, err := r.ReadBytes('\n')
 	if err != nil {
