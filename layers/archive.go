@@ -12,7 +12,9 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -26,6 +28,9 @@ import (
 // its members come. Small JSON members are kept in memory; any other member is
 // taken for a layer and unpacked into a stage at once, since the manifest that
 // says so may be the last member and a pipe cannot be read twice.
+//
+// A layer is unpacked by goroutines of its own: while one is read, those before
+// it may still be at work, as many at a time as there are slots.
 type archive struct {
 	s        *Store
 	lease    string
@@ -34,18 +39,62 @@ type archive struct {
 
 	members   map[string]*member
 	jsonBytes int64
-	stages    []*stage // every one made, for cleaning up
+	slots     chan struct{}
+
+	mu     sync.Mutex
+	stages []*stage // every one made, for cleaning up; guarded by mu
+	err    error    // the first that ends the whole work; guarded by mu
 }
 
 // member is one file of the archive.
 type member struct {
-	name   string
-	link   string // another member, for symbolic and hard links
-	json   []byte
+	name string
+	link string // another member, for symbolic and hard links
+	json []byte
+	// Of a layer: closed when what follows is known. nil: it is.
+	ready  chan struct{}
 	digest digest.Digest // of the member as stored
 	size   int64
 	layer  *layerData
 	err    error // why it is not a layer
+}
+
+// wait returns when everything about the member is known.
+func (m *member) wait() {
+	if m.ready != nil {
+		<-m.ready
+	}
+}
+
+// newArchive returns an archive of which nothing has been read.
+func (s *Store) newArchive(lease string, p ProgressFunc) *archive {
+	return &archive{
+		s: s, lease: lease, progress: &progress{fn: p}, members: map[string]*member{}, dirFd: -1,
+		slots: make(chan struct{}, min(max(2, runtime.GOMAXPROCS(0)), 8)),
+	}
+}
+
+// fail ends the whole work.
+func (a *archive) fail(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.err == nil {
+		a.err = err
+	}
+}
+
+func (a *archive) failed() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.err
+}
+
+// settle waits for all members.
+func (a *archive) settle() error {
+	for _, m := range a.members {
+		m.wait()
+	}
+	return a.failed()
 }
 
 // layerData is a layer blob whose digests are known.
@@ -62,6 +111,7 @@ const jsonMax = 256 << 20
 
 // clean throws away the stages that no image has taken.
 func (a *archive) clean() {
+	_ = a.settle() // the work has ended, one way or the other
 	for _, st := range a.stages {
 		st.discard()
 	}
@@ -84,7 +134,10 @@ func (a *archive) read(ctx context.Context, r io.Reader) error {
 			if n == 0 {
 				return fmt.Errorf("%w: the archive is empty", ErrInvalid)
 			}
-			return a.drain(plain, outer, form)
+			if err := a.drain(plain, outer, form); err != nil {
+				return err
+			}
+			return a.settle()
 		}
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
 			if n == 0 && errors.Is(err, tar.ErrHeader) {
@@ -94,6 +147,9 @@ func (a *archive) read(ctx context.Context, r io.Reader) error {
 		}
 		if n >= a.s.limits.Members {
 			return fmt.Errorf("%w: the archive has more than %d members", ErrUnsupported, a.s.limits.Members)
+		}
+		if err := a.failed(); err != nil {
+			return err
 		}
 		if err := a.member(ctx, h, tr); err != nil {
 			return archiveError(form, fmt.Errorf("archive member %q: %w", h.Name, err), n)
@@ -132,7 +188,11 @@ func (a *archive) member(ctx context.Context, h *tar.Header, r io.Reader) error 
 	m := &member{name: strings.Join(comps, "/")}
 	switch h.Typeflag {
 	case tar.TypeReg, '\x00':
-		return a.add(ctx, m, r, h.Size)
+		drained, err := a.add(ctx, m, r, h.Size, nil)
+		if drained != nil {
+			<-drained // the next member is behind it
+		}
+		return err
 	case tar.TypeSymlink, tar.TypeLink:
 		// Old writers link duplicate layers to one another. Links lead
 		// nowhere but to other members.
@@ -151,25 +211,29 @@ func (a *archive) member(ctx context.Context, h *tar.Header, r io.Reader) error 
 }
 
 func (a *archive) put(m *member) {
-	if old := a.members[m.name]; old != nil && old.layer != nil && old.layer.stage != nil {
+	old := a.members[m.name]
+	if old != nil {
+		old.wait()
+	}
+	if old != nil && old.layer != nil && old.layer.stage != nil {
 		old.layer.stage.discard()
 	}
 	a.members[m.name] = m
 }
 
-// add takes in one regular member.
-func (a *archive) add(ctx context.Context, m *member, r io.Reader, size int64) error {
-	sum := &sumReader{r: r, sum: sha256.New()}
-	br := bufio.NewReaderSize(sum, 128<<10)
+// add takes in one regular member. Of a layer it returns at once, with a channel
+// that is closed when r has been read; then done is called.
+func (a *archive) add(ctx context.Context, m *member, r io.Reader, size int64, done func()) (drained <-chan struct{}, err error) {
+	br := bufio.NewReaderSize(r, 64<<10)
 	head, err := br.Peek(512)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return err
+		return nil, err
 	}
 	isJSON := looksLikeJSON(head)
 	switch {
 	case m.name == "manifest.json" || m.name == "index.json" || m.name == "oci-layout" || m.name == "repositories":
 		if size > a.s.limits.Manifest {
-			return fmt.Errorf("%w: %d bytes, the limit is %d", ErrUnsupported, size, a.s.limits.Manifest)
+			return nil, fmt.Errorf("%w: %d bytes, the limit is %d", ErrUnsupported, size, a.s.limits.Manifest)
 		}
 		isJSON = true
 	case isJSON && size > a.s.limits.Config:
@@ -177,34 +241,86 @@ func (a *archive) add(ctx context.Context, m *member, r io.Reader, size int64) e
 	case !isJSON && size < 512 && size > 0 && !compressed(head):
 		m.err = fmt.Errorf("%w: it is not a layer: %d bytes, no tar and not compressed", ErrCorrupt, size)
 	}
-	switch {
-	case isJSON:
+	if !isJSON && m.err == nil {
+		return a.start(ctx, m, br, size, done)
+	}
+	if done != nil {
+		defer done()
+	}
+	sum := sha256.New()
+	in := io.TeeReader(br, sum)
+	if isJSON {
 		if a.jsonBytes += size; a.jsonBytes > jsonMax {
-			return fmt.Errorf("%w: more than %d bytes of JSON in the archive", ErrUnsupported, int64(jsonMax))
+			return nil, fmt.Errorf("%w: more than %d bytes of JSON in the archive", ErrUnsupported, int64(jsonMax))
 		}
-		if m.json, err = io.ReadAll(br); err != nil {
-			return err
-		}
-	case m.err == nil:
-		if err := a.addLayer(ctx, m, br, size); err != nil {
-			return err
-		}
+		m.json, err = io.ReadAll(in)
+		m.size = int64(len(m.json))
+	} else {
+		m.size, err = io.Copy(io.Discard, in)
 	}
-	if _, err := io.Copy(io.Discard, br); err != nil {
-		return err
+	if err == nil {
+		err = m.is(digest.NewDigest(digest.SHA256, sum), size)
 	}
-	if sum.n != size {
-		return fmt.Errorf("expected %d bytes, got %d: %w", size, sum.n, io.ErrUnexpectedEOF)
+	if err == nil {
+		a.put(m)
 	}
-	m.digest, m.size = sum.digest(), sum.n
-	if want, ok := namedDigest(m.name); ok && want != m.digest {
-		return fmt.Errorf("%w: wrong digest: its name says %s, its content has %s", ErrCorrupt, want, m.digest)
+	return nil, err
+}
+
+// is notes the digest of a member and checks it and its size.
+func (m *member) is(d digest.Digest, size int64) error {
+	m.digest = d
+	if m.size != size {
+		return fmt.Errorf("expected %d bytes, got %d: %w", size, m.size, io.ErrUnexpectedEOF)
 	}
-	if m.layer != nil {
-		m.layer.blob, m.layer.blobSize = m.digest, m.size
+	if want, ok := namedDigest(m.name); ok && want != d {
+		return fmt.Errorf("%w: wrong digest: its name says %s, its content has %s", ErrCorrupt, want, d)
 	}
-	a.put(m)
 	return nil
+}
+
+// start takes in a layer in the background.
+func (a *archive) start(ctx context.Context, m *member, br *bufio.Reader, size int64, done func()) (drained <-chan struct{}, err error) {
+	select {
+	case a.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	short := m.name
+	if d, ok := namedDigest(m.name); ok {
+		short = d.Encoded()[:12]
+	}
+	track := a.progress.start(short, "unpacking", size)
+	raw := readAhead(ctx, track.reader(br), rawBlocks)
+	m.ready = make(chan struct{})
+	a.put(m)
+	go func() {
+		defer close(m.ready)
+		defer func() { <-a.slots }()
+		defer track.done()
+		if done != nil {
+			defer done()
+		}
+		err := a.addLayer(ctx, m, raw, track)
+		d, rerr := raw.finish()
+		m.size = raw.size
+		switch {
+		case rerr != nil:
+			a.fail(rerr)
+			return
+		case err != nil:
+			a.fail(fmt.Errorf("archive member %q: %w", m.name, err))
+			return
+		}
+		if err := m.is(d, size); err != nil {
+			a.fail(fmt.Errorf("archive member %q: %w", m.name, err))
+			return
+		}
+		if m.layer != nil {
+			m.layer.blob, m.layer.blobSize = m.digest, m.size
+		}
+	}()
+	return raw.drained, nil
 }
 
 func compressed(head []byte) bool {
@@ -246,51 +362,58 @@ func fatal(ctx context.Context, err error) bool {
 var errFault = errors.New("fault point")
 
 // addLayer unpacks a member, or only hashes it if the store has its content.
-// What is wrong with it matters only if a manifest turns out to name it.
-func (a *archive) addLayer(ctx context.Context, m *member, br *bufio.Reader, size int64) error {
-	short := m.name
-	if d, ok := namedDigest(m.name); ok {
-		short = d.Encoded()[:12]
-	}
-	track := a.progress.start(short, "unpacking", size)
-	defer track.done()
-	raw := bufio.NewReaderSize(track.reader(br), 128<<10)
-	plain, form, err := decompress(raw)
+// What is wrong with it matters only if a manifest turns out to name it; an
+// error that is returned ends the whole work.
+func (a *archive) addLayer(ctx context.Context, m *member, raw *ahead, track *track) error {
+	plain, form, err := decompress(bufio.NewReaderSize(raw, 64<<10))
 	if err != nil {
 		m.err = err
 		return nil
 	}
 	defer plain.Close()
+	// An uncompressed layer is its own tar: one digest is enough.
+	sum, src := raw, io.Reader(plain)
+	if form != "none" {
+		sum = readAhead(ctx, plain, aheadBlocks)
+		defer sum.stop()
+		src = sum
+	}
 	known, err := a.haveContent(ctx, m.name)
 	if err != nil {
 		return err
 	}
+	var st *stage
 	if known {
 		track.action("verifying")
-		sum := &sumReader{r: ctxReader{ctx, plain}, sum: sha256.New(), limit: a.s.limits.LayerBytes}
-		if _, err := io.Copy(io.Discard, sum); err != nil {
-			if m.err = decompressError(form, err); fatal(ctx, err) || form == "none" {
-				return err
-			}
-			return nil
+		_, err = io.Copy(io.Discard, &countReader{r: src, limit: a.s.limits.LayerBytes})
+	} else {
+		if st, err = a.s.newStage(ctx, "load"); err != nil {
+			return err
 		}
-		m.layer = &layerData{name: m.name, diffID: sum.digest()}
-		return a.mustHave(ctx, m)
+		a.mu.Lock()
+		a.stages = append(a.stages, st)
+		a.mu.Unlock()
+		err = st.unpackFrom(ctx, src)
 	}
-	st, err := a.s.newStage(ctx, "load")
+	var diffID digest.Digest
+	if err == nil {
+		diffID, err = sum.finish()
+	}
 	if err != nil {
-		return err
-	}
-	a.stages = append(a.stages, st)
-	if err := st.unpack(ctx, plain); err != nil {
-		st.discard()
-		if fatal(ctx, err) {
+		if st != nil {
+			st.discard()
+		}
+		if fatal(ctx, err) || known && form == "none" {
 			return err
 		}
 		m.err = decompressError(form, err)
 		return nil
 	}
-	m.layer = &layerData{name: m.name, diffID: st.u.stats.diffID, stage: st}
+	m.layer = &layerData{name: m.name, diffID: diffID, stage: st}
+	if known {
+		return a.mustHave(ctx, m)
+	}
+	st.u.stats.diffID = diffID
 	return nil
 }
 
@@ -336,9 +459,31 @@ func (a *archive) mustHave(ctx context.Context, m *member) error {
 	})
 }
 
+// prefetch begins to read members of a directory. What is wrong with one is
+// found when it is got.
+func (a *archive) prefetch(ctx context.Context, names []string) {
+	for _, n := range names {
+		if a.dirFd < 0 || a.members[n] != nil {
+			continue
+		}
+		if m, err := a.open(ctx, n); err != nil || m == nil {
+			return
+		}
+	}
+}
+
 // get finds a member by name, through links. An OCI layout directory is read
 // as it is asked for.
 func (a *archive) get(ctx context.Context, name string) (*member, error) {
+	m, err := a.find(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	m.wait()
+	return m, a.failed()
+}
+
+func (a *archive) find(ctx context.Context, name string) (*member, error) {
 	comps, err := tarPath(name, 64)
 	if err != nil {
 		return nil, err
@@ -384,53 +529,52 @@ func (a *archive) open(ctx context.Context, name string) (*member, error) {
 		return nil, fmt.Errorf("open %q: %w", name, err)
 	}
 	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
 	m := &member{name: name}
-	if err := a.add(ctx, m, ctxReader{ctx, f}, st.Size); err != nil {
+	drained, err := a.add(ctx, m, ctxReader{ctx, f}, st.Size, func() { _ = f.Close() })
+	if err != nil {
 		return nil, fmt.Errorf("%q: %w", name, err)
 	}
+	_ = drained // each member has a file of its own
 	return m, nil
 }
 
 // progress turns byte counts into calls of a ProgressFunc.
 type progress struct {
+	mu sync.Mutex // calls of fn come one at a time
 	fn ProgressFunc
 }
 
 type track struct {
 	p    *progress
-	last time.Time
+	last time.Time // guarded by p.mu, like ev
 	ev   Progress
 }
 
 func (p *progress) start(id, action string, total int64) *track {
 	t := &track{p: p, ev: Progress{ID: id, Action: action, Total: total}}
-	t.tell(true)
+	t.tell(true, func(*Progress) {})
 	return t
 }
 
-func (t *track) tell(force bool) {
-	if t.p == nil || t.p.fn == nil || (!force && time.Since(t.last) < 50*time.Millisecond) {
+// tell changes the event and passes it on, unless another one has just been.
+func (t *track) tell(force bool, change func(*Progress)) {
+	if t.p == nil || t.p.fn == nil {
 		return
 	}
-	t.last = time.Now()
-	t.p.fn(t.ev)
+	t.p.mu.Lock()
+	defer t.p.mu.Unlock()
+	change(&t.ev)
+	if force || time.Since(t.last) >= 50*time.Millisecond {
+		t.last = time.Now()
+		t.p.fn(t.ev)
+	}
 }
 
-func (t *track) action(a string) {
-	t.ev.Action = a
-	t.tell(true)
-}
+func (t *track) action(a string) { t.tell(true, func(ev *Progress) { ev.Action = a }) }
 
-func (t *track) add(n int64) {
-	t.ev.Current += n
-	t.tell(false)
-}
+func (t *track) add(n int64) { t.tell(false, func(ev *Progress) { ev.Current += n }) }
 
-func (t *track) done() {
-	t.ev.Done = true
-	t.tell(true)
-}
+func (t *track) done() { t.tell(true, func(ev *Progress) { ev.Done = true }) }
 
 func (t *track) reader(r io.Reader) io.Reader { return trackReader{t, r} }
 

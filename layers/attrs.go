@@ -132,38 +132,33 @@ type powers struct {
 	dialect    whiteout.Dialect
 }
 
-// apply sets the attributes of the object behind fd, which may be O_PATH, in
+// apply sets the attributes of the object (dirfd, name), or of dirfd itself, in
 // the order in which they do not undo each other: chown clears suid bits and
-// capabilities, an ACL changes the group bits, and times come last. It reports
-// whether everything could be applied; a store without privileges goes on with
-// what it can do, and the tar-split record keeps the rest.
-func (p powers) apply(fd int, k kind, a *attrs) (complete bool, err error) {
+// capabilities, an ACL changes the group bits, and times come last. What the
+// object has got by being made is not set again. apply reports whether
+// everything could be applied; a store without privileges goes on with what it
+// can do, and the tar-split record keeps the rest.
+func (p powers) apply(dirfd int, name string, k kind, a *attrs, has *made) (complete bool, err error) {
 	complete = true
-	if err := fsat.Chown(fd, "", a.uid, a.gid); err != nil {
-		if p.privileged {
-			return false, fmt.Errorf("set owner %d:%d: %w", a.uid, a.gid, err)
+	if has == nil || has.uid != a.uid || has.gid != a.gid {
+		if err := fsat.Chown(dirfd, name, a.uid, a.gid); err != nil {
+			if p.privileged {
+				return false, fmt.Errorf("set owner %d:%d: %w", a.uid, a.gid, err)
+			}
+			complete = false
 		}
-		complete = false
 	}
 	if k != kindSymlink {
-		mode := a.mode
-		if !p.privileged {
-			// Readable to us, whatever the image says: we have to read it
-			// back. Never suid under a foreign owner.
-			mode &^= unix.S_ISUID | unix.S_ISGID
-			if k == kindDir {
-				mode |= 0o700
-			} else {
-				mode |= 0o400
+		mode := p.fileMode(k, a)
+		complete = complete && mode == a.mode
+		if has == nil || has.mode != mode {
+			if err := fsat.Chmod(dirfd, name, mode); err != nil {
+				return false, fmt.Errorf("set mode %#o: %w", mode, err)
 			}
-			complete = complete && mode == a.mode
-		}
-		if err := fsat.Chmod(fd, "", mode); err != nil {
-			return false, fmt.Errorf("set mode %#o: %w", mode, err)
 		}
 	}
 	for i, x := range a.xattrs {
-		err := fsat.Setxattr(fd, "", x.name, []byte(x.value), 0)
+		err := fsat.Setxattr(dirfd, name, x.name, []byte(x.value), 0)
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !p.privileged,
@@ -173,10 +168,28 @@ func (p powers) apply(fd int, k kind, a *attrs) (complete bool, err error) {
 			return false, fmt.Errorf("set extended attribute %q (%d bytes): %w", x.name, len(x.value), err)
 		}
 	}
-	if err := fsat.Utimes(fd, "", a.times()); err != nil {
+	if name == "" && k == kindFile {
+		err = setTimes(dirfd, a.times())
+	} else {
+		err = fsat.Utimes(dirfd, name, a.times())
+	}
+	if err != nil {
 		return false, fmt.Errorf("set times: %w", err)
 	}
 	return complete, nil
+}
+
+// fileMode is the mode that an object gets on disk.
+func (p powers) fileMode(k kind, a *attrs) uint32 {
+	switch {
+	case p.privileged:
+		return a.mode
+	// Readable to us, whatever the image says: we have to read it back. Never
+	// suid under a foreign owner.
+	case k == kindDir:
+		return a.mode&^(unix.S_ISUID|unix.S_ISGID) | 0o700
+	}
+	return a.mode&^(unix.S_ISUID|unix.S_ISGID) | 0o400
 }
 
 // tarXattr is the name that an attribute stored as name in a layer of dialect d

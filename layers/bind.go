@@ -363,7 +363,7 @@ func (u *unpacker) finishDir(n *node) error {
 	if n.attrs == nil {
 		return errors.New("internal error: directory without attributes")
 	}
-	complete, err := u.powers.apply(fd, kindDir, n.attrs)
+	complete, err := u.powers.apply(fd, "", kindDir, n.attrs, nil)
 	u.stats.incomplete = u.stats.incomplete || !complete
 	return err
 }

@@ -316,7 +316,7 @@ func (c *checker) one(row metadata.Cache, l metadata.Layer) error {
 
 // deep reads a layer's whole content.
 func (c *checker) deep(row metadata.Cache, files layerFiles, side Sidecar, object string) error {
-	p := &progress{c.o.Progress}
+	p := &progress{fn: c.o.Progress}
 	t := p.start(ShortID(row.DiffID), "verifying", row.TarSize)
 	defer t.done()
 	names := newTarNames()

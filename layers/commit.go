@@ -57,7 +57,7 @@ func (s *Store) Commit(ctx context.Context, container, ref string, o CommitOptio
 	if err != nil {
 		return Image{}, err
 	}
-	p := &progress{o.Progress}
+	p := &progress{fn: o.Progress}
 	t := p.start(row.Name, "committing", 0)
 	defer t.done()
 	diffID, err := s.commitLayer(ctx, lease, row, st, t)

@@ -139,7 +139,7 @@ func (s *Store) makeRW(ctx context.Context, c metadata.Container) error {
 		return err
 	}
 	defer fsat.Close(upper)
-	if _, err := s.powers.apply(upper, kindDir, root); err != nil {
+	if _, err := s.powers.apply(upper, "", kindDir, root, nil); err != nil {
 		return fmt.Errorf("attributes of the root directory: %w", err)
 	}
 	for _, fd := range []int{upper, dir} {

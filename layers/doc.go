@@ -82,6 +82,16 @@
 // processes that make the same layer find out in the transaction that inserts
 // it; the second throws its copy away.
 //
+// # Goroutines
+//
+// An archive is read once, in order. Reading, decompressing, hashing, parsing,
+// finishing small files and compressing the tar-split record are goroutines of
+// their own, joined by bounded queues; and while a layer is read, those before
+// it may still be unpacked: as many as there are processors, each with at most
+// 24 MiB of its compressed form in memory. The parser alone makes names, so they
+// come into being in the order of the tar; small files get their content and
+// attributes behind it, and it waits for them before it takes one away again.
+//
 // # Crash
 //
 //	step (Load, Import, Commit, init layer)     if we die after it

@@ -42,7 +42,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 		return Image{}, err
 	}
 	defer s.dropLease(lease)
-	p := &progress{o.Progress}
+	p := &progress{fn: o.Progress}
 	t := p.start("import", "unpacking", 0)
 	defer t.done()
 	diffID, err := s.importLayer(ctx, lease, t.reader(r))

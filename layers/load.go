@@ -33,7 +33,7 @@ func (s *Store) Load(ctx context.Context, src Source, o LoadOptions) (_ []Loaded
 	if err != nil {
 		return nil, err
 	}
-	a := &archive{s: s, lease: lease, progress: &progress{o.Progress}, members: map[string]*member{}, dirFd: -1}
+	a := s.newArchive(lease, o.Progress)
 	defer func() {
 		a.clean()
 		if err != nil {

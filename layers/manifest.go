@@ -175,6 +175,7 @@ func (a *archive) dockerPlan(ctx context.Context, it dockerItem) (*plan, error) 
 	if len(it.Layers) != len(p.spec.RootFS.DiffIDs) {
 		return nil, fmt.Errorf("%w: manifest.json lists %d layers, the config %d diffIDs", ErrCorrupt, len(it.Layers), len(p.spec.RootFS.DiffIDs))
 	}
+	a.prefetch(ctx, it.Layers)
 	for i, name := range it.Layers {
 		m, err := a.get(ctx, name)
 		if err != nil {
@@ -369,6 +370,13 @@ func (a *archive) ociPlan(ctx context.Context, d ocispec.Descriptor) (*plan, err
 	if len(man.Layers) != len(p.spec.RootFS.DiffIDs) {
 		return nil, fmt.Errorf("%w: the manifest lists %d layers, the config %d diffIDs", ErrCorrupt, len(man.Layers), len(p.spec.RootFS.DiffIDs))
 	}
+	var names []string
+	for _, ld := range man.Layers {
+		if checkDigest(ld.Digest) == nil {
+			names = append(names, blobPath(ld.Digest))
+		}
+	}
+	a.prefetch(ctx, names)
 	for i, ld := range man.Layers {
 		m, err := a.blob(ctx, ld)
 		if err != nil {

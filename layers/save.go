@@ -69,7 +69,7 @@ func (s *Store) Save(ctx context.Context, w io.Writer, refs []string, o SaveOpti
 			return err
 		}
 	}
-	p := &progress{o.Progress}
+	p := &progress{fn: o.Progress}
 	for _, img := range images {
 		if err := aw.blob(img.id, img.config); err != nil {
 			return err

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -39,28 +40,59 @@ const segmentMax = 1 << 20
 
 type splitWriter struct {
 	src     io.Reader
-	file    *os.File
-	sum     hash.Hash
-	size    int64
-	bw      *bufio.Writer
-	zw      *zstd.Encoder
-	enc     *json.Encoder
 	pos     int
 	buf     []byte
 	payload hash.Hash64 // not nil: bytes read are content
 	zeros   int64       // trailing zero bytes of what was read outside contents
+
+	// The records are encoded, compressed and written by a goroutine.
+	batch   []storage.Entry
+	batched int // bytes in batch
+	batches chan []storage.Entry
+	failed  atomic.Bool
+	done    chan struct{} // closed: the goroutine has ended, and what follows is its result
+	err     error
+	sum     hash.Hash
+	size    int64
 }
+
+// splitBatch is how many records are handed over at once.
+const splitBatch = 64
 
 // newSplitWriter returns a reader of src that records what passes into f.
 func newSplitWriter(src io.Reader, f *os.File) (*splitWriter, error) {
-	w := &splitWriter{src: src, file: f, sum: sha256.New()}
-	w.bw = bufio.NewWriterSize(f, 64<<10)
-	zw, err := zstd.NewWriter(io.MultiWriter(countWriter{&w.size}, w.sum, w.bw), zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
+	w := &splitWriter{src: src, sum: sha256.New(), batches: make(chan []storage.Entry, 16), done: make(chan struct{})}
+	bw := bufio.NewWriterSize(f, 64<<10)
+	zw, err := zstd.NewWriter(io.MultiWriter(countWriter{&w.size}, w.sum, bw), zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
 	if err != nil {
 		return nil, err
 	}
-	w.zw, w.enc = zw, json.NewEncoder(zw)
+	batches := w.batches // the field is cleared by close
+	go func() {
+		defer close(w.done)
+		w.err = w.encode(json.NewEncoder(zw), batches)
+		if err := zw.Close(); w.err == nil {
+			w.err = err
+		}
+		if err := bw.Flush(); w.err == nil {
+			w.err = err
+		}
+	}()
 	return w, nil
+}
+
+// encode writes what is handed over, to the end also after an error.
+func (w *splitWriter) encode(enc *json.Encoder, batches <-chan []storage.Entry) (err error) {
+	for batch := range batches {
+		for _, e := range batch {
+			if err == nil {
+				if err = enc.Encode(e); err != nil {
+					w.failed.Store(true)
+				}
+			}
+		}
+	}
+	return err
 }
 
 type countWriter struct{ n *int64 }
@@ -91,16 +123,24 @@ func (w *splitWriter) Read(p []byte) (int, error) {
 }
 
 func (w *splitWriter) add(e storage.Entry) error {
+	if w.batches == nil || w.failed.Load() {
+		return w.close()
+	}
 	e.Position = w.pos
 	w.pos++
-	return w.enc.Encode(e)
+	w.batch = append(w.batch, e)
+	if w.batched += len(e.Payload); len(w.batch) == splitBatch || w.batched >= segmentMax {
+		w.batches <- w.batch
+		w.batch, w.batched = nil, 0
+	}
+	return nil
 }
 
 func (w *splitWriter) flush() error {
 	if len(w.buf) == 0 {
 		return nil
 	}
-	err := w.add(storage.Entry{Type: storage.SegmentType, Payload: w.buf})
+	err := w.add(storage.Entry{Type: storage.SegmentType, Payload: bytes.Clone(w.buf)})
 	w.buf = w.buf[:0]
 	return err
 }
@@ -124,20 +164,24 @@ func (w *splitWriter) endPayload(path string, size int64) (int, error) {
 
 // close ends the record.
 func (w *splitWriter) close() error {
-	err := w.flush()
-	if zerr := w.zw.Close(); err == nil {
-		err = zerr
+	if w.batches == nil { // it has ended with an error
+		return w.err
 	}
-	if berr := w.bw.Flush(); err == nil {
-		err = berr
+	if len(w.buf) > 0 && !w.failed.Load() {
+		w.batch = append(w.batch, storage.Entry{Type: storage.SegmentType, Payload: w.buf, Position: w.pos})
+		w.pos++
 	}
-	return err
+	w.batches <- w.batch
+	close(w.batches)
+	w.batches = nil
+	<-w.done
+	return w.err
 }
 
 func (w *splitWriter) digest() digest.Digest { return digest.NewDigest(digest.SHA256, w.sum) }
 
-// abort frees the encoder without finishing the record.
-func (w *splitWriter) abort() { _ = w.zw.Close() } // the file is thrown away
+// abort ends the goroutine; the file is thrown away.
+func (w *splitWriter) abort() { _ = w.close() }
 
 // layerFiles is an open layer directory.
 type layerFiles struct {

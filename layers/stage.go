@@ -137,6 +137,18 @@ func (s *Store) newStage(ctx context.Context, kind string) (st *stage, err error
 
 // unpack fills the stage from a plain tar.
 func (st *stage) unpack(ctx context.Context, r io.Reader) error {
+	plain := readAhead(ctx, r, aheadBlocks)
+	if err := st.unpackFrom(ctx, plain); err != nil {
+		plain.stop()
+		return err
+	}
+	diffID, err := plain.finish()
+	st.u.stats.diffID = diffID
+	return err
+}
+
+// unpackFrom fills the stage from a plain tar, whose digest the caller knows.
+func (st *stage) unpackFrom(ctx context.Context, r io.Reader) error {
 	fd, err := fsat.OpenName(st.dir, splitName, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -145,6 +157,9 @@ func (st *stage) unpack(ctx context.Context, r io.Reader) error {
 	st.u = &unpacker{powers: st.s.powers, limits: st.s.limits, dir: st.dir, diff: st.diff, root: newRoot(), curFd: -1}
 	shown, err := userXattrs(st.diff, "", st.s.powers.dialect)
 	st.u.foreignXattrs = len(shown) > 0
+	if err == nil {
+		st.u.maker, err = newMaker(st.diff, st.u.foreignXattrs)
+	}
 	if err == nil {
 		err = st.u.unpack(ctx, r, f)
 	}

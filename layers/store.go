@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -32,7 +33,8 @@ type Store struct {
 
 	// hook is told the name of each step of a change to the disk and may end
 	// it there. Tests only.
-	hook func(point string) error
+	hook   func(point string) error
+	hookMu sync.Mutex // calls of hook come one at a time
 }
 
 // Open opens the store in root and makes an empty one if there is none. The
@@ -139,6 +141,8 @@ func (s *Store) fault(point string) error {
 	if s.hook == nil {
 		return nil
 	}
+	s.hookMu.Lock()
+	defer s.hookMu.Unlock()
 	return s.hook(point)
 }
 

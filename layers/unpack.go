@@ -4,10 +4,8 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"strconv"
@@ -40,6 +38,8 @@ type unpacker struct {
 
 	// The file system gives attributes to objects that nobody has set.
 	foreignXattrs bool
+	maker         maker
+	sink          *sink
 
 	curNode *node // directory behind curFd
 	curFd   int
@@ -80,36 +80,36 @@ func (c ctxReader) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
-// sumReader hashes and counts what is read through it, up to a limit.
-type sumReader struct {
+// countReader counts what is read through it, up to a limit.
+type countReader struct {
 	r     io.Reader
-	sum   hash.Hash
 	n     int64
 	limit int64
 }
 
-func (s *sumReader) Read(p []byte) (int, error) {
-	n, err := s.r.Read(p)
-	_, _ = s.sum.Write(p[:n]) // hashes do not fail
-	s.n += int64(n)
-	if s.limit > 0 && s.n > s.limit {
-		return n, fmt.Errorf("%w: more than %d bytes in one layer", ErrUnsupported, s.limit)
+func (c *countReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	if c.n += int64(n); c.n > c.limit {
+		return n, fmt.Errorf("%w: more than %d bytes in one layer", ErrUnsupported, c.limit)
 	}
 	return n, err
 }
-
-func (s *sumReader) digest() digest.Digest { return digest.NewDigest(digest.SHA256, s.sum) }
 
 // unpack reads the whole of r, which is a plain tar.
 func (u *unpacker) unpack(ctx context.Context, r io.Reader, splitFile *os.File) (err error) {
 	u.curFd = -1
 	defer u.dropDir()
-	sum := &sumReader{r: ctxReader{ctx, r}, sum: sha256.New(), limit: u.limits.LayerBytes}
-	u.split, err = newSplitWriter(bufio.NewReaderSize(sum, 128<<10), splitFile)
+	count := &countReader{r: ctxReader{ctx, r}, limit: u.limits.LayerBytes}
+	u.split, err = newSplitWriter(bufio.NewReaderSize(count, 64<<10), splitFile)
 	if err != nil {
 		return err
 	}
+	u.sink = newSink(u.powers)
 	defer func() {
+		if serr := u.sink.close(); err == nil {
+			err = serr
+		}
+		u.stats.incomplete = u.stats.incomplete || u.sink.incomplete.Load()
 		if err != nil {
 			u.split.abort()
 		}
@@ -129,6 +129,9 @@ func (u *unpacker) unpack(ctx context.Context, r io.Reader, splitFile *os.File) 
 		if u.stats.entries++; u.stats.entries > u.limits.Entries {
 			return fmt.Errorf("%w: more than %d entries", ErrUnsupported, u.limits.Entries)
 		}
+		if err := u.sink.failed(); err != nil {
+			return err
+		}
 		if err := u.entry(h, tr); err != nil {
 			return fmt.Errorf("entry %q: %w", h.Name, err)
 		}
@@ -142,7 +145,7 @@ func (u *unpacker) unpack(ctx context.Context, r io.Reader, splitFile *os.File) 
 	if err := u.split.close(); err != nil {
 		return fmt.Errorf("write %s: %w", splitName, err)
 	}
-	u.stats.tarSize, u.stats.diffID = sum.n, sum.digest()
+	u.stats.tarSize = count.n
 	return nil
 }
 
@@ -284,6 +287,9 @@ func (u *unpacker) dropDir() {
 // tar-split record refers to are moved aside.
 func (u *unpacker) remove(n *node, dirfd int) error {
 	u.stats.duplicates = true
+	if err := u.sink.wait(); err != nil {
+		return err
+	}
 	var displace func(*node) error
 	displace = func(n *node) error {
 		if n.payload >= 0 {
@@ -373,46 +379,53 @@ func (u *unpacker) file(parent *node, base string, dirfd int, a *attrs, h *tar.H
 	if u.stats.contents += h.Size; u.stats.contents > u.limits.LayerBytes {
 		return fmt.Errorf("%w: more than %d bytes of files in one layer", ErrUnsupported, u.limits.LayerBytes)
 	}
-	fd, err := fsat.OpenName(dirfd, base, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
-	if err != nil {
+	n := &node{name: base, kind: kindFile, payload: -1, parent: parent}
+	mode, has := u.maker.mode(u.powers.fileMode(kindFile, a))
+	j := fileJob{attrs: a, made: has, node: n}
+	if j.fd, err = fsat.OpenName(dirfd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, mode); err != nil {
 		return fmt.Errorf("create file: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), base)
-	defer func() {
-		if cerr := f.Close(); err == nil && cerr != nil {
-			err = fmt.Errorf("write file: %w", cerr)
-		}
-	}()
-	n := &node{name: base, kind: kindFile, payload: -1}
+	j.data = sinkBufs.Get().(*[]byte)
+	if err := u.content(j, h, tr); err != nil {
+		_ = j.end() // it is not the first error
+		return err
+	}
+	n.attrs = u.keep(a)
+	parent.add(n)
+	u.sink.put(j)
+	return nil
+}
+
+// content takes in the content of a file. A small one is left in j.data, of
+// others what is not written yet.
+func (u *unpacker) content(j fileJob, h *tar.Header, tr *tar.Reader) error {
 	switch {
 	case sparse(h):
 		// The stored form differs from the content: it stays in the record.
-		if err := copySparse(f, tr, h.Size); err != nil {
-			return fileError(err)
-		}
-	case h.Size > 0:
-		if err := u.split.beginPayload(); err != nil {
-			return err
-		}
-		if got, err := io.Copy(f, tr); err != nil {
-			return fileError(err)
-		} else if got != h.Size {
-			return fmt.Errorf("%w: expected %d bytes, got %d", ErrCorrupt, h.Size, got)
-		}
-		pos, err := u.split.endPayload(childPath(parent, base), h.Size)
-		if err != nil {
-			return err
-		}
-		n.payload = pos
+		return fileError(copySparse(j.fd, tr, h.Size))
+	case h.Size <= 0:
+		return nil
 	}
-	complete, err := u.powers.apply(fd, kindFile, a)
-	if err != nil {
+	if err := u.split.beginPayload(); err != nil {
 		return err
 	}
-	u.stats.incomplete = u.stats.incomplete || !complete
-	n.attrs = u.keep(a)
-	parent.add(n)
-	return nil
+	for left := h.Size; left > 0; {
+		*j.data = (*j.data)[:min(left, sinkFile)]
+		if n, err := io.ReadFull(tr, *j.data); err != nil {
+			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				err = fmt.Errorf("%w: expected %d bytes, got %d: %w", ErrCorrupt, h.Size, h.Size-left+int64(n), io.ErrUnexpectedEOF)
+			}
+			return fileError(err)
+		}
+		if left -= int64(len(*j.data)); left > 0 {
+			if err := writeAll(j.fd, *j.data); err != nil {
+				return fmt.Errorf("write file: %w", err)
+			}
+		}
+	}
+	pos, err := u.split.endPayload(j.node.path(), h.Size)
+	j.node.payload = pos
+	return err
 }
 
 func childPath(parent *node, base string) string {
@@ -430,7 +443,7 @@ func fileError(err error) error {
 }
 
 // copySparse writes size bytes of r and leaves holes for blocks of zeros.
-func copySparse(f *os.File, r io.Reader, size int64) error {
+func copySparse(fd int, r io.Reader, size int64) error {
 	buf := make([]byte, 64<<10)
 	var off int64
 	for {
@@ -438,7 +451,7 @@ func copySparse(f *os.File, r io.Reader, size int64) error {
 		for at := 0; at < n; at += 4096 {
 			block := buf[at:min(at+4096, n)]
 			if !zero(block) {
-				if _, err := f.WriteAt(block, off+int64(at)); err != nil {
+				if err := writeAllAt(fd, block, off+int64(at)); err != nil {
 					return err
 				}
 			}
@@ -448,12 +461,24 @@ func copySparse(f *os.File, r io.Reader, size int64) error {
 			if off != size {
 				return fmt.Errorf("%w: expected %d bytes, got %d", ErrCorrupt, size, off)
 			}
-			return f.Truncate(size)
+			return unix.Ftruncate(fd, size)
 		}
 		if err != nil {
 			return err
 		}
 	}
+}
+
+func writeAllAt(fd int, p []byte, off int64) error {
+	for len(p) > 0 {
+		n, err := unix.Pwrite(fd, p, off)
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+		n = max(n, 0)
+		p, off = p[n:], off+int64(n)
+	}
+	return nil
 }
 
 func zero(b []byte) bool {
@@ -476,14 +501,9 @@ func (u *unpacker) symlink(parent *node, base string, dirfd int, a *attrs, targe
 	return u.applyName(dirfd, base, kindSymlink, a)
 }
 
-// applyName sets the attributes of a name that cannot be opened for I/O.
+// applyName sets the attributes of a name.
 func (u *unpacker) applyName(dirfd int, base string, k kind, a *attrs) error {
-	fd, err := fsat.OpenName(dirfd, base, unix.O_PATH, 0)
-	if err != nil {
-		return err
-	}
-	defer fsat.Close(fd)
-	complete, err := u.powers.apply(fd, k, a)
+	complete, err := u.powers.apply(dirfd, base, k, a, nil)
 	u.stats.incomplete = u.stats.incomplete || !complete
 	return err
 }
