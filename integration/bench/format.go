@@ -82,8 +82,11 @@ func ratio(v float64) string {
 	if v == 0 || math.IsNaN(v) || math.IsInf(v, 0) {
 		return "–"
 	}
-	if v >= 9.995 {
+	switch {
+	case v >= 9.995:
 		return fmt.Sprintf("%.1f", v)
+	case v < 0.0995:
+		return fmt.Sprintf("%.3f", v)
 	}
 	return fmt.Sprintf("%.2f", v)
 }

@@ -98,13 +98,11 @@ func idleMemory(ctx context.Context, e *env) ([]part, error) {
 	return []part{{Value: u.rss, Ops: 1}, {Value: u.pss, Ops: 1}}, err
 }
 
-// inodeMemory divides what a server takes for many names by their number.
-// Pages of files, the program's own too, do not count.
+// inodeMemory divides what a server takes for many names by their number. What
+// it takes anyway is that of a mount without names: some servers read all names
+// when they start. Pages of files, the program's own too, do not count.
 func inodeMemory(ctx context.Context, e *env) ([]part, error) {
-	if err := listRoot(e.m.target); err != nil {
-		return nil, err
-	}
-	before, err := settled(ctx, e.m)
+	before, err := e.emptyMemory(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -118,6 +116,27 @@ func inodeMemory(ctx context.Context, e *env) ([]part, error) {
 	}
 	per := max(after.anon-before.anon, 1) / float64(parts[0].Ops)
 	return []part{{Value: per, Ops: parts[0].Ops}}, nil
+}
+
+// emptyMemory is what the same server takes for an empty layer.
+func (e *env) emptyMemory(ctx context.Context) (u usage, err error) {
+	rm, err := e.p.newRoom()
+	if err != nil {
+		return u, err
+	}
+	empty := *e
+	empty.rm, empty.f = rm, &fixture{lowers: []string{filepath.Join(rm.dir, "lower")}}
+	if err := os.Mkdir(empty.f.lowers[0], 0o755); err != nil {
+		return u, err
+	}
+	m, err := empty.mount(ctx, true)
+	if err != nil {
+		return u, err
+	}
+	if err = listRoot(m.target); err == nil {
+		u, err = settled(ctx, m)
+	}
+	return u, errors.Join(err, m.unmount(), removeAll(rm.dir))
 }
 
 // containersMemory mounts the same layers several times with uppers of their
