@@ -42,6 +42,9 @@ type Source struct {
 	Anonymous bool
 }
 
+// Who this process is; it never changes that.
+var euid, egid = unix.Geteuid(), unix.Getegid()
+
 // Temp is a finished object that nobody sees yet.
 type Temp struct {
 	w    *Work
@@ -109,7 +112,7 @@ func (t *Temp) fill(src Source) error {
 		}
 	}
 	fault.Point("build.filled")
-	if src.Uid != unix.Geteuid() || src.Gid != unix.Getegid() {
+	if src.Uid != euid || src.Gid != egid {
 		if err := fsat.Chown(at, name, src.Uid, src.Gid); err != nil {
 			return fmt.Errorf("set owner: %w", err)
 		}
@@ -121,7 +124,7 @@ func (t *Temp) fill(src Source) error {
 	}
 	if src.Mode&unix.S_IFMT != unix.S_IFLNK {
 		mode := src.Mode & 0o7777
-		if src.Mode&unix.S_IFMT == unix.S_IFDIR && mode&0o200 == 0 && unix.Geteuid() != 0 {
+		if src.Mode&unix.S_IFMT == unix.S_IFDIR && mode&0o200 == 0 && euid != 0 {
 			t.late, mode = mode, mode|0o200
 		}
 		if err := fsat.Chmod(at, name, mode); err != nil {

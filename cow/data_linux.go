@@ -17,12 +17,12 @@ func copyData(dst, src int, size int64) error {
 	if st.Size == size && unix.IoctlFileClone(dst, src) == nil {
 		return nil
 	}
-	if err := unix.Ftruncate(dst, min(size, st.Size)); err != nil {
-		return err
-	}
 	size = min(size, st.Size)
 	if st.Blocks*512 >= st.Size {
 		return copyRange(dst, src, 0, size)
+	}
+	if err := unix.Ftruncate(dst, size); err != nil {
+		return err
 	}
 	for off := int64(0); off < size; {
 		data, err := unix.Seek(src, off, unix.SEEK_DATA)

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,6 +25,8 @@ type RawOptions struct {
 	Metacopy    bool
 	NoIndex     bool
 	IO          unionfs.IO
+	GoFuse      bool          // transport=gofuse
+	Spin        time.Duration // see transport.ServeOptions
 	Volatile    bool
 	ReadOnly    bool
 	AllowOther  bool
@@ -187,6 +191,19 @@ func (o *RawOptions) set(key, val string, hasVal bool) (known bool, err error) {
 		if err := o.IO.UnmarshalText([]byte(val)); err != nil {
 			return true, fmt.Errorf("mount option io=%s: %w", val, err)
 		}
+	case "transport":
+		if val != "own" && val != "gofuse" {
+			return true, fmt.Errorf("mount option transport=%s: expected own or gofuse", val)
+		}
+		o.GoFuse = val == "gofuse"
+	case "spin":
+		us, err := strconv.ParseUint(val, 10, 16)
+		if err != nil {
+			return true, fmt.Errorf("mount option spin=%s: expected microseconds, 0 to 65535", val)
+		}
+		if o.Spin = time.Duration(us) * time.Microsecond; us == 0 {
+			o.Spin = -1
+		}
 	case "nfs_export", "xino", "uuid":
 		switch val {
 		case "off", "null": // what we do anyway
@@ -229,7 +246,7 @@ func (o *RawOptions) LookAtUpper() {
 // point and returns what to hand to package holder.
 func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 	s := holder.Spec{
-		IO: o.IO, Volatile: o.Volatile, FSName: o.FSName, Subtype: o.Subtype, ReadOnly: o.ReadOnly,
+		IO: o.IO, GoFuse: o.GoFuse, Spin: o.Spin, Volatile: o.Volatile, FSName: o.FSName, Subtype: o.Subtype, ReadOnly: o.ReadOnly,
 		AllowOther: o.AllowOther, NoSuid: o.NoSuid, NoDev: o.NoDev, NoExec: o.NoExec,
 		NoAtime: o.NoAtime, StrictAtime: o.StrictAtime, NoDirAtime: o.NoDirAtime, Debug: o.Debug, Metacopy: o.Metacopy, NoIndex: o.NoIndex,
 	}

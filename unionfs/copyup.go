@@ -147,7 +147,8 @@ func (fs *FS) original(n *inode, size int64, meta bool) (*original, error) {
 				return err
 			}
 		}
-		if n.typ() == unix.S_IFREG || n.isDir() {
+		withoutData := n.isDir() || n.typ() == unix.S_IFREG && (meta || min(size, st.Size) == 0)
+		if withoutData && !lower.direct {
 			// What has no flags that can be read has none that matter.
 			_ = openReal(n, dirfd, name, func(fd int) (e error) { src.Flags, e = fsat.CopiedFlags(fd); return e })
 		}
@@ -180,6 +181,9 @@ func (fs *FS) original(n *inode, size int64, meta bool) (*original, error) {
 			return nil, err
 		}
 		src.Data, o.done = h.fd, h.release
+		if !lower.direct {
+			src.Flags, _ = fsat.CopiedFlags(h.fd)
+		}
 	}
 	return o, nil
 }
@@ -378,7 +382,7 @@ func (fs *FS) completeData(n *inode) error {
 		if name == "" {
 			fd, e = fsat.Reopen(dirfd, unix.O_RDWR)
 		} else {
-			fd, e = fsat.OpenRegular(dirfd, name, unix.O_RDWR)
+			fd, e = fs.upper.open(dirfd, name, unix.O_RDWR)
 		}
 		return e
 	})

@@ -127,6 +127,20 @@ func (c *fdCache) put(s *fdSlot, fd int, rw bool) *fdHandle {
 	return h
 }
 
+// take gives the slot's descriptor to the caller, -1 if there is none or somebody
+// uses it.
+func (c *fdCache) take(s *fdSlot) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h := s.h
+	if h == nil || h.refs > 0 {
+		return -1
+	}
+	c.unlink(h)
+	s.h, h.slot = nil, nil
+	return h.fd
+}
+
 // shrink closes unused descriptors, the longest unused first, until at most
 // target are left.
 func (c *fdCache) shrink(target int) {

@@ -236,7 +236,7 @@ func (fs *FS) syncFd(n *inode) (*fdHandle, error) {
 		if name == "" {
 			fd, e = fsat.Reopen(dirfd, unix.O_RDONLY)
 		} else {
-			fd, e = fsat.OpenRegular(dirfd, name, unix.O_RDONLY)
+			fd, e = fs.upper.open(dirfd, name, unix.O_RDONLY)
 		}
 		return e
 	})

@@ -52,6 +52,7 @@ type FS struct {
 	layers    []*layer // the lowers; immutable
 	io        IO       // resolved; immutable
 	backing   backing
+	store     store
 	noBacking atomic.Bool  // the kernel refuses
 	backings  atomic.Int64 // how many files are registered
 
@@ -184,6 +185,7 @@ func (fs *FS) openWork(o Options, upper, workdir int) (err error) {
 		return err
 	}
 	fs.inos.shown(fs.upper.dev, 1)
+	fs.upper.nodev = fs.mountFd >= 0
 	var st unix.Stat_t
 	if err := fsat.Fstat(workdir, &st); err != nil {
 		return fmt.Errorf("stat workdir %q: %w", o.Work, err)
@@ -393,9 +395,7 @@ func (fs *FS) String() string { return "plyfs" }
 func (fs *FS) SetDebug(bool) {}
 
 // Init is called by go-fuse's own server only.
-func (fs *FS) Init(s *fuse.Server) {
-	fs.SetInvalidator(func(nodeid uint64, off, length int64) { s.InodeNotify(nodeid, off, length) })
-}
+func (fs *FS) Init(*fuse.Server) {}
 
 // SetInvalidator tells the union how to make the kernel forget the attributes of a
 // node, and the pages of a file or the listing of a directory from off on: length

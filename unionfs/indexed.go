@@ -246,7 +246,7 @@ func (t *indexed) dirFd(key layerDir, path string) (*fdHandle, error) {
 
 func (t *indexed) open(obj lowerObj) (fd int, err error) {
 	err = t.with(obj, func(dirfd int, name string) (e error) {
-		fd, e = fsat.OpenData(dirfd, name)
+		fd, e = t.layer(obj).openData(dirfd, name)
 		return e
 	})
 	return fd, err

@@ -111,7 +111,7 @@ func (fs *FS) StackDepth() int {
 	return 1
 }
 
-// fileIO is how a regular file is open, in a union with IOPassthrough. The kernel
+// fileIO is how a regular file is open, in a union without IONoOpen. The kernel
 // allows one way at a time (fs/fuse/iomode.c): all opens of a file go through the
 // page cache of the mount, or all to one registered file. A lower file of a writable
 // union goes through the page cache, so that whoever has it open sees what is
@@ -123,6 +123,9 @@ type fileIO struct {
 	// at least as long as it counts them; guarded by mu.
 	passed, cached int
 	backing        int32 // id, 0: none; guarded by mu
+	// pushed: the file has been handed to the kernel, or was not fit for that;
+	// guarded by mu.
+	pushed bool
 	// stale: the page cache of the mount may have been passed by; guarded by mu.
 	stale bool
 }
@@ -149,17 +152,21 @@ func (n *inode) ioState() *fileIO {
 // openHandle decides how a new handle of the file does its I/O, and counts it.
 func (fs *FS) openHandle(n *inode, write bool, out *fuse.OpenOut) {
 	out.OpenFlags = openFlags
-	if fs.io != IOPassthrough {
+	if fs.io == IONoOpen {
 		return
 	}
 	f := n.ioState()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.passed > 0 || f.cached == 0 && fs.mayPass(n, write) && fs.register(n, f) {
+	if f.passed > 0 || fs.io == IOPassthrough && f.cached == 0 && fs.mayPass(n, write) && fs.register(n, f) {
 		f.passed++
 		f.stale = true
 		out.Fh, out.OpenFlags, out.BackingID = handlePassed, fuse.FOPEN_PASSTHROUGH|fuse.FOPEN_NOFLUSH, f.backing
 		return
+	}
+	if f.cached == 0 && !write && !f.pushed {
+		f.pushed = true
+		fs.push(n)
 	}
 	f.cached++
 	out.Fh = handleCached
@@ -211,6 +218,59 @@ func (fs *FS) register(n *inode, f *fileIO) bool {
 	f.backing = id
 	fs.backings.Add(1)
 	return true
+}
+
+// store puts data into the kernel's page cache that it has not asked for yet.
+type store struct {
+	headroom int
+	fn       func(nodeid uint64, buf []byte) // nil: not possible
+}
+
+// SetStore tells the union how to hand data of a node to the kernel: the whole
+// content, with headroom bytes of space in front of it. The transport calls it
+// before the first request.
+func (fs *FS) SetStore(headroom int, fn func(nodeid uint64, buf []byte)) {
+	fs.store = store{headroom, fn}
+}
+
+// handOut is how large a file may be that is handed to the kernel when it is opened
+// for the first time, which saves the request to read it.
+const handOut = 32 << 10
+
+var storeBufs = sync.Pool{New: func() any { b := make([]byte, 512+handOut+1); return &b }}
+
+// push hands a small file to the kernel, one of the lowers whose data is in the page
+// cache of its own file system. Nobody may have the file open: a reader of a page would
+// have to be waited for. Preconditions: the fileIO's mu is held.
+func (fs *FS) push(n *inode) {
+	if fs.store.fn == nil {
+		return
+	}
+	// While n.mu is held, the file is not copied up, and so neither truncated nor
+	// written to.
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.upper || fs.lowers.dataElsewhere(n.low) {
+		return
+	}
+	h, err := fs.dataFdLocked(n, false)
+	if err != nil {
+		return
+	}
+	defer h.release()
+	bp := storeBufs.Get().(*[]byte)
+	defer storeBufs.Put(bp)
+	// One byte more than may be: larger files show.
+	data := (*bp)[fs.store.headroom : fs.store.headroom+handOut+1]
+	flags := unix.RWF_NOWAIT
+	if fs.lowers.layer(n.low).inMemory {
+		flags = 0 // it does not know the flag, and never waits for a disk
+	}
+	got, err := unix.Preadv2(h.fd, [][]byte{data}, 0, flags)
+	if err != nil || got <= 0 || got > handOut {
+		return
+	}
+	fs.store.fn(n.id, (*bp)[:fs.store.headroom+got])
 }
 
 // closeHandle counts a handle that has been closed.

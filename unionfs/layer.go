@@ -17,11 +17,14 @@ type layer struct {
 	root    int    // O_PATH
 	dev     uint64 // of the root
 	blksize uint32
-	uuid    fsat.UUID
+	nodev   bool // devices in it cannot be opened
+	// inMemory: its files have no other place than the page cache.
+	inMemory bool
+	uuid     fsat.UUID
 	// handles: an object can be described by its file handle, for good and
 	// unlike any of another layer. See useHandles.
 	handles bool
-	// direct: nothing in the layer refers to another place.
+	// direct: nothing in the layer refers to another place, or has inode flags.
 	direct bool
 	// index is the layer's place in the stack; the topmost lower has 0.
 	index int
@@ -32,13 +35,18 @@ type layer struct {
 // change it; without the privilege for that, as it is.
 func openLower(path string, d whiteout.Dialect) (*layer, error) {
 	fd, err := fsat.CloneTree(path, true, unix.MOUNT_ATTR_NOATIME)
+	cloned := err == nil
 	if err != nil {
 		fd, err = fsat.OpenTrusted(path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open layer %q: %w", path, err)
 	}
-	return newLayer(fd, path, d)
+	l, err := newLayer(fd, path, d)
+	if err == nil {
+		l.nodev = cloned
+	}
+	return l, err
 }
 
 // newLayer takes over fd, the root of a layer.
@@ -52,7 +60,9 @@ func newLayer(fd int, path string, d whiteout.Dialect) (*layer, error) {
 		fsat.Close(fd)
 		return nil, fmt.Errorf("open layer %q: %w", path, err)
 	}
-	return &layer{path: path, dialect: d, root: fd, dev: st.Dev, blksize: uint32(st.Blksize), uuid: fsat.FSUUID(fd)}, nil
+	var fs unix.Statfs_t
+	inMemory := unix.Fstatfs(fd, &fs) == nil && (fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC)
+	return &layer{inMemory: inMemory, path: path, dialect: d, root: fd, dev: st.Dev, blksize: uint32(st.Blksize), uuid: fsat.FSUUID(fd)}, nil
 }
 
 // LeftUnsynced returns an error if a volatile mount has left the upper that belongs
@@ -85,6 +95,24 @@ func useHandles(layers []*layer) {
 		_, err := fsat.Origin(l.root, "", l.uuid)
 		l.handles = err == nil
 	}
+}
+
+// open opens the regular file name in a directory of the layer.
+func (l *layer) open(dirfd int, name string, flags int) (int, error) {
+	if l.nodev {
+		return fsat.OpenRegularNoDev(dirfd, name, flags)
+	}
+	return fsat.OpenRegular(dirfd, name, flags)
+}
+
+// openData is open for reading, without a trace in the access time where we may do
+// that.
+func (l *layer) openData(dirfd int, name string) (fd int, err error) {
+	fd, err = l.open(dirfd, name, unix.O_RDONLY|unix.O_NOATIME)
+	if err == unix.EPERM { // O_NOATIME is for owners and root
+		fd, err = l.open(dirfd, name, unix.O_RDONLY)
+	}
+	return fd, err
 }
 
 func (l *layer) close() {

@@ -16,7 +16,7 @@ type Layer struct {
 	// Dialect says how whiteouts and opaque directories are written in it.
 	Dialect whiteout.Dialect
 	// Direct promises that no object of the layer has a redirect or metacopy
-	// attribute, so that none need be looked for.
+	// attribute, or inode flags, so that none need be looked for.
 	Direct bool
 }
 

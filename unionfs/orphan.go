@@ -32,6 +32,11 @@ func (fs *FS) openOrphan(n *inode, dirfd int, name string) (orphan, error) {
 			return orphan{fd: -1, name: temp}, nil
 		}
 	}
+	if n.typ() == unix.S_IFREG && !n.meta {
+		if fd := fs.fds.take(&n.fd); fd >= 0 {
+			return fs.orphanOf(fd), nil
+		}
+	}
 	fd, err := fsat.OpenName(dirfd, name, unix.O_PATH, 0)
 	if err == unix.EMFILE || err == unix.ENFILE {
 		fs.fds.shrink(0)

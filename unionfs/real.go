@@ -120,11 +120,11 @@ func (fs *FS) dataFdLocked(n *inode, write bool) (*fdHandle, error) {
 			fd, err = fsat.Reopen(o.fd, flags)
 		} else {
 			err = fs.withRealLocked(n, func(dirfd int, name string) (e error) {
-				fd, e = fsat.OpenRegular(dirfd, name, flags)
+				fd, e = fs.upper.open(dirfd, name, flags)
 				if e == unix.EPERM && write {
 					// It is append-only by the flags of its own file system;
 					// everybody who writes to it appends.
-					fd, e = fsat.OpenRegular(dirfd, name, flags|unix.O_APPEND)
+					fd, e = fs.upper.open(dirfd, name, flags|unix.O_APPEND)
 				}
 				return e
 			})

@@ -338,7 +338,7 @@ func (s *scan) open(obj lowerObj) (fd int, err error) {
 		return e.data.tree.open(e.data.obj)
 	}
 	err = s.with(o, func(dirfd int, name string) (e error) {
-		fd, e = fsat.OpenData(dirfd, name)
+		fd, e = s.layer(o).openData(dirfd, name)
 		return e
 	})
 	return fd, err

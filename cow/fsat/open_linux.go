@@ -37,7 +37,7 @@ func OpenTrusted(path string) (fd int, err error) {
 
 // CloneTree opens a directory that the operator named as a private copy of its
 // mount: what others mount or unmount below it does not show, and with readOnly
-// nothing below it can be changed. It has the given rules for access times
+// nothing below it can be changed. Devices in it cannot be opened. It has the given rules for access times
 // (MOUNT_ATTR__ATIME and MOUNT_ATTR_NODIRATIME), where they are not locked by a
 // user namespace. Where the caller may not do that (it takes CAP_SYS_ADMIN), err
 // is EPERM.
@@ -46,9 +46,9 @@ func CloneTree(path string, readOnly bool, atime uint64) (fd int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE, Attr_set: unix.MOUNT_ATTR_NODEV}
 	if readOnly {
-		attr.Attr_set = unix.MOUNT_ATTR_RDONLY
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}
 	all := attr
 	all.Attr_set |= atime
@@ -149,15 +149,25 @@ func OpenRegular(dirfd int, name string, flags int) (int, error) {
 	return fd, err
 }
 
-// OpenData opens the regular file name in dirfd for reading; ESTALE if the name
-// holds anything else. It leaves no trace in the access time where the caller may do
-// that.
-func OpenData(dirfd int, name string) (fd int, err error) {
-	fd, err = OpenRegular(dirfd, name, unix.O_RDONLY|unix.O_NOATIME)
-	if err == unix.EPERM { // O_NOATIME is for owners and root
-		fd, err = OpenRegular(dirfd, name, unix.O_RDONLY)
+// OpenRegularNoDev is OpenRegular for a directory in a mount with nodev: there,
+// opening a device has no effect but an error, so the name is opened at once.
+func OpenRegularNoDev(dirfd int, name string, flags int) (int, error) {
+	fd, err := OpenName(dirfd, name, flags|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		if err == unix.ENOENT || err == unix.EPERM {
+			return -1, err
+		}
+		return OpenRegular(dirfd, name, flags) // which knows what to make of it
 	}
-	return fd, err
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = unix.ESTALE
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // ProcPath names an open descriptor. The magic link leads to the object

@@ -111,12 +111,13 @@ func Chown(dirfd int, name string, uid, gid int) error {
 // Utimes sets access and modification time of name in dirfd (or of dirfd
 // itself), links not followed. UTIME_NOW and UTIME_OMIT work as usual.
 func Utimes(dirfd int, name string, ts [2]unix.Timespec) error {
-	return retry(func() error {
-		if name == "" {
-			return unix.UtimesNanoAt(unix.AT_FDCWD, ProcPath(dirfd), ts[:], 0)
-		}
-		return unix.UtimesNanoAt(dirfd, name, ts[:], unix.AT_SYMLINK_NOFOLLOW)
+	err := retry(func() error {
+		return unix.UtimesNanoAt(dirfd, name, ts[:], unix.AT_SYMLINK_NOFOLLOW|emptyPath(name))
 	})
+	if name == "" && (err == unix.EINVAL || err == unix.ENOENT) { // before Linux 5.8
+		err = retry(func() error { return unix.UtimesNanoAt(unix.AT_FDCWD, ProcPath(dirfd), ts[:], 0) })
+	}
+	return err
 }
 
 func emptyPath(name string) int {

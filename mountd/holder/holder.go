@@ -157,6 +157,7 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 				}
 			case e.m.Kind == kindLive:
 				live = true
+				transport.SetReadAhead(h.state.Major, h.state.Minor)
 				h.recordState()
 				tell(parent, message{Kind: kindLive, State: &h.state})
 				if h.live != nil {

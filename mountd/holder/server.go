@@ -97,6 +97,8 @@ func (s *server) run() error {
 				s.log.Warn("holder not told that the mount is live", zap.Error(err))
 			}
 		},
+		GoFuse:     s.spec.GoFuse,
+		Spin:       s.spec.Spin,
 		NoOpen:     fs.IO() == unionfs.IONoOpen,
 		StackDepth: depth,
 		Debug:      s.spec.Debug,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/plyfs/plyfs/unionfs"
 	"github.com/plyfs/plyfs/unionfs/transport"
@@ -47,6 +48,10 @@ type Spec struct {
 	StrictAtime bool   `json:"strictAtime,omitempty"`
 	NoDirAtime  bool   `json:"noDirAtime,omitempty"`
 
+	// Spin is as in transport.ServeOptions.
+	Spin time.Duration `json:"spin,omitempty"`
+	// GoFuse serves by go-fuse's own loop.
+	GoFuse bool `json:"goFuse,omitempty"`
 	// Debug makes the request loop log every request.
 	Debug bool `json:"debug,omitempty"`
 	// RunDir, if set, is an existing directory for state.json and exit.json.

@@ -57,7 +57,6 @@ type loop struct {
 	queued   int    // of those, how many in a row were there at once, from different clients; guarded by the token
 	last     uint32 // the client that made the last one; guarded by the token
 	spin     spinner
-	follow   follower
 	slow     bool          // leave all requests to go-fuse
 	asleep   atomic.Bool   // the watch sleeps
 	stirred  chan struct{} // wakes it
@@ -81,9 +80,6 @@ func newLoop(fs fuse.RawFileSystem, mo *fuse.MountOptions, o ServeOptions, log *
 	}
 	l.spin.credit = spinCredit
 	l.reader, _ = fs.(Reader)
-	if l.spin.budget > 0 && !o.Debug {
-		l.follow.init()
-	}
 	l.slow = o.Debug // go-fuse logs what it decodes
 	return l
 }
@@ -159,7 +155,6 @@ func (l *loop) work() {
 // read reads and answers requests for as long as the worker keeps the token.
 // False: the connection has ended.
 func (l *loop) read(b *buffer) bool {
-	defer l.follow.leave()
 	for {
 		n, err := l.next(b.in)
 		if err != nil || n == 0 {
@@ -167,9 +162,7 @@ func (l *loop) read(b *buffer) bool {
 			return false
 		}
 		l.requests++
-		l.follow.see(callerOf(b.in))
 		if l.passFirst(b.in) {
-			l.follow.leave()
 			l.busy.Add(1)
 			l.pass()
 			answer, more := l.handle(b, n)
@@ -209,7 +202,7 @@ func (l *loop) passFirst(in []byte) bool {
 	case opForget, opBatchForget, opRelease, opInterrupt:
 		return false // nobody waits for these
 	}
-	if pid := callerOf(in); pid != l.last {
+	if pid := binary.NativeEndian.Uint32(in[32:]); pid != l.last { // the caller's thread
 		l.last = pid
 		l.queued++
 	}
@@ -224,7 +217,6 @@ func (l *loop) watch() {
 	const patience = 50 // ticks without a request
 	for {
 		tick.Stop()
-		l.follow.giveBack()
 		l.asleep.Store(true)
 		// A reader stores inline and then looks at asleep, so one of the two
 		// sees the other.
@@ -237,7 +229,7 @@ func (l *loop) watch() {
 		}
 		l.asleep.Store(false)
 		tick.Reset(stallTick)
-		last, lastBeat := uint64(0), uint64(0)
+		last := uint64(0)
 		for quiet := 0; quiet < patience; quiet++ {
 			select {
 			case <-l.done:
@@ -246,20 +238,12 @@ func (l *loop) watch() {
 			}
 			now := l.inline.Load()
 			if now != 0 && now == last && l.inline.CompareAndSwap(now, 0) {
-				l.follow.giveBack()
 				l.pass()
 			}
 			if now != last {
 				quiet = 0
 			}
 			last = now
-			if l.follow.following() {
-				beat := l.follow.beats.Load()
-				if beat == lastBeat && l.pending() {
-					l.follow.starved()
-				}
-				lastBeat = beat
-			}
 		}
 	}
 }
@@ -271,14 +255,7 @@ func (l *loop) next(buf []byte) (int, error) {
 		return n, err
 	}
 	l.queued, l.last = 0, 0
-	if l.follow.following() {
-		for range followLooks {
-			l.follow.looks++
-			if n, err := l.tryRead(buf); err != unix.EAGAIN {
-				return n, err
-			}
-		}
-	} else if l.busy.Load() == 0 {
+	if l.busy.Load() == 0 {
 		if n, err := l.spin.wait(func() (int, error) { return l.tryRead(buf) }); err != unix.EAGAIN {
 			return n, err
 		}
@@ -291,13 +268,6 @@ func (l *loop) next(buf []byte) (int, error) {
 			return n, err
 		}
 	}
-}
-
-// pending reports whether a request waits to be read.
-func (l *loop) pending() bool {
-	p := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}}
-	n, err := unix.Poll(p, 0)
-	return err == nil && n == 1
 }
 
 // tryRead reads a request if there is one; EAGAIN if not.
@@ -392,28 +362,5 @@ func (l *loop) write(reply []byte) bool {
 			}
 			reply = errorReply(reply, reply, unix.EIO)
 		}
-	}
-}
-
-// invalidate tells the kernel to forget the attributes of a node, and its pages in
-// the range (FUSE_NOTIFY_INVAL_INODE). A node it does not know is no error.
-func (l *loop) invalidate(nodeid uint64, off, length int64) {
-	const notifyInvalInode = 2
-	var msg [outHeaderSize + 24]byte
-	binary.NativeEndian.PutUint32(msg[0:], uint32(len(msg)))
-	binary.NativeEndian.PutUint32(msg[4:], notifyInvalInode)
-	binary.NativeEndian.PutUint64(msg[16:], nodeid)
-	binary.NativeEndian.PutUint64(msg[24:], uint64(off))
-	binary.NativeEndian.PutUint64(msg[32:], uint64(length))
-	for {
-		_, err := unix.Write(l.fd, msg[:])
-		switch err {
-		case unix.EINTR, unix.EAGAIN:
-			continue
-		case nil, unix.ENOENT, unix.ENODEV, unix.ECONNABORTED:
-		default:
-			l.log.Warn("invalidation refused", zap.Uint64("node", nodeid), zap.Error(err))
-		}
-		return
 	}
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 )
 
 // ServeOptions tune the request loop.
@@ -14,7 +15,7 @@ type ServeOptions struct {
 	// Ready is called once, after the kernel's INIT was answered.
 	Ready func()
 	// Spin is how long the reader looks for the next request before it
-	// sleeps, while requests keep coming: 0 means 100 microseconds, a negative
+	// sleeps, while requests keep coming: 0 means 20 microseconds, a negative
 	// value not at all.
 	Spin time.Duration
 	// NoOpen says that the file system answers OPEN with ENOSYS.
@@ -22,6 +23,9 @@ type ServeOptions struct {
 	// StackDepth is how many file systems may lie on each other if files are
 	// passed through; 0 if none are.
 	StackDepth int
+	// GoFuse leaves the requests to go-fuse's own server instead of our loop: slower,
+	// but without anything of ours between the kernel and the file system.
+	GoFuse bool
 	// Debug logs every request.
 	Debug  bool
 	Logger *zap.Logger
@@ -30,7 +34,7 @@ type ServeOptions struct {
 const (
 	maxWrite      = 1 << 20
 	maxBackground = 64
-	defaultSpin   = 100 * time.Microsecond
+	defaultSpin   = 20 * time.Microsecond
 )
 
 // Serve answers the requests that arrive on dev until the file system is
@@ -44,6 +48,55 @@ func Serve(dev *os.File, fs fuse.RawFileSystem, o ServeOptions) error {
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
+	// Control, not Fd: Fd would make the descriptor blocking for the runtime
+	// poller, and keeps it from being closed under our feet.
+	cerr := raw.Control(func(fd uintptr) {
+		if o.GoFuse {
+			err = serveGoFuse(int(fd), fs, o, log)
+			return
+		}
+		err = serveLoop(int(fd), fs, o, log)
+	})
+	if cerr != nil {
+		return fmt.Errorf("serve: %w", cerr)
+	}
+	fs.OnUnmount()
+	return err
+}
+
+func serveLoop(fd int, fs fuse.RawFileSystem, o ServeOptions, log *zap.Logger) error {
+	l := newLoop(fs, o.fuseOptions(log), o, log)
+	l.fd = fd
+	notifying(fs, notifier{fd, log})
+	o.pass(fd, fs)
+	l.run()
+	return l.err
+}
+
+// serveGoFuse leaves the connection to go-fuse's own server. It never changes the
+// connection's descriptor, so it gets one of its own.
+func serveGoFuse(fd int, fs fuse.RawFileSystem, o ServeOptions, log *zap.Logger) error {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	notifying(fs, notifier{fd, log})
+	o.pass(fd, fs)
+	opts := o.fuseOptions(log)
+	opts.DisableSplice = true // a full read does not fit in a pipe, which is logged each time
+	srv, err := fuse.NewServer(fs, fmt.Sprintf("/dev/fd/%d", own), opts)
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	if o.Ready != nil {
+		o.Ready() // NewServer has answered INIT
+	}
+	srv.Serve()
+	return nil
+}
+
+// fuseOptions is what both ways of serving tell go-fuse.
+func (o *ServeOptions) fuseOptions(log *zap.Logger) *fuse.MountOptions {
 	opts := &fuse.MountOptions{
 		MaxWrite:                 maxWrite,
 		MaxBackground:            maxBackground,
@@ -71,30 +124,35 @@ func Serve(dev *os.File, fs fuse.RawFileSystem, o ServeOptions) error {
 	if o.NoOpen { // nobody would see the truncation
 		opts.ExtraCapabilities &^= fuse.CAP_ATOMIC_O_TRUNC
 	}
-	l := newLoop(fs, opts, o, log)
-	// Control, not Fd: Fd would make the descriptor blocking for the runtime
-	// poller, and keeps it from being closed under our feet.
-	cerr := raw.Control(func(fd uintptr) {
-		l.fd = int(fd)
-		if inv, ok := fs.(invalidator); ok {
-			inv.SetInvalidator(l.invalidate)
-		}
-		if p, ok := fs.(passer); ok && o.StackDepth > 0 {
-			p.SetBacking(backing{l.fd}.open, backing{l.fd}.close)
-		}
-		l.run()
-	})
-	if cerr != nil {
-		return fmt.Errorf("serve: %w", cerr)
+	return opts
+}
+
+// pass tells fs how to register files for passthrough.
+func (o *ServeOptions) pass(fd int, fs fuse.RawFileSystem) {
+	if p, ok := fs.(passer); ok && o.StackDepth > 0 {
+		p.SetBacking(backing{fd}.open, backing{fd}.close)
 	}
-	fs.OnUnmount()
-	return l.err
+}
+
+// notifying tells fs how to send what the kernel has not asked for.
+func notifying(fs fuse.RawFileSystem, n notifier) {
+	if inv, ok := fs.(invalidator); ok {
+		inv.SetInvalidator(n.invalidate)
+	}
+	if s, ok := fs.(storer); ok {
+		s.SetStore(StoreHeadroom, n.store)
+	}
 }
 
 // invalidator is a file system that changes attributes without the kernel's
 // knowledge.
 type invalidator interface {
 	SetInvalidator(fn func(nodeid uint64, off, length int64))
+}
+
+// storer is a file system that hands out data before it is asked for.
+type storer interface {
+	SetStore(headroom int, fn func(nodeid uint64, buf []byte))
 }
 
 // passer is a file system whose files can be read and written without it.
