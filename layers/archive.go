@@ -15,13 +15,11 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
-	"github.com/plyfs/plyfs/metadata"
 )
 
 // archive is an image archive being read, in one pass and in whatever order
@@ -279,50 +277,6 @@ func (m *member) is(d digest.Digest, size int64) error {
 	return nil
 }
 
-// start takes in a layer in the background.
-func (a *archive) start(ctx context.Context, m *member, br *bufio.Reader, size int64, done func()) (drained <-chan struct{}, err error) {
-	select {
-	case a.slots <- struct{}{}:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	short := m.name
-	if d, ok := namedDigest(m.name); ok {
-		short = d.Encoded()[:12]
-	}
-	track := a.progress.start(short, "unpacking", size)
-	raw := readAhead(ctx, track.reader(br), rawBlocks)
-	m.ready = make(chan struct{})
-	a.put(m)
-	go func() {
-		defer close(m.ready)
-		defer func() { <-a.slots }()
-		defer track.done()
-		if done != nil {
-			defer done()
-		}
-		err := a.addLayer(ctx, m, raw, track)
-		d, rerr := raw.finish()
-		m.size = raw.size
-		switch {
-		case rerr != nil:
-			a.fail(rerr)
-			return
-		case err != nil:
-			a.fail(fmt.Errorf("archive member %q: %w", m.name, err))
-			return
-		}
-		if err := m.is(d, size); err != nil {
-			a.fail(fmt.Errorf("archive member %q: %w", m.name, err))
-			return
-		}
-		if m.layer != nil {
-			m.layer.blob, m.layer.blobSize = m.digest, m.size
-		}
-	}()
-	return raw.drained, nil
-}
-
 func compressed(head []byte) bool {
 	_, form, err := decompress(bufio.NewReader(bytes.NewReader(head)))
 	return err != nil || form != "none"
@@ -349,114 +303,6 @@ func namedDigest(name string) (digest.Digest, bool) {
 		return digest.NewDigestFromEncoded(digest.SHA256, m[1]), true
 	}
 	return "", false
-}
-
-// fatal tells errors of this machine from those of the member.
-func fatal(ctx context.Context, err error) bool {
-	return ctx.Err() != nil || errors.Is(err, ErrLocked) ||
-		errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EIO) || errors.Is(err, unix.EROFS) ||
-		errors.Is(err, errFault)
-}
-
-// errFault ends the work at a fault point of a test.
-var errFault = errors.New("fault point")
-
-// addLayer unpacks a member, or only hashes it if the store has its content.
-// What is wrong with it matters only if a manifest turns out to name it; an
-// error that is returned ends the whole work.
-func (a *archive) addLayer(ctx context.Context, m *member, raw *ahead, track *track) error {
-	plain, form, err := decompress(bufio.NewReaderSize(raw, 64<<10))
-	if err != nil {
-		m.err = err
-		return nil
-	}
-	defer plain.Close()
-	// An uncompressed layer is its own tar: one digest is enough.
-	sum, src := raw, io.Reader(plain)
-	if form != "none" {
-		sum = readAhead(ctx, plain, aheadBlocks)
-		defer sum.stop()
-		src = sum
-	}
-	known, err := a.haveContent(ctx, m.name)
-	if err != nil {
-		return err
-	}
-	var st *stage
-	if known {
-		track.action("verifying")
-		_, err = io.Copy(io.Discard, &countReader{r: src, limit: a.s.limits.LayerBytes})
-	} else {
-		if st, err = a.s.newStage(ctx, "load"); err != nil {
-			return err
-		}
-		a.mu.Lock()
-		a.stages = append(a.stages, st)
-		a.mu.Unlock()
-		err = st.unpackFrom(ctx, src)
-	}
-	var diffID digest.Digest
-	if err == nil {
-		diffID, err = sum.finish()
-	}
-	if err != nil {
-		if st != nil {
-			st.discard()
-		}
-		if fatal(ctx, err) || known && form == "none" {
-			return err
-		}
-		m.err = decompressError(form, err)
-		return nil
-	}
-	m.layer = &layerData{name: m.name, diffID: diffID, stage: st}
-	if known {
-		return a.mustHave(ctx, m)
-	}
-	st.u.stats.diffID = diffID
-	return nil
-}
-
-// haveContent asks whether the store has what a member's name promises, and
-// keeps it from being removed meanwhile.
-func (a *archive) haveContent(ctx context.Context, name string) (bool, error) {
-	d, ok := namedDigest(name)
-	if m := layerTarName.FindStringSubmatch(name); m != nil {
-		d, ok = digest.NewDigestFromEncoded(digest.SHA256, m[1]), true
-	}
-	if !ok {
-		return false, nil
-	}
-	find := func(tx *metadata.Tx) []digest.Digest {
-		return append(tx.ChainsByDiff(d), tx.ChainsByBlob(d)...)
-	}
-	have := false
-	err := a.s.view(ctx, func(tx *metadata.Tx) error { have = len(find(tx)) > 0; return nil })
-	if err != nil || !have {
-		return false, err
-	}
-	err = a.s.update(ctx, func(tx *metadata.Tx) error {
-		chains := find(tx)
-		have = len(chains) > 0
-		for _, c := range chains {
-			if err := tx.LeaseLayer(a.lease, c); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	return have, err
-}
-
-// mustHave makes sure that a member that was only hashed is what its name
-// promised: if not, its content is nowhere.
-func (a *archive) mustHave(ctx context.Context, m *member) error {
-	return a.s.view(ctx, func(tx *metadata.Tx) error {
-		if len(tx.ChainsByDiff(m.layer.diffID)) == 0 {
-			return fmt.Errorf("%w: wrong digest: its name promises a layer of the store, its content has diffID %s", ErrCorrupt, m.layer.diffID)
-		}
-		return nil
-	})
 }
 
 // prefetch begins to read members of a directory. What is wrong with one is
@@ -537,56 +383,3 @@ func (a *archive) open(ctx context.Context, name string) (*member, error) {
 	_ = drained // each member has a file of its own
 	return m, nil
 }
-
-// progress turns byte counts into calls of a ProgressFunc.
-type progress struct {
-	mu sync.Mutex // calls of fn come one at a time
-	fn ProgressFunc
-}
-
-type track struct {
-	p    *progress
-	last time.Time // guarded by p.mu, like ev
-	ev   Progress
-}
-
-func (p *progress) start(id, action string, total int64) *track {
-	t := &track{p: p, ev: Progress{ID: id, Action: action, Total: total}}
-	t.tell(true, func(*Progress) {})
-	return t
-}
-
-// tell changes the event and passes it on, unless another one has just been.
-func (t *track) tell(force bool, change func(*Progress)) {
-	if t.p == nil || t.p.fn == nil {
-		return
-	}
-	t.p.mu.Lock()
-	defer t.p.mu.Unlock()
-	change(&t.ev)
-	if force || time.Since(t.last) >= 50*time.Millisecond {
-		t.last = time.Now()
-		t.p.fn(t.ev)
-	}
-}
-
-func (t *track) action(a string) { t.tell(true, func(ev *Progress) { ev.Action = a }) }
-
-func (t *track) add(n int64) { t.tell(false, func(ev *Progress) { ev.Current += n }) }
-
-func (t *track) done() { t.tell(true, func(ev *Progress) { ev.Done = true }) }
-
-func (t *track) reader(r io.Reader) io.Reader { return trackReader{t, r} }
-
-type trackReader struct {
-	t *track
-	r io.Reader
-}
-
-func (r trackReader) Read(p []byte) (int, error) {
-	n, err := r.r.Read(p)
-	r.t.add(int64(n))
-	return n, err
-}
-
-func (t *track) Write(p []byte) (int, error) { t.add(int64(len(p))); return len(p), nil }

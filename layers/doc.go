@@ -98,11 +98,15 @@
 //	ingest row committed                        row of a dead owner: swept
 //	unpacked into stage/<id>, digests compared  same, with the directory
 //	bound, finished, syncfs                     same
-//	sidecar and index written, synced           same
+//	sidecar and index written, syncfs           same
 //	renamed to layers/<id>                      same: the ingest row still names it
 //	both directories synced                     same
-//	layer row committed, ingest row deleted     complete, kept by the lease
+//	layer rows committed, ingest rows deleted   complete, kept by the lease
 //	image rows committed, lease deleted         complete
+//
+// From the first syncfs on, the layers that an image adds go through these steps
+// together: each is on the disk before there is a row for any of them, and the
+// rows come in one transaction.
 //
 //	step (create)                               if we die after it
 //	container row, state creating               row of a dead owner: swept

@@ -66,21 +66,88 @@ func (s *Store) Load(ctx context.Context, src Source, o LoadOptions) (_ []Loaded
 	return out, s.fault("after-images")
 }
 
+// addLayers makes sure that the store has the layers of an image. Those that it
+// has not are published together.
 func (s *Store) addLayers(ctx context.Context, lease string, p *plan) error {
-	var parent digest.Digest
+	c := chainer{s: s, lease: lease}
+	defer c.discard()
 	for i, ld := range p.layers {
-		chain, err := s.ensureLayer(ctx, lease, parent, ld)
-		if err != nil {
+		if err := c.add(ctx, ld); err != nil {
 			return fmt.Errorf("layer %d (%s): %w", i+1, ld.diffID, err)
 		}
-		parent = chain
 	}
+	return c.publish(ctx)
+}
+
+// chainer puts layers on top of each other.
+type chainer struct {
+	s      *Store
+	lease  string
+	top    digest.Digest // chainID of the last layer
+	bound  []*bound      // the last layers, not published yet
+	stack  []LayerDir    // of top; valid while there are bound ones
+	stages []*stage      // every one taken
+}
+
+func (c *chainer) discard() {
+	for _, st := range c.stages {
+		st.discard()
+	}
+}
+
+func (c *chainer) publish(ctx context.Context) error {
+	if len(c.bound) == 0 {
+		return nil
+	}
+	bs := c.bound
+	c.bound, c.stack = nil, nil
+	return c.s.publish(ctx, bs)
+}
+
+// add puts a layer on top of what there is.
+func (c *chainer) add(ctx context.Context, ld *layerData) error {
+	if ld.stage == nil {
+		// Content of the store, or of a layer bound before: on another chain,
+		// unless there is a row, it is unpacked once more.
+		if err := c.publish(ctx); err != nil {
+			return err
+		}
+	}
+	if len(c.bound) == 0 {
+		have, err := c.s.haveLayer(ctx, c.lease, c.top, ld)
+		if err != nil {
+			return err
+		}
+		if have {
+			c.top = metadata.ChainID(c.top, ld.diffID)
+			return nil
+		}
+		if c.stack, err = c.s.stackOf(ctx, c.top); err != nil {
+			return err
+		}
+	}
+	st := ld.stage
+	ld.stage = nil
+	if st == nil {
+		var err error
+		if st, err = c.s.restage(ctx, ld.diffID); err != nil {
+			return err
+		}
+	}
+	c.stages = append(c.stages, st)
+	b, err := st.bind(ctx, target{parent: c.top, origin: "load", blob: ld.blob, blobSize: ld.blobSize, lease: c.lease}, c.stack)
+	if err != nil {
+		return err
+	}
+	c.bound = append(c.bound, b)
+	c.stack = append([]LayerDir{b.dir()}, c.stack...)
+	c.top = b.layer.ChainID
 	return nil
 }
 
-// ensureLayer makes sure that the store has the layer on top of parent, and
-// returns its chainID.
-func (s *Store) ensureLayer(ctx context.Context, lease string, parent digest.Digest, ld *layerData) (digest.Digest, error) {
+// haveLayer reports whether the store has a layer on top of parent, or could be
+// given a row for it because it has the content, and keeps it.
+func (s *Store) haveLayer(ctx context.Context, lease string, parent digest.Digest, ld *layerData) (bool, error) {
 	chain := metadata.ChainID(parent, ld.diffID)
 	var cacheID string
 	err := s.update(ctx, func(tx *metadata.Tx) error {
@@ -106,29 +173,16 @@ func (s *Store) ensureLayer(ctx context.Context, lease string, parent digest.Dig
 		}
 		return nil
 	})
+	if err != nil || cacheID == "" {
+		return false, err
+	}
+	// A row is believed only as far as its directory is there.
+	l, _, err := s.openLayer(cacheID)
 	if err != nil {
-		return "", err
+		return false, fmt.Errorf("the store has it, but %w; run check --repair and load again", err)
 	}
-	if cacheID != "" {
-		// A row is believed only as far as its directory is there.
-		l, _, err := s.openLayer(cacheID)
-		if err != nil {
-			return "", fmt.Errorf("the store has it, but %w; run check --repair and load again", err)
-		}
-		l.Close()
-		return chain, nil
-	}
-	st := ld.stage
-	ld.stage = nil
-	if st == nil {
-		// The same layer on another chain: unpack what we have once more.
-		if st, err = s.restage(ctx, ld.diffID); err != nil {
-			return "", err
-		}
-	}
-	defer st.discard()
-	_, err = st.commit(ctx, target{parent: parent, origin: "load", blob: ld.blob, blobSize: ld.blobSize, lease: lease})
-	return chain, err
+	l.Close()
+	return true, nil
 }
 
 // restage unpacks a layer of the store into a new stage.

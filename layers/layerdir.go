@@ -1,0 +1,92 @@
+package layers
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/metadata"
+	"github.com/plyfs/plyfs/whiteout"
+)
+
+// layerDir returns the directory of a content row.
+func (s *Store) layerDir(c metadata.Cache) (LayerDir, error) {
+	d, err := whiteout.ParseDialect(c.Dialect)
+	if err != nil {
+		return LayerDir{}, fmt.Errorf("layer directory %s: %w: %w", c.CacheID, ErrCorrupt, err)
+	}
+	if !validID(c.CacheID) {
+		return LayerDir{}, fmt.Errorf("%w: the database names the layer directory %q", ErrCorrupt, c.CacheID)
+	}
+	return LayerDir{
+		Path: filepath.Join(s.root, layersName, c.CacheID, diffName), Dialect: d, DiffID: c.DiffID,
+		CacheID: c.CacheID, Virtual: c.Owners != ownersReal,
+	}, nil
+}
+
+// stackOf returns the directories of a chain, topmost first.
+func (s *Store) stackOf(ctx context.Context, chain digest.Digest) (out []LayerDir, err error) {
+	if chain == "" {
+		return nil, nil
+	}
+	err = s.view(ctx, func(tx *metadata.Tx) error {
+		out, err = s.stackTx(tx, chain)
+		return err
+	})
+	return out, err
+}
+
+func (s *Store) stackTx(tx *metadata.Tx, chain digest.Digest) ([]LayerDir, error) {
+	rows, err := tx.Chain(chain)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]LayerDir, 0, len(rows))
+	for _, r := range rows {
+		c, err := tx.Cache(r.CacheID)
+		if err != nil {
+			return nil, err
+		}
+		d, err := s.layerDir(c)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// openLayer opens the directory of a layer to read its tar.
+func (s *Store) openLayer(cacheID string) (layerFiles, Sidecar, error) {
+	l, err := s.openFiles(cacheID)
+	if err != nil {
+		return l, Sidecar{}, err
+	}
+	side, err := readSidecar(l.dir)
+	if err != nil {
+		l.Close()
+		return l, side, fmt.Errorf("%w: layer directory %s/%s: %w", ErrCorrupt, layersName, cacheID, err)
+	}
+	return l, side, nil
+}
+
+// openFiles opens the directory of a layer.
+func (s *Store) openFiles(cacheID string) (layerFiles, error) {
+	l := layerFiles{dir: -1, diff: -1}
+	if !validID(cacheID) {
+		return l, fmt.Errorf("%w: the database names the layer directory %q", ErrCorrupt, cacheID)
+	}
+	var err error
+	if l.dir, err = fsat.OpenName(s.layersFd, cacheID, unix.O_RDONLY|unix.O_DIRECTORY, 0); err == nil {
+		l.diff, err = fsat.OpenName(l.dir, diffName, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	}
+	if err != nil {
+		l.Close()
+		return l, fmt.Errorf("%w: layer directory %s/%s: %w", ErrCorrupt, layersName, cacheID, err)
+	}
+	return l, nil
+}

@@ -1,0 +1,231 @@
+package layers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/metadata"
+)
+
+// target is where in the chains a stage belongs.
+type target struct {
+	parent   digest.Digest
+	origin   string
+	blob     digest.Digest
+	blobSize int64
+	lease    string
+}
+
+// bound is a stage that is finished but for its index, on its place in a chain.
+type bound struct {
+	st    *stage
+	t     target
+	layer metadata.Layer
+	cache metadata.Cache
+}
+
+// commit makes the stage a layer.
+func (st *stage) commit(ctx context.Context, t target) (metadata.Layer, error) {
+	stack, err := st.s.stackOf(ctx, t.parent)
+	if err != nil {
+		return metadata.Layer{}, err
+	}
+	b, err := st.bind(ctx, t, stack)
+	if err != nil {
+		return metadata.Layer{}, err
+	}
+	return b.layer, st.s.publish(ctx, []*bound{b})
+}
+
+// bind finishes the stage on top of a stack, which is that of t.parent.
+func (st *stage) bind(ctx context.Context, t target, stack []LayerDir) (*bound, error) {
+	v, err := openView(stack)
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	bind, err := st.u.bind(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	if err := st.u.finish(ctx); err != nil {
+		return nil, err
+	}
+	now, diffID := time.Now().UTC(), st.u.stats.diffID
+	b := &bound{st: st, t: t}
+	b.layer = metadata.Layer{
+		ChainID: metadata.ChainID(t.parent, diffID), DiffID: diffID, Parent: t.parent, CacheID: st.id,
+		Blob: t.blob, BlobSize: t.blobSize, Origin: t.origin, Created: now,
+	}
+	b.cache = metadata.Cache{
+		CacheID: st.id, DiffID: diffID, Bind: bind, Dialect: st.u.powers.dialect.String(), Owners: ownersReal,
+		TarSize: st.u.stats.tarSize, SplitSHA: st.u.split.digest(), SplitSize: st.u.split.size,
+		Duplicates: st.u.stats.duplicates, Created: now,
+	}
+	if !st.u.powers.privileged {
+		b.cache.Owners = ownersVirtual
+	}
+	return b, nil
+}
+
+// dir is the stage as a layer below others that are bound after it.
+func (b *bound) dir() LayerDir {
+	return LayerDir{Path: b.st.path() + "/" + diffName, Dialect: b.st.u.powers.dialect, DiffID: b.layer.DiffID}
+}
+
+// publish makes bound stages, each the parent of the next, layers: durable,
+// described, renamed, and only then named by rows. Whoever loses a race for the
+// same layer finds out in the transaction and throws its copy away. The disk is
+// waited for once for all of them.
+func (s *Store) publish(ctx context.Context, bs []*bound) error {
+	if err := s.syncStages("before-sync", "after-sync"); err != nil {
+		return err
+	}
+	if err := describeAll(ctx, bs); err != nil {
+		return err
+	}
+	if err := s.syncStages("before-index-sync", "after-index"); err != nil {
+		return err
+	}
+	for _, b := range bs {
+		b.st.close()
+		if err := fsat.Rename(s.stageFd, b.st.id, s.layersFd, b.st.id, unix.RENAME_NOREPLACE); err != nil {
+			return fmt.Errorf("move stage into place: %w", err)
+		}
+		if err := s.fault("after-rename"); err != nil {
+			return err
+		}
+	}
+	for _, fd := range []int{s.layersFd, s.stageFd} {
+		if err := unix.Fsync(fd); err != nil {
+			return fmt.Errorf("sync store directory: %w", err)
+		}
+	}
+	if err := s.fault("after-dirsync"); err != nil {
+		return err
+	}
+	var junk []metadata.Trash
+	err := s.update(ctx, func(tx *metadata.Tx) error {
+		junk = nil
+		for _, b := range bs {
+			if err := tx.DeleteIngest(b.st.id); err != nil {
+				return err
+			}
+			shared, err := place(tx, b.layer, b.cache, b.t)
+			if err != nil {
+				return err
+			}
+			if shared {
+				more, err := addTrash(tx, "lost race", layersName+"/"+b.st.id)
+				if err != nil {
+					return err
+				}
+				junk = append(junk, more...)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, b := range bs {
+		b.st.committed = true
+	}
+	if err := s.fault("after-row"); err != nil {
+		return err
+	}
+	s.purge(ctx, junk)
+	return nil
+}
+
+// syncStages has everything in stages on disk.
+func (s *Store) syncStages(before, after string) error {
+	if err := s.fault(before); err != nil {
+		return err
+	}
+	if err := fsat.Syncfs(s.stageFd); err != nil {
+		return fmt.Errorf("sync stages: %w", err)
+	}
+	return s.fault(after)
+}
+
+// describeAll writes the indexes and sidecars.
+func describeAll(ctx context.Context, bs []*bound) error {
+	errs := make([]error, len(bs))
+	slots := make(chan struct{}, min(runtime.GOMAXPROCS(0), 8))
+	var wg sync.WaitGroup
+	for i, b := range bs {
+		slots <- struct{}{}
+		wg.Go(func() {
+			errs[i] = b.describe(ctx)
+			<-slots
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// describe writes the index of a stage, which measures it, and its sidecar. The
+// stage was synced before, and is once more after.
+func (b *bound) describe(ctx context.Context) error {
+	st := b.st
+	w, err := newLayerIndex(st.id, st.path())
+	if err != nil {
+		return err
+	}
+	defer w.Discard()
+	if err := st.u.index(ctx, w); err != nil {
+		return err
+	}
+	fd, err := fsat.OpenName(st.dir, indexName, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", indexName, err)
+	}
+	f := os.NewFile(uintptr(fd), indexName)
+	_, err = w.WriteTo(f)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", indexName, err)
+	}
+	b.cache.Apparent, b.cache.Allocated, b.cache.Inodes = st.u.stats.apparent, st.u.stats.allocated, st.u.stats.inodes
+	side := Sidecar{Version: 1, Cache: b.cache, Layer: b.layer, Incomplete: st.u.stats.incomplete, Placeholders: st.u.stats.placeholder}
+	for d := range st.u.displaced {
+		side.Displaced = append(side.Displaced, d)
+	}
+	return putSidecar(st.dir, side, false)
+}
+
+// place inserts the layer's row, unless it is there, and the content's row,
+// unless another directory holds the same; then shared is true.
+func place(tx *metadata.Tx, l metadata.Layer, c metadata.Cache, t target) (shared bool, err error) {
+	if tx.HasLayer(l.ChainID) {
+		shared = true
+	} else {
+		same, err := tx.CachesByDiff(l.DiffID)
+		if err != nil {
+			return false, err
+		}
+		row := &c
+		for _, have := range same {
+			if have.Bind == c.Bind && have.Dialect == c.Dialect && have.Owners == c.Owners {
+				l.CacheID, row, shared = have.CacheID, nil, true
+				break
+			}
+		}
+		if err := tx.AddLayer(l, row); err != nil {
+			return false, err
+		}
+	}
+	return shared, tx.LeaseLayer(t.lease, l.ChainID)
+}

@@ -1,0 +1,87 @@
+package layers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/metadata"
+)
+
+// addTrash records paths for deletion in the transaction that makes them
+// garbage.
+func addTrash(tx *metadata.Tx, reason string, paths ...string) ([]metadata.Trash, error) {
+	var out []metadata.Trash
+	for _, p := range paths {
+		t := metadata.Trash{Path: p, Reason: reason, Since: time.Now().UTC()}
+		seq, err := tx.AddTrash(t)
+		if err != nil {
+			return nil, err
+		}
+		t.Seq = seq
+		out = append(out, t)
+	}
+	return out, nil
+}
+
+// purge deletes what a committed transaction gave up. Anything that fails
+// stays in the trash for the next sweep.
+func (s *Store) purge(ctx context.Context, junk []metadata.Trash) {
+	if len(junk) == 0 || s.fault("before-purge") != nil {
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	var done []uint64
+	for _, t := range junk {
+		if err := s.purgeOne(t); err != nil {
+			s.log.Warn("delete trash", zap.String("path", t.Path), zap.Error(err))
+			continue
+		}
+		done = append(done, t.Seq)
+	}
+	err := s.updateFreeing(ctx, func(tx *metadata.Tx) error {
+		for _, seq := range done {
+			if err := tx.DeleteTrash(seq); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		s.log.Warn("forget trash", zap.Error(err))
+	}
+}
+
+// trashDirs are the directories whose entries a trash row may name.
+var trashDirs = map[string]bool{layersName: true, stageName: true, rwName: true, trashName: true, chainsName: true}
+
+func (s *Store) purgeOne(t metadata.Trash) error {
+	dir, name, ok := strings.Cut(t.Path, "/")
+	if !ok || !trashDirs[dir] || name == "" || name == "." || name == ".." || strings.Contains(name, "/") {
+		return fmt.Errorf("%w: trash row names %q, which is no place of ours", ErrCorrupt, t.Path)
+	}
+	from, err := fsat.OpenBeneath(s.rootFd, dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer fsat.Close(from)
+	if dir == chainsName {
+		return s.removeChains(strings.TrimSuffix(name, chainExt))
+	}
+	// Out of sight in one step, then at leisure.
+	aside := fmt.Sprintf("%s.%d", filepath.Base(name), t.Seq)
+	if err := fsat.Rename(from, name, s.trashFd, aside, unix.RENAME_NOREPLACE); err != nil && !errors.Is(err, unix.ENOENT) {
+		aside = ""
+	}
+	if aside == "" {
+		return removeTree(from, name)
+	}
+	return removeTree(s.trashFd, aside)
+}
