@@ -48,7 +48,7 @@ fmt: ## format all Go files
 	go tool gofumpt -l -w .
 
 # Those of single packages: go test -run '^$' -bench . PACKAGE, and go tool benchstat OLD NEW.
-bench: ## compare with kernel overlayfs and others on this machine (root; SAVE=1 keeps the results in docs/; BENCHFLAGS='-quick', '-list', '-h')
+bench: ## compare with kernel overlayfs and others on this machine (root, about an hour; SAVE=1 keeps the results in docs/; BENCHFLAGS='-quick', '-list', '-h')
 	go run ./integration/bench $(if $(SAVE),-save) $(BENCHFLAGS)
 
 fuzz: ## fuzz every fuzz target for FUZZTIME

@@ -8,6 +8,9 @@ import (
 // changed is the relative change of a ratio that is worth a line.
 const changed = 0.05
 
+// sureRounds is how many rounds of each run it takes to be sure of anything.
+const sureRounds = 3
+
 // compare lists what differs from old results: time per operation, and speed
 // relative to the reference. A change is sure when all rounds of one run are on
 // the same side of all rounds of the other.
@@ -43,7 +46,7 @@ func compareRow(old, now *results, ph phase, o, m *measure) [][]string {
 		return nil
 	}
 	sure := ""
-	if o.Ops == m.Ops && (slices.Max(o.Values) < slices.Min(m.Values) || slices.Max(m.Values) < slices.Min(o.Values)) {
+	if o.Ops == m.Ops && min(len(o.Values), len(m.Values)) >= sureRounds && (slices.Max(o.Values) < slices.Min(m.Values) || slices.Max(m.Values) < slices.Min(o.Values)) {
 		sure = "sure"
 	}
 	return [][]string{{
