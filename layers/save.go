@@ -2,6 +2,7 @@ package layers
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -78,12 +79,8 @@ func (s *Store) Save(ctx context.Context, w io.Writer, refs []string, o SaveOpti
 			return err
 		}
 	}
-	for _, img := range images {
-		for i, l := range img.layers {
-			if err := s.saveLayer(ctx, &aw, l, p); err != nil {
-				return fmt.Errorf("image %s: layer %d (%s): %w", ShortID(img.id), i+1, l.diffID, err)
-			}
-		}
+	if err := s.saveLayers(ctx, &aw, images, p); err != nil {
+		return err
 	}
 	return aw.tw.Close()
 }
@@ -295,18 +292,93 @@ func (a *archiveWriter) blob(d digest.Digest, data []byte) error {
 	return err
 }
 
-func (s *Store) saveLayer(ctx context.Context, aw *archiveWriter, l savedLayer, p *progress) error {
-	skip, err := aw.begin(l.diffID, l.size)
-	if skip || err != nil {
-		return err
+// saveLayers writes the layers of all images. While one is written, the next one
+// is put together and hashed.
+func (s *Store) saveLayers(ctx context.Context, aw *archiveWriter, images []*saved, p *progress) (err error) {
+	var todo []*layerStream
+	seen := map[digest.Digest]bool{}
+	for _, img := range images {
+		for i, l := range img.layers {
+			if !seen[l.diffID] {
+				what := fmt.Sprintf("image %s: layer %d (%s)", ShortID(img.id), i+1, l.diffID)
+				todo = append(todo, &layerStream{savedLayer: l, what: what})
+			}
+			seen[l.diffID] = true
+		}
 	}
-	t := p.start(ShortID(l.diffID), "saving", l.size)
-	defer t.done()
+	defer func() {
+		for _, l := range todo {
+			l.stop()
+		}
+	}()
+	for i, l := range todo {
+		for _, l := range todo[i:min(i+2, len(todo))] {
+			if err := l.begin(ctx, s); err != nil {
+				return fmt.Errorf("%s: %w", l.what, err)
+			}
+		}
+		if err := l.write(aw, p); err != nil {
+			return fmt.Errorf("%s: %w", l.what, err)
+		}
+	}
+	return nil
+}
+
+// layerStream is a layer's tar, put together in the background.
+type layerStream struct {
+	savedLayer
+	what string // for messages
+	tar  *ahead // nil: not begun
+	pipe *io.PipeReader
+	done chan struct{} // closed: the layer's files are closed
+}
+
+func (l *layerStream) begin(ctx context.Context, s *Store) error {
+	if l.tar != nil {
+		return nil
+	}
 	files, side, err := s.openLayer(l.cacheID)
 	if err != nil {
 		return err
 	}
-	defer files.Close()
-	_, err = files.assemble(ctx, io.MultiWriter(aw.tw, t), l.diffID, side.displaced())
-	return err
+	pr, pw := io.Pipe()
+	l.pipe, l.done = pr, make(chan struct{})
+	go func() {
+		defer close(l.done)
+		defer files.Close()
+		bw := bufio.NewWriterSize(pw, blockSize)
+		err := files.join(ctx, bw, side.displaced())
+		if err == nil {
+			err = bw.Flush()
+		}
+		_ = pw.CloseWithError(err) // nil closes with EOF
+	}()
+	l.tar = readAhead(ctx, pr, rawBlocks)
+	return nil
+}
+
+// stop ends the stream before its end.
+func (l *layerStream) stop() {
+	if l.tar == nil {
+		return
+	}
+	_ = l.pipe.CloseWithError(io.ErrClosedPipe)
+	l.tar.stop()
+	<-l.done
+}
+
+func (l *layerStream) write(aw *archiveWriter, p *progress) error {
+	if skip, err := aw.begin(l.diffID, l.size); skip || err != nil {
+		return err
+	}
+	t := p.start(ShortID(l.diffID), "saving", l.size)
+	defer t.done()
+	if _, err := io.Copy(io.MultiWriter(aw.tw, t), l.tar); err != nil {
+		return err
+	}
+	got, err := l.tar.finish()
+	if err != nil {
+		return err
+	}
+	return isLayer(got, l.diffID)
 }

@@ -197,46 +197,56 @@ func (l layerFiles) Close() {
 // assemble writes a layer's tar as it was, and fails if what it wrote does not
 // have the digest.
 func (l layerFiles) assemble(ctx context.Context, w io.Writer, want digest.Digest, displaced map[int]bool) (size int64, err error) {
+	sum := want.Algorithm().Hash()
+	if err := l.join(ctx, io.MultiWriter(countWriter{&size}, sum, w), displaced); err != nil {
+		return size, err
+	}
+	return size, isLayer(digest.NewDigest(want.Algorithm(), sum), want)
+}
+
+func isLayer(got, want digest.Digest) error {
+	if got != want {
+		return fmt.Errorf("%w: layer content has changed: expected diffID %s, got %s", ErrCorrupt, want, got)
+	}
+	return nil
+}
+
+// join puts the tar together.
+func (l layerFiles) join(ctx context.Context, out io.Writer, displaced map[int]bool) error {
 	fd, err := fsat.OpenRegular(l.dir, splitName, unix.O_RDONLY)
 	if err != nil {
-		return 0, fmt.Errorf("open %s: %w", splitName, err)
+		return fmt.Errorf("open %s: %w", splitName, err)
 	}
 	f := os.NewFile(uintptr(fd), splitName)
 	defer f.Close()
 	zr, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1))
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer zr.Close()
-	sum := want.Algorithm().Hash()
-	out := io.MultiWriter(countWriter{&size}, sum, w)
 	dec := json.NewDecoder(zr)
 	buf := make([]byte, 256<<10)
 	for {
 		var e storage.Entry
 		if err := dec.Decode(&e); errors.Is(err, io.EOF) {
-			break
+			return nil
 		} else if err != nil {
-			return size, fmt.Errorf("%w: %s: %w", ErrCorrupt, splitName, err)
+			return fmt.Errorf("%w: %s: %w", ErrCorrupt, splitName, err)
 		}
 		if err := ctx.Err(); err != nil {
-			return size, err
+			return err
 		}
 		switch {
 		case e.Type == storage.SegmentType:
 			if _, err := out.Write(e.Payload); err != nil {
-				return size, err
+				return err
 			}
 		case e.Type == storage.FileType && e.Size > 0:
 			if err := l.content(out, &e, displaced[e.Position], buf); err != nil {
-				return size, err
+				return err
 			}
 		}
 	}
-	if got := digest.NewDigest(want.Algorithm(), sum); got != want {
-		return size, fmt.Errorf("%w: layer content has changed: expected diffID %s, got %s", ErrCorrupt, want, got)
-	}
-	return size, nil
 }
 
 func (l layerFiles) content(w io.Writer, e *storage.Entry, displaced bool, buf []byte) error {
