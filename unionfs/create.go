@@ -231,7 +231,7 @@ func (fs *FS) newUpper(st *unix.Stat_t) *inode {
 	n := newInode(fs.nodes.newID(), fs.inos.shown(st.Dev, st.Ino), st.Mode&unix.S_IFMT, nil)
 	n.upper = true
 	if n.isDir() {
-		n.dir.loaded, n.dir.names = true, make(map[string]*dirent) // it is empty
+		n.dir.loaded = true // it is empty
 	}
 	return n
 }

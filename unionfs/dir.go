@@ -20,7 +20,8 @@ type dirState struct {
 	mu     sync.RWMutex
 	loaded bool      // guarded by mu
 	list   lowerList // nil if no lower contributes; immutable once loaded
-	// names holds the names that the upper has or hides. Guarded by mu.
+	// names holds the names that the upper has or hides; nil if there are none.
+	// Guarded by mu.
 	names map[string]*dirent
 	// kids holds the known objects of names that only the lowers have, by
 	// position in list; nil if there are none. Not references. Guarded by mu.
@@ -90,7 +91,7 @@ func (fs *FS) load(n *inode) error {
 			return err
 		}
 	}
-	names := make(map[string]*dirent)
+	var names map[string]*dirent
 	var born []*dirent
 	// A directory that is copied up while this runs starts empty there, and
 	// whoever adds a name to it waits for this load.
@@ -111,6 +112,9 @@ func (fs *FS) load(n *inode) error {
 				d.nextCookie++
 				born = append(born, de)
 			}
+			if names == nil {
+				names = make(map[string]*dirent)
+			}
 			names[e.name] = de
 		}
 	}
@@ -126,7 +130,7 @@ func (fs *FS) readUpper(n *inode, list lowerList) ([]layerEntry, error) {
 		return nil, err
 	}
 	defer h.release()
-	entries, _, err := fs.upper.readDirAt(h.fd)
+	entries, _, err := fs.upper.readDirAt(h.fd, nil)
 	if err != nil {
 		return nil, fmt.Errorf("read directory of the upper: %w", err)
 	}
@@ -184,7 +188,7 @@ func (f *found) needsWhiteout() bool { return f.low != nil && (!f.white || f.ent
 func (d *dirState) reset() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.list, d.names, d.kids, d.born, d.gone = nil, make(map[string]*dirent), nil, nil, nil
+	d.list, d.names, d.kids, d.born, d.gone = nil, nil, nil, nil, nil
 }
 
 // find looks a name up; with ref, a known child comes with a reference. The name in
@@ -283,6 +287,9 @@ func (d *dirState) entry(name string) *dirent {
 	e := d.names[name]
 	if e == nil {
 		e = &dirent{name: name, cookie: d.lowerCookie(name)}
+		if d.names == nil {
+			d.names = make(map[string]*dirent)
+		}
 		d.names[name] = e
 		if d.kids != nil {
 			if pos, ok := findIn(d.list, name); ok {

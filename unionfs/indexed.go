@@ -275,6 +275,10 @@ func (t *indexed) bare(obj lowerObj) bool {
 
 func (t *indexed) sharesSlots() bool { return true }
 
+func (t *indexed) walked(lowerObj) {}
+
+func (t *indexed) step() bool { return false }
+
 func (t *indexed) lookup(path string) (lowerObj, error) { return lookupIn(t, path) }
 
 func (t *indexed) path(obj lowerObj) string {

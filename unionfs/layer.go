@@ -132,23 +132,24 @@ type layerEntry struct {
 }
 
 // readDirAt opens the directory behind dirfd, which may be an O_PATH descriptor, and
-// lists it.
-func (l *layer) readDirAt(dirfd int) (entries []layerEntry, opaque bool, err error) {
+// appends what is in it to entries.
+func (l *layer) readDirAt(dirfd int, entries []layerEntry) (_ []layerEntry, opaque bool, err error) {
 	fd, err := fsat.OpenDir(dirfd)
 	if err != nil {
-		return nil, false, err
+		return entries, false, err
 	}
 	defer fsat.Close(fd)
-	return l.readDir(fd, dirfd == l.root)
+	return l.readDir(fd, dirfd == l.root, entries)
 }
 
-// readDir lists the directory dirfd of the layer, which is open for reading and
-// stands at its start. Markers and whiteouts are decoded by the layer's dialect; a
+// readDir appends what is in the directory dirfd of the layer, which is open for reading
+// and stands at its start. Markers and whiteouts are decoded by the layer's dialect; a
 // name with both an object and a marker comes once with both flags.
-func (l *layer) readDir(dirfd int, isRoot bool) (entries []layerEntry, opaque bool, err error) {
+func (l *layer) readDir(dirfd int, isRoot bool, entries []layerEntry) (_ []layerEntry, opaque bool, err error) {
+	start := len(entries)
 	mark, err := l.dialect.Mark(dirfd)
 	if err != nil {
-		return nil, false, fmt.Errorf("read opaque attribute: %w", err)
+		return entries, false, fmt.Errorf("read opaque attribute: %w", err)
 	}
 	// The attribute on the root of a layer says nothing (kernel: the roots are
 	// merged unseen); a marker in it does.
@@ -184,9 +185,9 @@ func (l *layer) readDir(dirfd int, isRoot bool) (entries []layerEntry, opaque bo
 		return nil
 	})
 	if err != nil {
-		return nil, false, err
+		return entries, false, err
 	}
-	for i := range entries {
+	for i := start; i < len(entries) && len(markers) > 0; i++ {
 		if markers[entries[i].name] {
 			entries[i].whiteout = true
 			delete(markers, entries[i].name)

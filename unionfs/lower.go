@@ -37,6 +37,11 @@ type lowerTree interface {
 	bare(o lowerObj) bool
 	// sharesSlots reports whether several names of one file have one slot.
 	sharesSlots() bool
+	// walked notes that somebody has begun to read a directory together with the
+	// attributes of what lies in it.
+	walked(dir lowerObj)
+	// step does a piece of work that requests will need; false: there is none.
+	step() bool
 	// layer tells which layer serves o.
 	layer(o lowerObj) *layer
 	// merged reports whether several layers contribute to the directory o,

@@ -1,6 +1,8 @@
 package unionfs
 
 import (
+	"sync"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
@@ -23,7 +25,12 @@ func (fs *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList
 // ReadDirPlus implements READDIRPLUS: each entry is looked up as well.
 func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	n := fs.nodes.get(in.NodeId)
+	first := in.Offset == 0
 	return fs.readDir(n, in, func(e *dirEntry) bool {
+		if first && n.low != nil {
+			first = false
+			fs.lowers.walked(n.low)
+		}
 		eo := out.AddDirLookupEntry(fuse.DirEntry{Name: e.name, Ino: e.ino, Mode: uint32(e.typ) << 12, Off: e.cookie})
 		if eo == nil {
 			return false
@@ -43,6 +50,15 @@ func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntry
 		return true
 	})
 }
+
+// Idle does a piece of work that requests to come will need; false: there is none. The
+// transport calls it when it has no request to answer.
+func (fs *FS) Idle() bool { return fs.lowers.step() }
+
+const entryBatch = 128
+
+// What a batch holds on to is soon overwritten.
+var entryBatches = sync.Pool{New: func() any { return new([entryBatch]dirEntry) }}
 
 // readDir passes the entries that follow in.Offset to add until it says no.
 func (fs *FS) readDir(n *inode, in *fuse.ReadIn, add func(*dirEntry) bool) fuse.Status {
@@ -68,17 +84,17 @@ func (fs *FS) readDir(n *inode, in *fuse.ReadIn, add func(*dirEntry) bool) fuse.
 		}
 		after = cookieDotDot
 	}
-	const batch = 128
-	entries := make([]dirEntry, 0, batch)
+	bp := entryBatches.Get().(*[entryBatch]dirEntry)
+	defer entryBatches.Put(bp)
 	for {
-		entries = n.dir.entriesAfter(after, batch, entries[:0])
+		entries := n.dir.entriesAfter(after, entryBatch, bp[:0])
 		for i := range entries {
 			if !add(&entries[i]) {
 				return fuse.OK
 			}
 			after = entries[i].cookie
 		}
-		if len(entries) < batch {
+		if len(entries) < entryBatch {
 			return fuse.OK
 		}
 	}

@@ -26,6 +26,7 @@ type scan struct {
 	top      *scanObj
 	nextSlot atomic.Uint64
 	traps    []realID // directories that must not be looked into
+	ahead    *prefetcher
 
 	indirect sync.Map               // *scanObj -> *elsewhere
 	subs     []atomic.Pointer[scan] // subs[i] is the tree of layers[i:], made on demand
@@ -34,8 +35,9 @@ type scan struct {
 // scanDir is one real directory of one layer.
 type scanDir struct {
 	layer *layer
-	path  string // relative to the layer's root
-	fd    fdSlot // O_PATH
+	path  string   // relative to the layer's root
+	up    *scanDir // that it lies in; nil: its layer's root, or elsewhere
+	fd    fdSlot
 }
 
 // scanObj is one object of the merged tree. There is one for every name in
@@ -54,8 +56,10 @@ type scanObj struct {
 
 // scanSub is what a scanObj has in addition that is a directory.
 type scanSub struct {
-	below   []uint16 // further layers merged with it; immutable
+	below   []uint16   // further layers merged with it; immutable
+	reading sync.Mutex // held while listing is made
 	listing atomic.Pointer[scanList]
+	listed  atomic.Bool // somebody has read it as a whole
 }
 
 // scanList is the merged listing of one directory. Immutable once published.
@@ -117,12 +121,17 @@ func newScan(layers []*layer, fds *fdCache, inos *inoMap, rules indirection) (*s
 }
 
 func (s *scan) close() {
+	s.ahead.stop()
 	for _, l := range s.layers {
 		l.close()
 	}
 }
 
 func (s *scan) root() lowerObj { return s.top }
+
+func (s *scan) step() bool { return s.ahead.step() }
+
+func (s *scan) walked(dir lowerObj) { s.ahead.listed(dir.(*scanObj)) }
 
 func (s *scan) bare(lowerObj) bool { return false }
 
@@ -150,18 +159,22 @@ func (s *scan) dirsOf(o *scanObj) ([]*scanDir, error) {
 // sameName returns the directories of o's own name that are merged in it.
 func (o *scanObj) sameName() []*scanDir {
 	dirs := make([]*scanDir, 0, 1+len(o.below()))
-	dirs = append(dirs, o.list.dirs[o.top].child(o.name()))
+	add := func(i uint16) {
+		of := o.list.dirs[i]
+		d := &scanDir{layer: of.layer, path: o.name(), up: of}
+		if of.path != "" {
+			d.path = of.path + "/" + d.path
+		}
+		if len(dirs) > 0 && dirs[len(dirs)-1].path == d.path {
+			d.path = dirs[len(dirs)-1].path // mostly they all have one path: share it
+		}
+		dirs = append(dirs, d)
+	}
+	add(o.top)
 	for _, i := range o.below() {
-		dirs = append(dirs, o.list.dirs[i].child(o.name()))
+		add(i)
 	}
 	return dirs
-}
-
-func (d *scanDir) child(name string) *scanDir {
-	if d.path != "" {
-		name = d.path + "/" + name
-	}
-	return &scanDir{layer: d.layer, path: name}
 }
 
 func (s *scan) list(dir lowerObj) (lowerList, error) {
@@ -169,18 +182,17 @@ func (s *scan) list(dir lowerObj) (lowerList, error) {
 	if l := o.dir.listing.Load(); l != nil {
 		return l, nil
 	}
+	o.dir.reading.Lock()
+	defer o.dir.reading.Unlock()
+	if l := o.dir.listing.Load(); l != nil {
+		return l, nil
+	}
 	l, err := s.read(o)
 	if err != nil {
 		return nil, err
 	}
-	// Two readers at once find the same names; slots differ, so the first
-	// to publish wins.
-	if !o.dir.listing.CompareAndSwap(nil, l) {
-		for _, d := range l.dirs {
-			s.fds.drop(&d.fd)
-		}
-	}
-	return o.dir.listing.Load(), nil
+	o.dir.listing.Store(l)
+	return l, nil
 }
 
 func (s *scan) read(o *scanObj) (*scanList, error) {
@@ -189,31 +201,18 @@ func (s *scan) read(o *scanObj) (*scanList, error) {
 		return nil, err
 	}
 	list := &scanList{of: o, dirs: dirs}
-	entries := make([][]layerEntry, 0, len(list.dirs))
+	found := foundPool.Get().(*foundEntries)
+	defer found.putBack()
 	listings := make([]merge.Listing, 0, len(list.dirs))
-	origin := make([][]int32, 0, len(list.dirs)) // merge entry -> layer entry
+	first := make([]int, 0, len(list.dirs)) // of each listing's entries in found
 	for _, d := range list.dirs {
-		es, opaque, err := s.readLayer(d)
+		start := len(found.merge)
+		opaque, err := s.readLayer(d, found)
 		if err != nil {
 			return nil, fmt.Errorf("read directory %q of layer %q: %w", d.path, d.layer.path, err)
 		}
-		ml := merge.Listing{Opaque: opaque, Entries: make([]merge.Entry, 0, len(es))}
-		var from []int32
-		for i, e := range es {
-			if e.object {
-				k := merge.Other
-				if e.typ == unix.DT_DIR {
-					k = merge.Dir
-				}
-				ml.Entries = append(ml.Entries, merge.Entry{Name: e.name, Kind: k})
-				from = append(from, int32(i))
-			}
-			if e.whiteout {
-				ml.Entries = append(ml.Entries, merge.Entry{Name: e.name, Kind: merge.Whiteout})
-				from = append(from, int32(i))
-			}
-		}
-		entries, listings, origin = append(entries, es), append(listings, ml), append(origin, from)
+		listings = append(listings, merge.Listing{Opaque: opaque, Entries: found.merge[start:]})
+		first = append(first, start)
 		if opaque {
 			break
 		}
@@ -225,7 +224,7 @@ func (s *scan) read(o *scanObj) (*scanList, error) {
 	var names strings.Builder
 	for i, m := range merged {
 		last := m.Refs[len(m.Refs)-1]
-		e := func(r merge.Ref) *layerEntry { return &entries[r.Listing][origin[r.Listing][r.Entry]] }
+		e := func(r merge.Ref) *layerEntry { return &found.layer[found.from[first[r.Listing]+int(r.Entry)]] }
 		o := &list.objs[i]
 		o.list, o.pos, o.nameAt, o.nameLen = list, uint32(i), uint32(names.Len()), uint8(len(m.Name))
 		names.WriteString(m.Name)
@@ -277,18 +276,52 @@ func (s *scan) forget(dir lowerObj) {
 	}
 }
 
-func (s *scan) readLayer(d *scanDir) ([]layerEntry, bool, error) {
+// foundEntries is what the layers have in one directory: layer has the entries of all
+// layers, merge the same for the merge rule, and from says which of layer each of
+// merge is.
+type foundEntries struct {
+	layer []layerEntry
+	merge []merge.Entry
+	from  []int32
+}
+
+var foundPool = sync.Pool{New: func() any { return new(foundEntries) }}
+
+func (f *foundEntries) putBack() {
+	clear(f.layer)
+	clear(f.merge)
+	f.layer, f.merge, f.from = f.layer[:0], f.merge[:0], f.from[:0]
+	foundPool.Put(f)
+}
+
+// readLayer adds what a layer has in a directory to found.
+func (s *scan) readLayer(d *scanDir, found *foundEntries) (opaque bool, err error) {
+	start := len(found.layer)
 	if d.path == "" {
-		return d.layer.readDirAt(d.layer.root)
+		found.layer, opaque, err = d.layer.readDirAt(d.layer.root, found.layer)
+	} else {
+		var fd int
+		if fd, err = s.openDir(d, fsat.OpenDirBeneath); err != nil {
+			return false, err
+		}
+		found.layer, opaque, err = d.layer.readDir(fd, false, found.layer)
+		// From now on it only stands for the directory: nobody reads it again.
+		s.fds.put(&d.fd, fd, false).release()
 	}
-	fd, err := fsat.OpenDirBeneath(d.layer.root, d.path)
-	if err != nil {
-		return nil, false, err
+	for i := start; i < len(found.layer); i++ {
+		e := &found.layer[i]
+		if e.object {
+			k := merge.Other
+			if e.typ == unix.DT_DIR {
+				k = merge.Dir
+			}
+			found.merge, found.from = append(found.merge, merge.Entry{Name: e.name, Kind: k}), append(found.from, int32(i))
+		}
+		if e.whiteout {
+			found.merge, found.from = append(found.merge, merge.Entry{Name: e.name, Kind: merge.Whiteout}), append(found.from, int32(i))
+		}
 	}
-	entries, opaque, err := d.layer.readDir(fd, false)
-	// From now on it only stands for the directory: nobody reads it again.
-	s.fds.put(&d.fd, fd, false).release()
-	return entries, opaque, err
+	return opaque, err
 }
 
 func (s *scan) dirFd(d *scanDir) (*fdHandle, error) {
@@ -296,8 +329,21 @@ func (s *scan) dirFd(d *scanDir) (*fdHandle, error) {
 		return borrowed(d.layer.root), nil
 	}
 	return s.fds.get(&d.fd, false, func() (int, error) {
-		return fsat.OpenBeneath(d.layer.root, d.path, unix.O_PATH|unix.O_DIRECTORY)
+		return s.openDir(d, func(dirfd int, path string) (int, error) {
+			return fsat.OpenBeneath(dirfd, path, unix.O_PATH|unix.O_DIRECTORY)
+		})
 	})
+}
+
+// openDir opens a real directory, from the one that it lies in if that is open.
+func (s *scan) openDir(d *scanDir, open func(dirfd int, path string) (int, error)) (int, error) {
+	if d.up != nil && d.up.path != "" {
+		if h := s.fds.peek(&d.up.fd); h != nil {
+			defer h.release()
+			return open(h.fd, d.path[len(d.up.path)+1:])
+		}
+	}
+	return open(d.layer.root, d.path)
 }
 
 func (s *scan) with(obj lowerObj, fn func(dirfd int, name string) error) error {
@@ -398,6 +444,14 @@ func (m *inoMap) shown(dev, ino uint64) uint64 {
 // admit implements lowerTree.
 func (s *scan) admit(obj lowerObj) (f lowerFacts, err error) {
 	o := obj.(*scanObj)
+	if f, ok := s.ahead.take(o); ok {
+		return f, nil
+	}
+	return s.look(o)
+}
+
+// look is admit of an object that has not been looked at ahead.
+func (s *scan) look(o *scanObj) (f lowerFacts, err error) {
 	if o.list == nil {
 		return lowerFacts{ino: o.dIno}, nil
 	}

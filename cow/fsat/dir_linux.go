@@ -2,6 +2,7 @@ package fsat
 
 import (
 	"encoding/binary"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +18,8 @@ type Dirent struct {
 var direntBufs = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
 
 // ReadDir calls fn for each entry of the directory fd but "." and "..". fd must
-// be open for reading and stand at the start. fn's error ends the walk.
+// be open for reading and stand at the start. fn's error ends the walk. The names of
+// many entries lie in one string: who keeps one for long should copy it.
 func ReadDir(fd int, fn func(Dirent) error) error {
 	bp := direntBufs.Get().(*[]byte)
 	defer direntBufs.Put(bp)
@@ -29,30 +31,28 @@ func ReadDir(fd int, fn func(Dirent) error) error {
 		if n == 0 {
 			return nil
 		}
-		for buf := (*bp)[:n]; len(buf) > 0; {
+		all := string((*bp)[:n])
+		for at := 0; at < n; {
 			// struct linux_dirent64: ino, off, reclen, type, name.
 			const header = 19
-			if len(buf) < header {
+			if n-at < header {
 				return unix.EIO
 			}
+			buf := (*bp)[at:n]
 			reclen := int(binary.NativeEndian.Uint16(buf[16:]))
 			if reclen < header || reclen > len(buf) {
 				return unix.EIO
 			}
-			name := buf[header:reclen]
-			for i, c := range name {
-				if c == 0 {
-					name = name[:i]
-					break
-				}
+			name := all[at+header : at+reclen]
+			if end := strings.IndexByte(name, 0); end >= 0 {
+				name = name[:end]
 			}
-			if string(name) != "." && string(name) != ".." {
-				e := Dirent{Name: string(name), Ino: binary.NativeEndian.Uint64(buf), Type: buf[18]}
-				if err := fn(e); err != nil {
+			if name != "." && name != ".." {
+				if err := fn(Dirent{Name: name, Ino: binary.NativeEndian.Uint64(buf), Type: buf[18]}); err != nil {
 					return err
 				}
 			}
-			buf = buf[reclen:]
+			at += reclen
 		}
 	}
 }

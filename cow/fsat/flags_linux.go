@@ -66,7 +66,21 @@ func AddFlags(fd int, flags uint32) error {
 
 // Statx is statx(2) of name in dirfd, links not followed.
 func Statx(dirfd int, name string, mask int, st *unix.Statx_t) error {
-	return retry(func() error {
-		return unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW|emptyPath(name), mask, st)
-	})
+	// Without memory of the heap: this is asked for at every first look at an object.
+	var path [unix.NAME_MAX + 1]byte
+	if len(name) >= len(path) {
+		return unix.ENAMETOOLONG
+	}
+	copy(path[:], name)
+	for {
+		_, _, errno := unix.Syscall6(unix.SYS_STATX, uintptr(dirfd), uintptr(unsafe.Pointer(&path)),
+			uintptr(unix.AT_SYMLINK_NOFOLLOW|emptyPath(name)), uintptr(mask), uintptr(unsafe.Pointer(st)), 0)
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return errno
+		}
+	}
 }

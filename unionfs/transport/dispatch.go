@@ -18,6 +18,13 @@ type Reader interface {
 	ReadInto(in *fuse.ReadIn, buf []byte) (int, fuse.Status)
 }
 
+// Idler is what a file system may implement that can prepare for requests to come.
+type Idler interface {
+	// Idle does a small piece of work; false: there is none. It is called when no
+	// request is there.
+	Idle() bool
+}
+
 const (
 	opLookup      = 1
 	opForget      = 2

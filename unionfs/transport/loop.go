@@ -40,6 +40,7 @@ type loop struct {
 	fd     int
 	fs     fuse.RawFileSystem
 	reader Reader // fs, if it is one
+	idler  Idler  // fs, if it is one
 	proto  *fuse.ProtocolServer
 	log    *zap.Logger
 	ready  func()
@@ -49,6 +50,7 @@ type loop struct {
 	busy    atomic.Int32  // workers answering requests without the token
 	total   atomic.Int32  // workers
 	workers sync.WaitGroup
+	buffers bufferPool
 
 	// inline is the number of the request that the reader answers while it
 	// keeps the token; 0: none, or the watch has taken the token from it.
@@ -80,6 +82,7 @@ func newLoop(fs fuse.RawFileSystem, mo *fuse.MountOptions, o ServeOptions, log *
 	}
 	l.spin.credit = spinCredit
 	l.reader, _ = fs.(Reader)
+	l.idler, _ = fs.(Idler)
 	l.slow = o.Debug // go-fuse logs what it decodes
 	return l
 }
@@ -94,6 +97,7 @@ func (l *loop) run() {
 	l.token <- struct{}{}
 	l.start()
 	l.workers.Wait()
+	l.buffers.free()
 }
 
 // start adds a worker unless there are enough.
@@ -124,16 +128,14 @@ func (l *loop) pass() {
 	l.token <- struct{}{} // there is one token, so this never blocks
 }
 
-var buffers = sync.Pool{New: func() any {
-	return &buffer{in: make([]byte, maxWrite+headroom), out: make([]byte, maxWrite+headroom)}
-}}
-
-type buffer struct{ in, out []byte }
-
 // work is one worker.
 func (l *loop) work() {
-	b := buffers.Get().(*buffer)
-	defer buffers.Put(b)
+	b, err := l.buffers.get()
+	if err != nil {
+		l.end(fmt.Errorf("serve: memory for a request: %w", err))
+		return
+	}
+	defer l.buffers.put(b)
 	for {
 		if l.waiting.Add(1) > idleWorkers {
 			l.waiting.Add(-1)
@@ -255,6 +257,11 @@ func (l *loop) next(buf []byte) (int, error) {
 		return n, err
 	}
 	l.queued, l.last = 0, 0
+	for l.idler != nil && l.idler.Idle() {
+		if n, err := l.tryRead(buf); err != unix.EAGAIN {
+			return n, err
+		}
+	}
 	if l.busy.Load() == 0 {
 		if n, err := l.spin.wait(func() (int, error) { return l.tryRead(buf) }); err != unix.EAGAIN {
 			return n, err

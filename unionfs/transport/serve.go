@@ -15,7 +15,7 @@ type ServeOptions struct {
 	// Ready is called once, after the kernel's INIT was answered.
 	Ready func()
 	// Spin is how long the reader looks for the next request before it
-	// sleeps, while requests keep coming: 0 means 20 microseconds, a negative
+	// sleeps, while requests keep coming: 0 means 100 microseconds, a negative
 	// value not at all.
 	Spin time.Duration
 	// NoOpen says that the file system answers OPEN with ENOSYS.
@@ -34,7 +34,7 @@ type ServeOptions struct {
 const (
 	maxWrite      = 1 << 20
 	maxBackground = 64
-	defaultSpin   = 20 * time.Microsecond
+	defaultSpin   = 100 * time.Microsecond
 )
 
 // Serve answers the requests that arrive on dev until the file system is

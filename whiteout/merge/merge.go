@@ -1,6 +1,7 @@
 package merge
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 )
@@ -47,93 +48,74 @@ type Merged struct {
 // Merge combines the listings of one directory, topmost first, and returns the
 // names that remain, sorted bytewise.
 func Merge(listings []Listing) []Merged {
+	total := 0
 	for i := range listings {
+		total += len(listings[i].Entries)
 		if listings[i].Opaque {
 			listings = listings[:i+1]
 			break
 		}
 	}
-	if len(listings) == 1 {
-		return single(listings[0].Entries)
-	}
-	m := merger{index: make(map[string]int)}
+	items := make([]item, 0, total)
 	for i := range listings {
-		// Objects first: a whiteout never hides a name of its own layer.
 		for j, e := range listings[i].Entries {
-			if e.Kind != Whiteout {
-				m.object(e, Ref{int32(i), int32(j)})
-			}
-		}
-		for _, e := range listings[i].Entries {
-			if e.Kind == Whiteout {
-				m.whiteout(e.Name)
-			}
+			items = append(items, item{e, Ref{int32(i), int32(j)}})
 		}
 	}
-	out := make([]Merged, 0, len(m.names))
-	for i := range m.names {
-		if len(m.names[i].Refs) > 0 {
-			out = append(out, m.names[i].Merged)
+	slices.SortFunc(items, compare)
+	out := make([]Merged, 0, total)
+	refs := make([]Ref, 0, total)
+	for len(items) > 0 {
+		n := 1
+		for n < len(items) && items[n].Name == items[0].Name {
+			n++
 		}
+		var kind Kind
+		if kind, refs = resolve(items[:n], refs); len(refs) > 0 {
+			out = append(out, Merged{Name: items[0].Name, Kind: kind, Refs: refs[:len(refs):len(refs)]})
+			refs = refs[len(refs):]
+		}
+		items = items[n:]
 	}
-	sortByName(out)
 	return out
 }
 
-// single is Merge for the common case: one layer has the directory.
-func single(entries []Entry) []Merged {
-	out := make([]Merged, 0, len(entries))
-	refs := make([]Ref, len(entries))
-	for j, e := range entries {
-		if e.Kind == Whiteout {
-			continue
+// item is one entry of one listing.
+type item struct {
+	Entry
+	ref Ref
+}
+
+// compare orders by name, then topmost first; objects come before whiteouts, because
+// a whiteout never hides a name of its own layer.
+func compare(a, b item) int {
+	if c := strings.Compare(a.Name, b.Name); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(a.ref.Listing, b.ref.Listing); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.Kind, b.Kind)
+}
+
+// resolve appends to refs what one name stands for, given all that the listings say
+// about it.
+func resolve(same []item, refs []Ref) (Kind, []Ref) {
+	kind := Other
+	for _, e := range same {
+		switch {
+		case e.Kind == Whiteout:
+			return kind, refs
+		case len(refs) == 0:
+			kind, refs = e.Kind, append(refs, e.ref)
+			if kind != Dir {
+				return kind, refs
+			}
+		case e.Kind == Dir:
+			refs = append(refs, e.ref)
+		default: // it ends what merges from below
+			return kind, refs
 		}
-		refs[j] = Ref{0, int32(j)}
-		out = append(out, Merged{Name: e.Name, Kind: e.Kind, Refs: refs[j : j+1 : j+1]})
 	}
-	sortByName(out)
-	return out
-}
-
-func sortByName(ms []Merged) {
-	slices.SortFunc(ms, func(a, b Merged) int { return strings.Compare(a.Name, b.Name) })
-}
-
-type pending struct {
-	Merged
-	closed bool // no layer below may add to it
-}
-
-type merger struct {
-	index map[string]int
-	names []pending
-}
-
-func (m *merger) object(e Entry, r Ref) {
-	i, seen := m.index[e.Name]
-	if !seen {
-		m.index[e.Name] = len(m.names)
-		m.names = append(m.names, pending{
-			Merged: Merged{Name: e.Name, Kind: e.Kind, Refs: []Ref{r}},
-			closed: e.Kind != Dir,
-		})
-		return
-	}
-	p := &m.names[i]
-	switch {
-	case p.closed:
-	case e.Kind == Dir:
-		p.Refs = append(p.Refs, r)
-	default:
-		p.closed = true
-	}
-}
-
-func (m *merger) whiteout(name string) {
-	if i, seen := m.index[name]; seen {
-		m.names[i].closed = true
-		return
-	}
-	m.index[name] = len(m.names)
-	m.names = append(m.names, pending{Merged: Merged{Name: name}, closed: true})
+	return kind, refs
 }

@@ -2,6 +2,7 @@ package xattrat
 
 import (
 	"strconv"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -10,7 +11,8 @@ import (
 
 // args is struct xattr_args (include/uapi/linux/xattr.h).
 type args struct {
-	value uint64
+	value unsafe.Pointer
+	_     [8 - unsafe.Sizeof(uintptr(0))]byte
 	size  uint32
 	flags uint32
 }
@@ -93,18 +95,39 @@ func Remove(dirfd int, name, attr string) error {
 	})
 }
 
-func getAt(dirfd int, name, attr string, buf []byte) (int, error) {
-	path, at, err := pointers(name, attr)
-	if err != nil {
-		return 0, err
+// shortName is a name, NUL-terminated, that needs no memory of the heap: this is asked
+// for at every first look at an object.
+type shortName [unix.NAME_MAX + 1]byte
+
+// set reports whether name fits.
+func (b *shortName) set(name string) bool {
+	if len(name) >= len(b) || strings.IndexByte(name, 0) >= 0 {
+		return false
 	}
-	a := args{size: uint32(len(buf))}
-	return call(func() (uintptr, unix.Errno) {
-		a.value = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(buf))))
-		r, _, e := unix.Syscall6(unix.SYS_GETXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(path)), unix.AT_SYMLINK_NOFOLLOW,
-			uintptr(unsafe.Pointer(at)), uintptr(unsafe.Pointer(&a)), unsafe.Sizeof(a))
-		return r, e
-	})
+	b[copy(b[:], name)] = 0
+	return true
+}
+
+func getAt(dirfd int, name, attr string, buf []byte) (int, error) {
+	var path, at shortName
+	if !path.set(name) {
+		return 0, unix.ENAMETOOLONG
+	}
+	if !at.set(attr) {
+		return 0, unix.ERANGE
+	}
+	for {
+		a := args{value: unsafe.Pointer(unsafe.SliceData(buf)), size: uint32(len(buf))}
+		r, _, e := unix.Syscall6(unix.SYS_GETXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(&path)), unix.AT_SYMLINK_NOFOLLOW,
+			uintptr(unsafe.Pointer(&at)), uintptr(unsafe.Pointer(&a)), unsafe.Sizeof(a))
+		switch e {
+		case 0:
+			return int(r), nil
+		case unix.EINTR:
+		default:
+			return 0, e
+		}
+	}
 }
 
 func setAt(dirfd int, name, attr string, value []byte, flags int) error {
@@ -114,7 +137,7 @@ func setAt(dirfd int, name, attr string, value []byte, flags int) error {
 	}
 	a := args{size: uint32(len(value)), flags: uint32(flags)}
 	_, err = call(func() (uintptr, unix.Errno) {
-		a.value = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(value))))
+		a.value = unsafe.Pointer(unsafe.SliceData(value))
 		r, _, e := unix.Syscall6(unix.SYS_SETXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(path)), unix.AT_SYMLINK_NOFOLLOW,
 			uintptr(unsafe.Pointer(at)), uintptr(unsafe.Pointer(&a)), unsafe.Sizeof(a))
 		return r, e
