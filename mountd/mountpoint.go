@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
 )
 
 // resolveMountPoint returns the absolute, symlink-free path of a directory to
@@ -17,7 +19,7 @@ func resolveMountPoint(target string) (string, error) {
 	if target == "" {
 		return "", errors.New("no mount point given")
 	}
-	dir, err := resolveDir("mount point", target)
+	dir, err := resolveDir(new(fsat.Resolver), "mount point", target)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("%w; create the directory first", err)

@@ -5,6 +5,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/mountd/holder"
 	"github.com/plyfs/plyfs/unionfs/transport"
 )
@@ -29,7 +30,7 @@ func RawMount(ctx context.Context, o *RawOptions, target string) error {
 
 // remount changes the flags of a live mount.
 func (o *RawOptions) remount(target string) error {
-	dir, err := resolveDir("mount point", target)
+	dir, err := resolveDir(new(fsat.Resolver), "mount point", target)
 	if err != nil {
 		return err
 	}

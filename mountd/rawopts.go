@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/mountd/holder"
 	"github.com/plyfs/plyfs/unionfs"
 )
@@ -255,12 +255,13 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 		own = "userxattr"
 	}
 	s.Redirect = o.redirect(own)
+	var resolver fsat.Resolver
 	dialect := o.Dialect
 	if dialect == "" {
 		dialect = own
 	}
 	for _, p := range o.Lowers {
-		dir, err := resolveDir("lowerdir", p)
+		dir, err := resolveDir(&resolver, "lowerdir", p)
 		if err != nil {
 			return s, err
 		}
@@ -271,7 +272,7 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 		s.Lowers = append(s.Lowers, l)
 	}
 	if o.Upper != "" {
-		dir, err := resolveDir("upperdir", o.Upper)
+		dir, err := resolveDir(&resolver, "upperdir", o.Upper)
 		if err != nil {
 			return s, err
 		}
@@ -282,7 +283,7 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 			s.TakeUnsynced = true
 			s.Upper.Dialect = s.Upper.Dialect.Mixed()
 		}
-		if s.Work, err = resolveDir("workdir", o.Work); err != nil {
+		if s.Work, err = resolveDir(&resolver, "workdir", o.Work); err != nil {
 			return s, err
 		}
 		if o.ReadOnly { // the upper is then one more lower, and nothing of it is touched
@@ -297,8 +298,9 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 		return s, err
 	}
 	var dirs []string
+	trusted := mayUseTrusted()
 	for _, l := range s.Lowers {
-		if mayUseTrusted() && isBelow(s.Target, l.Path) {
+		if trusted && isBelow(s.Target, l.Path) {
 			continue // private copies of the layers' mounts do not show the mount
 		}
 		dirs = append(dirs, l.Path)
@@ -331,14 +333,7 @@ func layer(path, dialect string) (unionfs.Layer, error) {
 
 // resolveDir returns the absolute, symlink-free path of a directory. The
 // lexical cleaning of filepath.Abs would resolve "link/.." wrongly.
-func resolveDir(what, p string) (string, error) {
-	if !filepath.IsAbs(p) {
-		wd, err := os.Getwd()
-		if err != nil {
-			return "", fmt.Errorf("%s %q is relative, and there is no working directory: %w", what, p, err)
-		}
-		p = wd + "/" + p
-	}
+func resolveDir(r *fsat.Resolver, what, p string) (string, error) {
 	st, err := os.Stat(p)
 	if err != nil {
 		return "", fmt.Errorf("%s %q: %w", what, p, reason(err))
@@ -346,7 +341,7 @@ func resolveDir(what, p string) (string, error) {
 	if !st.IsDir() {
 		return "", fmt.Errorf("%s %q: %w", what, p, unix.ENOTDIR)
 	}
-	real, err := filepath.EvalSymlinks(p)
+	real, err := r.Resolve(p)
 	if err != nil {
 		return "", fmt.Errorf("%s %q: %w", what, p, reason(err))
 	}

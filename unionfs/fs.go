@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -42,6 +43,7 @@ type FS struct {
 	own     []realID // the upper and the workdir
 	lockFd  int      // the upper directory, open for its lock
 	mountFd int      // the private copy of the mount that the upper lies in, or -1
+	lowerFd int      // that of the mount that the lowers lie in, or -1
 
 	inos  *inoMap
 	fds   *fdCache
@@ -97,7 +99,7 @@ func New(o Options) (*FS, error) {
 	if err := checkNesting(o); err != nil {
 		return nil, err
 	}
-	fs := &FS{log: o.Logger, inos: newInoMap(), nodes: newTable(), trim: newTrimmer(), volatile: o.Volatile, lockFd: -1, mountFd: -1, euid: os.Geteuid(), egid: os.Getegid()}
+	fs := &FS{log: o.Logger, inos: newInoMap(), nodes: newTable(), trim: newTrimmer(), volatile: o.Volatile, lockFd: -1, mountFd: -1, lowerFd: -1, euid: os.Geteuid(), egid: os.Getegid()}
 	fs.invalidate = func(uint64, int64, int64) {}
 	if fs.log == nil {
 		fs.log = zap.NewNop()
@@ -107,6 +109,12 @@ func New(o Options) (*FS, error) {
 		return nil, fmt.Errorf("read the limit on open files: %w", err)
 	}
 	fs.fds = newFdCache(int(min(limit.Cur/2, maxCachedFds)))
+	table := int(min(limit.Cur, 2*maxCachedFds))
+	if len(o.Lowers) > 32 {
+		fsat.ReserveFds(table)
+	} else {
+		go fsat.ReserveFds(table) // it will be needed, but not yet
+	}
 	fs.maxOrphans = int64(min(limit.Cur/8, 1<<20))
 	fs.io = o.IO.resolve(o.Upper == "", fs.euid == 0)
 	fs.rules.redirect = o.Redirect >= RedirectFollow
@@ -126,20 +134,11 @@ func (fs *FS) open(o Options) error {
 			return err
 		}
 	}
-	layers := make([]*layer, 0, len(o.Lowers))
-	for _, l := range o.Lowers {
-		opened, err := openLower(l.Path, l.Dialect)
-		if err != nil {
-			for _, l := range layers {
-				l.close()
-			}
-			return err
-		}
-		opened.direct, opened.index = l.Direct, len(layers)
-		layers = append(layers, opened)
+	layers, mount, err := openLowers(o.Lowers)
+	if err != nil {
+		return err
 	}
-	useHandles(layers)
-	fs.layers = layers
+	fs.layers, fs.lowerFd = layers, mount
 	if o.Chain != "" {
 		tree, err := newIndexed(o.Chain, o.ChainID, layers, fs.fds, fs.inos, fs.euid == 0)
 		if err == nil {
@@ -186,7 +185,7 @@ func (fs *FS) openUpper(o Options) error {
 
 // openWork takes the upper and the workdir into use.
 func (fs *FS) openWork(o Options, upper, workdir int) (err error) {
-	if fs.upper, err = newLayer(upper, o.Upper, o.UpperDialect); err != nil {
+	if fs.upper, err = newLayer(upper, o.Upper, o.UpperDialect, make(fileSystems)); err != nil {
 		return err
 	}
 	fs.inos.shown(fs.upper.dev, 1)
@@ -227,11 +226,12 @@ func (fs *FS) openWork(o Options, upper, workdir int) (err error) {
 // for that, or in different mounts, as they are.
 func (fs *FS) openPair(o Options) (upperFd, workFd int, err error) {
 	upper, work := o.Upper, o.Work
-	u, err := resolve(upper)
+	var r fsat.Resolver
+	u, err := r.Resolve(upper)
 	if err != nil {
 		return -1, -1, fmt.Errorf("upperdir %q: %w", upper, err)
 	}
-	w, err := resolve(work)
+	w, err := r.Resolve(work)
 	if err != nil {
 		return -1, -1, fmt.Errorf("workdir %q: %w", work, err)
 	}
@@ -286,36 +286,9 @@ func (fs *FS) openRoot() error {
 	return nil
 }
 
-// resolve returns the real path of a directory that the operator named.
-func resolve(p string) (string, error) {
-	abs, err := filepath.Abs(p)
-	if err != nil {
-		return "", err
-	}
-	return filepath.EvalSymlinks(abs)
-}
-
 // within reports whether path a is b or lies below it.
 func within(a, b string) bool {
 	return a == b || strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/")
-}
-
-// inside reports whether directory a is b or lies below it, by whatever names
-// they are called.
-func inside(a, b string) bool {
-	target, err := os.Stat(b)
-	if err != nil {
-		return within(a, b)
-	}
-	for {
-		if st, err := os.Stat(a); err == nil && os.SameFile(st, target) {
-			return true
-		}
-		if a == "/" || a == "." {
-			return false
-		}
-		a = filepath.Dir(a)
-	}
 }
 
 // checkNesting refuses directories that lie in each other where one would be the
@@ -324,27 +297,61 @@ func checkNesting(o Options) error {
 	if o.Upper == "" {
 		return nil
 	}
-	upper, err := resolve(o.Upper)
+	var r fsat.Resolver
+	upper, err := r.Resolve(o.Upper)
 	if err != nil {
 		return fmt.Errorf("upperdir %q: %w", o.Upper, err)
 	}
-	work, err := resolve(o.Work)
+	work, err := r.Resolve(o.Work)
 	if err != nil {
 		return fmt.Errorf("workdir %q: %w", o.Work, err)
 	}
-	if inside(upper, work) || inside(work, upper) {
+	if newNesting(upper).inside(work) || newNesting(work).inside(upper) {
 		return fmt.Errorf("%w: upperdir %q and workdir %q lie in one another", ErrInvalid, o.Upper, o.Work)
 	}
+	both := newNesting(upper, work)
 	for _, l := range o.Lowers {
-		lower, err := resolve(l.Path)
+		lower, err := r.Resolve(l.Path)
 		if err != nil {
 			return fmt.Errorf("lower %q: %w", l.Path, err)
 		}
-		if inside(lower, upper) || inside(lower, work) {
+		if both.inside(lower) {
 			return fmt.Errorf("%w: lower %q lies in upperdir or workdir, or is one of them", ErrInvalid, l.Path)
 		}
 	}
 	return nil
+}
+
+// nesting finds out whether directories lie in one of some others, by whatever names
+// they are called.
+type nesting struct {
+	paths []string
+	ids   []os.FileInfo
+	known map[string]bool
+}
+
+func newNesting(paths ...string) *nesting {
+	n := &nesting{paths: paths, known: make(map[string]bool)}
+	for _, p := range paths {
+		if st, err := os.Stat(p); err == nil {
+			n.ids = append(n.ids, st)
+		}
+	}
+	return n
+}
+
+// inside reports whether the real path dir is one of the directories or lies below.
+func (n *nesting) inside(dir string) bool {
+	in, ok := n.known[dir]
+	if ok {
+		return in
+	}
+	if st, err := os.Stat(dir); err == nil {
+		in = slices.ContainsFunc(n.ids, func(id os.FileInfo) bool { return os.SameFile(st, id) })
+	}
+	in = in || slices.Contains(n.paths, dir) || dir != "/" && n.inside(filepath.Dir(dir))
+	n.known[dir] = in
+	return in
 }
 
 // trap makes the lowers refuse the upper and the workdir, which may lie in one of
@@ -386,6 +393,8 @@ func (fs *FS) Close() error {
 	if fs.lowers != nil {
 		fs.lowers.close()
 	}
+	fsat.Close(fs.lowerFd)
+	fs.lowerFd = -1
 	fs.fds.closeAll()
 	return err
 }

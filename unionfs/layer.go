@@ -18,39 +18,15 @@ type layer struct {
 	dev     uint64 // of the root
 	blksize uint32
 	nodev   bool // devices in it cannot be opened
-	// inMemory: its files have no other place than the page cache.
-	inMemory bool
-	uuid     fsat.UUID
-	// handles: an object can be described by its file handle, for good and
-	// unlike any of another layer. See useHandles.
-	handles bool
+	*fileSystem
 	// direct: nothing in the layer refers to another place, or has inode flags.
 	direct bool
 	// index is the layer's place in the stack; the topmost lower has 0.
 	index int
 }
 
-// openLower opens a lower as a private, read-only copy of its mount, so that
-// what is mounted below it later does not show and nobody, not even we, can
-// change it; without the privilege for that, as it is.
-func openLower(path string, d whiteout.Dialect) (*layer, error) {
-	fd, err := fsat.CloneTree(path, true, unix.MOUNT_ATTR_NOATIME)
-	cloned := err == nil
-	if err != nil {
-		fd, err = fsat.OpenTrusted(path)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open layer %q: %w", path, err)
-	}
-	l, err := newLayer(fd, path, d)
-	if err == nil {
-		l.nodev = cloned
-	}
-	return l, err
-}
-
 // newLayer takes over fd, the root of a layer.
-func newLayer(fd int, path string, d whiteout.Dialect) (*layer, error) {
+func newLayer(fd int, path string, d whiteout.Dialect, on fileSystems) (*layer, error) {
 	var st unix.Stat_t
 	err := fsat.Fstat(fd, &st)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -60,9 +36,9 @@ func newLayer(fd int, path string, d whiteout.Dialect) (*layer, error) {
 		fsat.Close(fd)
 		return nil, fmt.Errorf("open layer %q: %w", path, err)
 	}
-	var fs unix.Statfs_t
-	inMemory := unix.Fstatfs(fd, &fs) == nil && (fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC)
-	return &layer{inMemory: inMemory, path: path, dialect: d, root: fd, dev: st.Dev, blksize: uint32(st.Blksize), uuid: fsat.FSUUID(fd)}, nil
+	return &layer{
+		fileSystem: on.of(fd, st.Dev), path: path, dialect: d, root: fd, dev: st.Dev, blksize: uint32(st.Blksize),
+	}, nil
 }
 
 // LeftUnsynced returns an error if a volatile mount has left the upper that belongs
@@ -72,29 +48,6 @@ func LeftUnsynced(workdir string) error {
 		return cow.ErrVolatile
 	}
 	return nil
-}
-
-// useHandles finds out which layers have file handles that can be relied on: those
-// of a FUSE server mean nothing after its next mount, and those of two file systems
-// with the same name, or without one, cannot be told apart (kernel:
-// ovl_get_fsid, ovl_lower_uuid_ok).
-func useHandles(layers []*layer) {
-	devs := make(map[fsat.UUID]uint64)
-	shared := make(map[fsat.UUID]bool)
-	for _, l := range layers {
-		if dev, ok := devs[l.uuid]; ok && dev != l.dev {
-			shared[l.uuid] = true
-		}
-		devs[l.uuid] = l.dev
-	}
-	for _, l := range layers {
-		var st unix.Statfs_t
-		if shared[l.uuid] || unix.Fstatfs(l.root, &st) != nil || st.Type == unix.FUSE_SUPER_MAGIC {
-			continue
-		}
-		_, err := fsat.Origin(l.root, "", l.uuid)
-		l.handles = err == nil
-	}
 }
 
 // open opens the regular file name in a directory of the layer.

@@ -170,6 +170,20 @@ func OpenRegularNoDev(dirfd int, name string, flags int) (int, error) {
 	return fd, nil
 }
 
+// ReserveFds makes room for n descriptors in this process's table. The kernel doubles it
+// as needed, but has to wait each time for every thread that may be looking at the old
+// one, some ten milliseconds. It is no error if there may not be so many.
+func ReserveFds(n int) {
+	fd, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	if high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, n-1); err == nil {
+		_ = unix.Close(high)
+	}
+	_ = unix.Close(fd)
+}
+
 // ProcPath names an open descriptor. The magic link leads to the object
 // itself, even where that is a symbolic link, so path calls on it act on
 // exactly what the descriptor holds.
