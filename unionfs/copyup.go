@@ -71,18 +71,24 @@ func (fs *FS) copyUpNow(n *inode, size int64, meta, answered bool) error {
 				return err
 			}
 		}
+		unseen := func() bool { return true }
+		if parent != nil {
+			unseen = parent.dir.unseen()
+		}
 		err := fs.copyUp(n, parent, size, meta)
 		if err == nil {
-			// The copy has times, blocks and perhaps a link count of its own;
-			// the directory had another time for a moment.
+			// The copy has times, blocks and perhaps a link count of its own.
 			if !answered {
 				fs.staleAttr(n)
 			}
+			// Its directory has not changed for users. It had another time for a
+			// moment; and it has another st_ctime now, which whoever has looked
+			// before learns with the next change (see docs/differences.md).
 			switch {
 			case parent == nil:
 			case n.inoNow() != ino: // a cached listing has the old number
 				fs.staleAll(parent)
-			default:
+			case !unseen():
 				fs.staleAttr(parent)
 			}
 		}

@@ -28,7 +28,8 @@ type FS struct {
 	upper  *layer    // nil: read-only
 	work   *cow.Work // nil: read-only
 
-	euid, egid int // of this process
+	euid, egid int            // of this process
+	later      sync.WaitGroup // what New has left to do
 
 	volatile bool
 	rules    indirection // of lowers and upper alike
@@ -113,7 +114,7 @@ func New(o Options) (*FS, error) {
 	if len(o.Lowers) > 32 {
 		fsat.ReserveFds(table)
 	} else {
-		go fsat.ReserveFds(table) // it will be needed, but not yet
+		fs.later.Go(func() { fsat.ReserveFds(table) }) // it will be needed, but not yet
 	}
 	fs.maxOrphans = int64(min(limit.Cur/8, 1<<20))
 	fs.io = o.IO.resolve(o.Upper == "", fs.euid == 0)
@@ -367,6 +368,7 @@ func (fs *FS) trap(s *scan) {
 
 // Close writes the upper's file system out and closes every descriptor. Call it when no request can come any more.
 func (fs *FS) Close() error {
+	fs.later.Wait()
 	fs.trim.stop()
 	var err error
 	if fs.upper != nil {
