@@ -13,7 +13,8 @@
 //	bench/              speed and memory, compared with other unions: make bench
 //	testdata/cases/     named oracle cases, one small script per rule
 //	testdata/script/    command-line tests (testscript)
-//	oracle_*_test.go    random runs, named cases, the rename matrix
+//	oracle_*_test.go    random runs, named cases, the rename matrix; the same for
+//	                    each io policy and transport
 //	layers_test.go      layers on other file systems and on other unions
 //	concurrency_test.go many processes in one directory, work beside a copy-up
 //	signals_test.go     clients killed in the middle of an operation

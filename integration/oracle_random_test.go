@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,10 +21,11 @@ func TestOracleRandom(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short run")
 	}
-	randomRuns(t, cmp.Or(*flagSeed, 1), *flagDuration)
+	randomRuns(t, cmp.Or(*flagSeed, 1), *flagDuration, policies[:1])
 }
 
-// TestSoak is TestOracleRandom for as long as SOAK_DURATION says.
+// TestSoak is TestOracleRandom for as long as SOAK_DURATION says, under each policy in
+// turn. A seed always has the same policy.
 func TestSoak(t *testing.T) {
 	s := os.Getenv("SOAK_DURATION")
 	if s == "" {
@@ -34,18 +36,20 @@ func TestSoak(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	randomRuns(t, cmp.Or(*flagSeed, time.Now().UnixNano()%1e9), d)
+	randomRuns(t, cmp.Or(*flagSeed, time.Now().UnixNano()%1e9), d, policies)
 }
 
-func randomRuns(t *testing.T, seed int64, d time.Duration) {
+func randomRuns(t *testing.T, seed int64, d time.Duration, policies []string) {
 	t.Logf("first seed %d", seed)
 	runs, operations, failures := 0, 0, 0
 	stats := make(map[string]map[string]int)
 	for end := time.Now().Add(d); time.Now().Before(end) && failures < 5; seed++ {
-		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-			tr := randomTrial(t, seed)
+		// Mount options change with every seed, policies with every round of those.
+		policy := policies[int(seed)/len(mountOptions)%len(policies)]
+		ok := t.Run(strings.TrimSuffix(fmt.Sprintf("seed=%d,%s", seed, policy), ","), func(t *testing.T) {
+			tr := policyTrial(t, seed, policy)
 			tr.Stats = stats
-			runTrial(t, tr, fmt.Sprint(seed))
+			runTrial(t, tr, policyRun(policy, fmt.Sprint(seed)))
 			runs, operations = runs+1, operations+len(tr.Ops)
 		})
 		if !ok {

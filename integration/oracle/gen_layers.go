@@ -27,6 +27,9 @@ type GenOptions struct {
 	XWhiteouts bool
 	// NoXWhiteouts makes only devices.
 	NoXWhiteouts bool
+	// LateOpen leaves out what shows that a file is not opened before it is
+	// written to: files that are setuid or setgid, inode flags, O_TRUNC.
+	LateOpen bool
 }
 
 // plainNames is small, so that layers and operations meet.
@@ -193,7 +196,7 @@ func (g *gen) layer(n int, upper bool) Layer {
 			e.Mode = pick(g, dirModes)
 			dirs = append(dirs, p)
 		case k < 62:
-			e.Kind, e.Mode = File, pick(g, fileModes)
+			e.Kind, e.Mode = File, g.plainMode(pick(g, fileModes))
 			e.Size, e.Seed = pick(g, sizes), g.Int64N(1e6)
 			if g.chance(10) {
 				e.Size, e.Sparse = 300000, true
@@ -325,7 +328,7 @@ func (n *Generator) Next() (Op, bool) {
 	}
 	n.left--
 	op := n.g.op()
-	for n.g.o.NoLinks && (op.Op == "link" || op.Op == "linkfd") {
+	for n.g.o.NoLinks && (op.Op == "link" || op.Op == "linkfd") || n.g.o.LateOpen && (op.Op == "setflags" || truncates(op)) {
 		op = n.g.op()
 	}
 	if !n.g.o.Unprivileged && n.g.chance(30) {
@@ -338,6 +341,12 @@ func (n *Generator) Next() (Op, bool) {
 		op.Agent = 1
 	}
 	return op, true
+}
+
+// truncates says whether an operation opens a file with O_TRUNC; put does without
+// flags.
+func truncates(op Op) bool {
+	return strings.Contains(op.Flags, "TRUNC") || op.Op == "put" && op.Flags == ""
 }
 
 // Observe tells how an operation ended on the kernel.

@@ -58,7 +58,15 @@ func (g *gen) slot() int {
 }
 
 func (g *gen) perms() uint32 {
-	return pick(g, []uint32{0o644, 0o666, 0o600, 0o755, 0o777, 0o4755, 0o2755, 0o2644, 0o400, 0o000, 0o1777})
+	return g.plainMode(pick(g, []uint32{0o644, 0o666, 0o600, 0o755, 0o777, 0o4755, 0o2755, 0o2644, 0o400, 0o000, 0o1777}))
+}
+
+// plainMode is mode, or what LateOpen leaves of it.
+func (g *gen) plainMode(mode uint32) uint32 {
+	if g.o.LateOpen {
+		mode &^= unix.S_ISUID | unix.S_ISGID
+	}
+	return mode
 }
 
 func (g *gen) follow() string {
