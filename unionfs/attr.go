@@ -23,10 +23,6 @@ func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) 
 
 // attr fills the attributes of n as the union shows them.
 func (fs *FS) attr(n *inode, out *fuse.Attr) error {
-	if n.isDir() {
-		n.dir.begun.Add(1)
-		defer n.dir.ended.Add(1)
-	}
 	var st unix.Stat_t
 	n.mu.RLock()
 	err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) })

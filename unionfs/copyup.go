@@ -71,24 +71,20 @@ func (fs *FS) copyUpNow(n *inode, size int64, meta, answered bool) error {
 				return err
 			}
 		}
-		unseen := func() bool { return true }
-		if parent != nil {
-			unseen = parent.dir.unseen()
-		}
 		err := fs.copyUp(n, parent, size, meta)
 		if err == nil {
 			// The copy has times, blocks and perhaps a link count of its own.
 			if !answered {
 				fs.staleAttr(n)
 			}
-			// Its directory has not changed for users. It had another time for a
-			// moment; and it has another st_ctime now, which whoever has looked
-			// before learns with the next change (see docs/differences.md).
+			// Its directory has another st_ctime now, and had another st_mtime for a
+			// moment. To learn that later, for some other reason, would make tar(1)
+			// complain that the directory has changed while it was read.
 			switch {
 			case parent == nil:
 			case n.inoNow() != ino: // a cached listing has the old number
 				fs.staleAll(parent)
-			case !unseen():
+			default:
 				fs.staleAttr(parent)
 			}
 		}

@@ -291,7 +291,7 @@ func (fs *FS) opened(in *fuse.CreateIn, out *fuse.CreateOut) {
 	}
 	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
 	if write {
-		n.writers.Add(1)
+		n.ownExtra().writers.Add(1)
 	}
 	fs.openHandle(n, write, &out.OpenOut)
 }

@@ -34,9 +34,6 @@ type dirState struct {
 
 	dead bool // the directory has been removed; guarded by opMu
 
-	// begun and ended count the looks at the directory's attributes; see unseen.
-	begun, ended atomic.Uint32
-
 	acl atomic.Int32 // aclUnknown, aclNone or aclPresent
 	// flags are the inode flags that new regular files and directories get;
 	// nil: not known yet.

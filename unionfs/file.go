@@ -35,7 +35,7 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 		return fs.status("open", n, err)
 	}
 	if write {
-		n.writers.Add(1)
+		n.ownExtra().writers.Add(1)
 	}
 	fs.openHandle(n, write, out)
 	if out.Fh == handleCached && !write && fs.watches(n, in.Flags) && fs.mustSeeRead(n) {
@@ -67,7 +67,7 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 		return
 	}
 	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
-		n.writers.Add(-1)
+		n.ownExtra().writers.Add(-1)
 	}
 	fs.closeHandle(n, in.Fh)
 }

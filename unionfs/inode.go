@@ -28,21 +28,16 @@ type inode struct {
 	fd  fdSlot    // open for reading, or in the upper for reading and writing
 	dir *dirState // of a directory; immutable
 	ext atomic.Pointer[inodeExtra]
-	io  atomic.Pointer[fileIO] // of a file that has been opened
 
 	// told is the thread that the kernel has been given attributes of n for since
 	// they were last invalidated; see tell.
 	told atomic.Uint32
 
-	writers atomic.Int32 // handles that the kernel has open for writing
-	// capsGone: the last request removed the capabilities, as the kernel does
-	// before root writes.
-	capsGone atomic.Bool
-	dtype    uint8      // DT_*; immutable
-	prot     protection // guarded by mu
-	upper    bool       // lives in the upper; guarded by mu
-	meta     bool       // but its data is still low's; guarded by mu
-	origin   bool       // it is, or was copied up from, a lower object; guarded by mu
+	dtype  uint8      // DT_*; immutable
+	prot   protection // guarded by mu
+	upper  bool       // lives in the upper; guarded by mu
+	meta   bool       // but its data is still low's; guarded by mu
+	origin bool       // it is, or was copied up from, a lower object; guarded by mu
 }
 
 // inodeExtra is what an inode has in addition that is copied up, has several
@@ -51,6 +46,12 @@ type inodeExtra struct {
 	copyMu sync.Mutex
 	// copied: copied up, in whole or in part, and not synced since.
 	copied atomic.Bool
+	io     atomic.Pointer[fileIO] // of a file that has been opened
+	// writers counts the handles that the kernel has open for writing.
+	writers atomic.Int32
+	// capsGone: the last request removed the capabilities, as the kernel does
+	// before root writes.
+	capsGone atomic.Bool
 	// noAtime: reading it changes no access time, whatever the mount says.
 	noAtime atomic.Bool
 
@@ -343,10 +344,10 @@ func (fs *FS) unref(n *inode, count int64) {
 		if n.isDir() && n.low != nil {
 			fs.lowers.forget(n.low)
 		}
-		if f := n.io.Load(); f != nil {
-			fs.unregister(f)
-		}
 		if e := n.ext.Load(); e != nil {
+			if f := e.io.Load(); f != nil {
+				fs.unregister(f)
+			}
 			fs.dropOrphan(e.orphan)
 			e.orphan = noOrphan
 		}

@@ -142,11 +142,12 @@ const maxIdleBacking = 1 << 15
 
 // ioState returns the fileIO of n.
 func (n *inode) ioState() *fileIO {
-	if f := n.io.Load(); f != nil {
+	e := n.ownExtra()
+	if f := e.io.Load(); f != nil {
 		return f
 	}
-	n.io.CompareAndSwap(nil, &fileIO{})
-	return n.io.Load()
+	e.io.CompareAndSwap(nil, &fileIO{})
+	return e.io.Load()
 }
 
 // openHandle decides how a new handle of the file does its I/O, and counts it.
@@ -275,7 +276,7 @@ func (fs *FS) push(n *inode) {
 
 // closeHandle counts a handle that has been closed.
 func (fs *FS) closeHandle(n *inode, fh uint64) {
-	f := n.io.Load()
+	f := n.extra().io.Load()
 	if f == nil {
 		return
 	}

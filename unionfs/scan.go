@@ -158,10 +158,12 @@ func (s *scan) dirsOf(o *scanObj) ([]*scanDir, error) {
 
 // sameName returns the directories of o's own name that are merged in it.
 func (o *scanObj) sameName() []*scanDir {
-	dirs := make([]*scanDir, 0, 1+len(o.below()))
+	all := make([]scanDir, 1+len(o.below()))
+	dirs := make([]*scanDir, 0, len(all))
 	add := func(i uint16) {
 		of := o.list.dirs[i]
-		d := &scanDir{layer: of.layer, path: o.name(), up: of}
+		d := &all[len(dirs)]
+		*d = scanDir{layer: of.layer, path: o.name(), up: of}
 		if of.path != "" {
 			d.path = of.path + "/" + d.path
 		}

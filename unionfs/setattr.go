@@ -39,8 +39,8 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 		// turns it into a change of mode). Before a write of root's it comes
 		// only when there were capabilities, which have just been removed;
 		// setuid stays.
-		beforeRootWrite := n.capsGone.Swap(false) && in.InHeader.Uid == 0
-		writers := n.writers.Load() > 0 || fs.io == IONoOpen && fs.mayWrite(n, &in.InHeader)
+		beforeRootWrite := n.ownExtra().capsGone.Swap(false) && in.InHeader.Uid == 0
+		writers := n.extra().writers.Load() > 0 || fs.io == IONoOpen && fs.mayWrite(n, &in.InHeader)
 		kill = !writers || !beforeRootWrite
 		switch {
 		case !writers:

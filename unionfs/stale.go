@@ -44,15 +44,6 @@ func (fs *FS) staleAttr(n *inode) {
 	}
 }
 
-// unseen notes how far the looks at a directory's attributes are, before something is
-// done to it that nobody shall notice. The function that it returns reports whether
-// nobody can have noticed.
-func (d *dirState) unseen() func() bool {
-	begun := d.begun.Load()
-	quiet := begun == d.ended.Load()
-	return func() bool { return quiet && begun == d.begun.Load() }
-}
-
 // staleAll makes it forget all that it has of n, pages or listing as well.
 func (fs *FS) staleAll(n *inode) {
 	n.told.Store(0)

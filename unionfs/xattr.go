@@ -128,7 +128,7 @@ func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse
 	if err != nil {
 		return fs.status("removexattr", n, err)
 	}
-	n.capsGone.Store(attr == capsAttr)
+	n.ownExtra().capsGone.Store(attr == capsAttr)
 	return fs.changeXAttr(h.NodeId, "removexattr", attr, func(dirfd int, name, disk string) error {
 		return fsat.Removexattr(dirfd, name, disk)
 	})

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/unionfs"
 	"github.com/plyfs/plyfs/unionfs/transport"
 )
 
@@ -163,6 +164,7 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 				if h.live != nil {
 					h.live(h.state)
 				}
+				unionfs.Trim() // from here on we only wait
 			case e.m.Kind == kindDone:
 				return h.finished(e.m.Error)
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"sync/atomic"
 
@@ -60,13 +61,12 @@ const gcPercent = 40
 // none: with little in use the collector would run, and stop the request loop, every
 // few milliseconds. It allows for some 20 MiB of garbage, which package unionfs
 // has collected when the mount is at rest.
-var ballast []byte
-
-const ballastSize = 48 << 20
+const ballast = 48 << 20
 
 func (s *server) run() error {
 	debug.SetGCPercent(gcPercent)
-	ballast = make([]byte, ballastSize)
+	weight := make([]byte, ballast)
+	defer runtime.KeepAlive(weight)
 	o := s.spec.unionOptions()
 	o.Logger = s.log
 	fs, err := unionfs.New(o)
@@ -96,6 +96,7 @@ func (s *server) run() error {
 			if err := s.ctl.send(message{Kind: kindLive}, nil); err != nil {
 				s.log.Warn("holder not told that the mount is live", zap.Error(err))
 			}
+			go unionfs.Trim()
 		},
 		GoFuse:     s.spec.GoFuse,
 		Spin:       s.spec.Spin,

@@ -146,7 +146,7 @@ func (l *loop) dispatch(b, out []byte) (body int, status fuse.Status, done bool)
 func (l *loop) forgetAll(b []byte) (done bool) {
 	type batch struct {
 		fuse.InHeader
-		count, pad uint32
+		count, _ uint32
 	}
 	type one struct{ node, nlookup uint64 }
 	r := in[batch](b)
