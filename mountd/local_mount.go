@@ -181,7 +181,7 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) holder.Spec {
 		ID: sub.image.ID.String(), Target: target,
 		ReadOnly: sub.stack.Upper == "", AllowOther: r.AllowOther || os.Geteuid() == 0,
 		NoSuid: !r.Suid, NoDev: !r.Dev, NoExec: r.NoExec, NoAtime: r.NoAtime,
-		Volatile: r.Volatile, Debug: r.Debug,
+		Volatile: r.Volatile, IO: r.IO, Debug: r.Debug,
 	}
 	if sub.container != nil {
 		s.ID = sub.container.MountID

@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/unionfs"
 )
 
 // Service is everything commands need. [Local] does it in this process,
@@ -136,8 +137,10 @@ type MountRequest struct {
 	NoExec     bool `json:"noExec,omitempty"`
 	NoAtime    bool `json:"noAtime,omitempty"`
 	Volatile   bool `json:"volatile,omitempty"`
-	AllowOther bool `json:"allowOther,omitempty"`
-	Debug      bool `json:"debug,omitempty"`
+	// IO is how the data of files reaches programs.
+	IO         unionfs.IO `json:"io,omitempty"`
+	AllowOther bool       `json:"allowOther,omitempty"`
+	Debug      bool       `json:"debug,omitempty"`
 }
 
 // MountResult says what was mounted.

@@ -6,7 +6,10 @@
 //
 //	options.go          what a caller says
 //	fs.go layer.go      opening and closing the union
-//	lower.go scan.go    the read-only tree below the upper; reading live directories
+//	lower.go            the read-only tree below the upper, of which there are two kinds:
+//	scan.go prefetch.go reading live directories, in advance while a program walks
+//	indexed.go          reading the index of a chain of layers
+//	lowers.go           opening the layers' directories
 //	indirect.go         redirects and metacopies: content that is elsewhere
 //	origin.go index.go  where copies come from; hard links that stay together
 //	inode.go memory.go  objects known to the kernel, the table of them, their memory
@@ -18,6 +21,8 @@
 //	atime.go            access times
 //	acl.go caller.go    what new objects inherit; what a request does not tell of its caller
 //	copyup.go           when and in what order package cow is called
+//	io.go               how file data reaches programs
+//	stale.go            what the kernel has to be told to forget
 //	fdcache.go          descriptors, a bounded cache
 //	errno.go            the only place that makes a FUSE status
 //
@@ -49,8 +54,9 @@
 // ".." or anything outside; where they are not to be believed, the object
 // is refused (EPERM).
 //
-// File handles carry nothing: every READ, WRITE and RELEASE is served from the
-// node id alone, so that another process can go on with them. Directory handles
+// File handles carry nothing but how the file is open (fileIO): every READ and WRITE
+// is served from the node id alone, so that another process can go on with them. With
+// IONoOpen there are none (OPEN answers ENOSYS). Directory handles
 // do not exist (OPENDIR answers ENOSYS): a directory position is a cookie that
 // can be resumed at any time. Cookies of names that the lowers have are their
 // position in the sorted merged listing, which never changes; names born in the
@@ -60,10 +66,14 @@
 //
 // We are the only writer of the upper and the lowers do not change, so the
 // kernel may cache names, missing names, attributes, links and pages for ever;
-// what a request changes, the kernel itself drops. An open file of a writable
-// union always goes through the page cache of its one FUSE inode, so a reader
-// that opened before a copy-up sees what is written after it, and locks, which
-// the kernel keeps per inode, meet.
+// what a request changes, the kernel itself drops; what it cannot know it is told
+// (stale.go). An open lower file of a writable union always goes through the page
+// cache of its one FUSE inode, so a reader that opened before a copy-up sees what is
+// written after it, and locks, which the kernel keeps per inode, meet. Files of the
+// upper that nobody has open in this way, and all files of a read-only union, may be
+// passed through: the kernel reads and writes the real file itself (IOPassthrough).
+// A small lower file whose data is in memory is put into the page cache when it is
+// first opened; nobody can have it open then.
 //
 // # Locks
 //
@@ -72,6 +82,8 @@
 //	inodeExtra.copyMu
 //	                one copy-up of this object; held while its data is copied, and
 //	                while attributes of a file without its data are changed
+//	fileIO.mu       how a file is open; held while it is decided, while the file is
+//	                registered, and while a small one is handed to the kernel
 //	dirState.opMu   one name-changing request in this directory at a time; of two
 //	                directories the ancestor's first, else the lower node id's
 //	inode.mu        where the object is; shared while a call by name on it runs,
@@ -80,7 +92,8 @@
 //	                after the object's inode.mu, but before the directory's own
 //	FS.renameMu     shared while a directory is opened by path; exclusive while
 //	                one moves
-//	table shards, fdCache.mu, linkIndex.mu   leaves
+//	scanSub.reading one read of a directory of the lowers
+//	table shards, fdCache.mu, linkIndex.mu, prefetcher.mu, indexed.mu   leaves
 //
 // No lock that another object's requests need is held while file data is copied
 // or read: a copy-up holds its own copyMu, and the directory's opMu only for the

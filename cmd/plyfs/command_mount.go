@@ -11,6 +11,7 @@ import (
 
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd"
+	"github.com/plyfs/plyfs/unionfs"
 )
 
 func newMountCommand(a *app) *cobra.Command {
@@ -58,6 +59,7 @@ are given: an image may come from anywhere.`,
 	f.BoolVar(&r.Dev, "dev", false, "let device files work")
 	f.BoolVar(&r.NoExec, "noexec", false, "let nothing be executed")
 	f.BoolVar(&r.NoAtime, "noatime", false, "do not record access times")
+	f.TextVar(&r.IO, "io", unionfs.IOAuto, "how file data is read and written: auto, passthrough, noopen or cache")
 	f.BoolVar(&r.Volatile, "volatile", false, "never sync: fast, and lost with the machine")
 	f.BoolVar(&r.AllowOther, "allow-other", false, "let other users in (always for root)")
 	f.BoolVar(&r.Debug, "debug", false, "log every request (see the log in the run directory)")
