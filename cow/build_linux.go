@@ -1,6 +1,7 @@
 package cow
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -37,6 +38,10 @@ type Source struct {
 	Data int
 	Size int64
 
+	// Unnamed allows a regular file to have no name until it is published, with
+	// RENAME_NOREPLACE: that changes one directory less, which a sync would have to
+	// write, and leaves no litter.
+	Unnamed bool
 	// Anonymous asks for a regular file without any name (O_TMPFILE); it can
 	// be linked later. The file system says EOPNOTSUPP if it has none.
 	Anonymous bool
@@ -57,10 +62,20 @@ type Temp struct {
 // Build makes the object in the scratch directory.
 func (w *Work) Build(src Source) (*Temp, error) {
 	t := &Temp{w: w, fd: -1}
+	unnamed := src.Unnamed && src.Mode&unix.S_IFMT == unix.S_IFREG && !w.noUnnamed.Load()
+	if unnamed {
+		src.Anonymous = true
+	}
 	if !src.Anonymous {
 		t.name = w.TempName()
 	}
-	if err := t.create(src); err != nil {
+	err := t.create(src)
+	if unnamed && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR)) {
+		w.noUnnamed.Store(true)
+		src.Unnamed, src.Anonymous = false, false
+		return w.Build(src)
+	}
+	if err != nil {
 		return nil, err
 	}
 	fault.Point("build.created")
@@ -207,8 +222,15 @@ func mustKeep(name string, src Source) bool {
 func (t *Temp) Name() string { return t.name }
 
 // Publish moves the object under its final name; flags are those of
-// renameat2(2). With RENAME_EXCHANGE what was there before is removed.
+// renameat2(2), RENAME_NOREPLACE for an unnamed one. With RENAME_EXCHANGE what was there before is removed.
 func (t *Temp) Publish(dirfd int, name string, flags uint) error {
+	if t.name == "" {
+		if err := fsat.LinkFd(t.fd, dirfd, name); err != nil {
+			return err
+		}
+		fault.Point("build.published")
+		return nil
+	}
 	if err := fsat.Rename(t.w.fd, t.name, dirfd, name, flags); err != nil {
 		return err
 	}

@@ -8,8 +8,9 @@
 // (chown clears setuid bits and capabilities, writing attributes changes
 // nothing else, and times come last because everything before touches them).
 // Then, unless the union is volatile, its data is synced. Publish moves it
-// under its final name with one rename. The caller serialises copies of one
-// object and updates its own state after Publish has returned.
+// under its final name with one rename. A regular file that replaces nothing has no
+// name while it is built (O_TMPFILE), and is linked to its final one. The caller
+// serialises copies of one object and updates its own state after Publish has returned.
 //
 // Data is copied by reflink where the file systems can (FICLONE), else with
 // copy_file_range, else by read and write; holes stay holes (SEEK_DATA).
@@ -17,6 +18,7 @@
 // # Crash table
 //
 //	stopped after                    on disk                      at the next mount
+//	unnamed file, in any state       nothing                      nothing to do
 //	temp created, being filled       litter in workdir/work       swept
 //	temp filled, not synced          litter                       swept
 //	temp synced, not renamed         litter                       swept

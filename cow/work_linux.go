@@ -25,6 +25,8 @@ type Work struct {
 	volatile bool
 	seq      atomic.Uint64
 
+	noUnnamed atomic.Bool // the file system has no files without a name
+
 	// whAttr, if not "", is the attribute that makes an empty file a
 	// whiteout: the file system refuses the device. Immutable once in use.
 	whAttr string

@@ -110,6 +110,7 @@ func (fs *FS) copyUp(n, parent *inode, size int64, meta bool) error {
 	}
 	defer o.done()
 	o.src.Anonymous = parent == nil && n.typ() == unix.S_IFREG
+	o.src.Unnamed = true
 	t, err := fs.work.Build(o.src)
 	if err != nil {
 		return fmt.Errorf("copy up: %w", err)
