@@ -27,8 +27,8 @@ type GenOptions struct {
 	XWhiteouts bool
 	// NoXWhiteouts makes only devices.
 	NoXWhiteouts bool
-	// LateOpen leaves out what shows that a file is not opened before it is
-	// written to: files that are setuid or setgid, inode flags, O_TRUNC.
+	// LateOpen leaves out what shows that a file is not opened, and so not copied
+	// up, before it is written to: files that are setuid or setgid, and showsOpen.
 	LateOpen bool
 }
 
@@ -328,7 +328,7 @@ func (n *Generator) Next() (Op, bool) {
 	}
 	n.left--
 	op := n.g.op()
-	for n.g.o.NoLinks && (op.Op == "link" || op.Op == "linkfd") || n.g.o.LateOpen && (op.Op == "setflags" || truncates(op)) {
+	for n.g.o.NoLinks && (op.Op == "link" || op.Op == "linkfd") || n.g.o.LateOpen && showsOpen(op) {
 		op = n.g.op()
 	}
 	if !n.g.o.Unprivileged && n.g.chance(30) {
@@ -343,10 +343,12 @@ func (n *Generator) Next() (Op, bool) {
 	return op, true
 }
 
-// truncates says whether an operation opens a file with O_TRUNC; put does without
-// flags.
-func truncates(op Op) bool {
-	return strings.Contains(op.Flags, "TRUNC") || op.Op == "put" && op.Flags == ""
+// showsOpen says whether an operation is one of those that LateOpen leaves out: of inode
+// flags; with O_TRUNC, which put has without flags; removing an ACL that is not there,
+// which works in the upper only.
+func showsOpen(op Op) bool {
+	return op.Op == "setflags" || strings.Contains(op.Flags, "TRUNC") || op.Op == "put" && op.Flags == "" ||
+		op.Op == "removexattr" && strings.HasPrefix(op.Attr, "system.posix_acl_")
 }
 
 // Observe tells how an operation ended on the kernel.
