@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/whiteout"
+	"github.com/plyfs/plyfs/whiteout/xattrat"
 )
 
 // indirection says which attributes are believed that place the content of a
@@ -57,6 +58,7 @@ const (
 	stateUnexamined = iota
 	stateDirect
 	stateIndirect
+	stateBare // direct, and without any extended attribute
 )
 
 // known returns what examine has found out.
@@ -73,7 +75,7 @@ func (s *scan) dataElsewhere(o lowerObj) bool { return s.known(o.(*scanObj)) != 
 // examine finds out whether the object has its content elsewhere; nil if not.
 func (s *scan) examine(o *scanObj) (*elsewhere, error) {
 	switch {
-	case o.state.Load() == stateDirect || o.list == nil:
+	case o.state.Load() == stateDirect || o.state.Load() == stateBare || o.list == nil:
 		return nil, nil
 	case o.state.Load() == stateIndirect:
 		return s.known(o), nil
@@ -84,7 +86,17 @@ func (s *scan) examine(o *scanObj) (*elsewhere, error) {
 	case unix.DT_DIR:
 		e, err = s.examineDir(o)
 	case unix.DT_REG:
-		e, err = s.examineFile(o)
+		if o.list.dirs[o.top].layer.direct {
+			break
+		}
+		var bare bool
+		if bare, err = s.hasNone(o); bare {
+			o.state.Store(stateBare)
+			return nil, nil
+		}
+		if err == nil {
+			e, err = s.examineFile(o)
+		}
 	}
 	switch {
 	case err != nil:
@@ -97,6 +109,20 @@ func (s *scan) examine(o *scanObj) (*elsewhere, error) {
 		o.state.Store(stateIndirect)
 	}
 	return e, nil
+}
+
+// hasNone reports whether a file has no extended attribute that we can see, and so none
+// that matters: most have none.
+func (s *scan) hasNone(o *scanObj) (none bool, err error) {
+	err = s.with(o, func(dirfd int, name string) error {
+		n, e := xattrat.List(dirfd, name, nil)
+		none = e == nil && n == 0 || errors.Is(e, unix.EOPNOTSUPP)
+		if errors.Is(e, unix.EOPNOTSUPP) {
+			e = nil
+		}
+		return e
+	})
+	return none, err
 }
 
 // readPart is indirection.read of o's part in its parent's directory number i.

@@ -48,7 +48,7 @@ type scanObj struct {
 	dir     *scanSub      // of a directory
 	pos     uint32        // in list.objs
 	nameAt  uint32        // in list.names
-	state   atomic.Uint32 // unexamined, direct or indirect
+	state   atomic.Uint32 // unexamined, direct, indirect or bare
 	top     uint16        // index in list.dirs of the layer that serves it
 	nameLen uint8
 	dtype   uint8
@@ -133,7 +133,7 @@ func (s *scan) step() bool { return s.ahead.step() }
 
 func (s *scan) walked(dir lowerObj) { s.ahead.listed(dir.(*scanObj)) }
 
-func (s *scan) bare(lowerObj) bool { return false }
+func (s *scan) bare(o lowerObj) bool { return o.(*scanObj).state.Load() == stateBare }
 
 func (s *scan) sharesSlots() bool { return false }
 
