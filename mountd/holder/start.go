@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // StartOptions tune [Start].
@@ -84,10 +86,18 @@ func (p *Pending) Go(ctx context.Context) (State, error) {
 	return *m.State, nil
 }
 
-// Abort ends the processes of a mount that is not live and waits for them.
+// Abort ends the processes of a mount that nobody was told is live, and waits for
+// them. It may have become live all the same, just when the starter gave up: then the
+// holder takes the end of the link for that of a starter that is content, so it is
+// told by signals, the second of which detaches a mount that is in use already.
 func (p *Pending) Abort() {
 	p.stop()
 	p.link.close()
+	const patience = 2 * time.Second
+	tell := func() { _ = p.cmd.Process.Signal(unix.SIGTERM) } // or it has ended
+	tell()
+	again := time.AfterFunc(patience, tell)
+	defer again.Stop()
 	_ = p.cmd.Wait() // its status says nothing that its message did not
 }
 
