@@ -277,7 +277,9 @@ func (t *indexed) sharesSlots() bool { return true }
 
 func (t *indexed) walked(lowerObj) {}
 
-func (t *indexed) step() bool { return false }
+func (t *indexed) step() {}
+
+func (t *indexed) hasWork() bool { return false }
 
 func (t *indexed) lookup(path string) (lowerObj, error) { return lookupIn(t, path) }
 

@@ -40,8 +40,9 @@ type lowerTree interface {
 	// walked notes that somebody has begun to read a directory together with the
 	// attributes of what lies in it.
 	walked(dir lowerObj)
-	// step does a piece of work that requests will need; false: there is none.
-	step() bool
+	// step does a piece of work that requests will need, if hasWork.
+	step()
+	hasWork() bool
 	// layer tells which layer serves o.
 	layer(o lowerObj) *layer
 	// merged reports whether several layers contribute to the directory o,

@@ -85,9 +85,6 @@ func (p *prefetcher) listed(o *scanObj) {
 
 // step looks into one directory; false: there is none to look into.
 func (p *prefetcher) step() bool {
-	if p == nil || !p.some.Load() {
-		return false
-	}
 	o := p.next()
 	if o == nil {
 		return false

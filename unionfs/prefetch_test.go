@@ -118,29 +118,32 @@ func listed(t *testing.T, s *scan, paths ...string) []bool {
 	return out
 }
 
+// idle does a piece of work ahead; false: there is none.
+func (u *union) idle() bool { return u.HasWork() && u.lowers.(*scan).ahead.step() }
+
 func TestPrefetchBeginsWithAWalk(t *testing.T) {
 	u := newUnion(t, true, walkTree(), []string{"0/0/deep/below"})
-	if u.Idle() {
+	if u.idle() {
 		t.Error("there is work before anything is listed")
 	}
 	for i, dir := range []string{"", "0", "0/0"} {
 		u.walkOn(dir)
-		if i < 2 && u.Idle() {
+		if i < 2 && u.idle() {
 			t.Errorf("%d listed directories are a walk already", i+1)
 		}
 	}
 	// The third that lies in a listed one.
 	u.walkOn("0/0/deep")
 	s := u.lowers.(*scan)
-	if !u.Idle() {
+	if !u.idle() {
 		// "deep" has no directories in it: the next listing shows the walk goes on.
 		u.walkOn("0/1")
-		if !u.Idle() {
+		if !u.idle() {
 			t.Fatal("a walk is going on, and nothing is done")
 		}
 	}
 	steps := 1
-	for u.Idle() {
+	for u.idle() {
 		if steps++; steps > 100 {
 			t.Fatal("the work has no end")
 		}
@@ -158,7 +161,7 @@ func TestPrefetchIsUsed(t *testing.T) {
 	u := newUnion(t, true, walkTree())
 	s := u.lowers.(*scan)
 	u.walkOn("", "0", "1", "2")
-	for u.Idle() {
+	for u.idle() {
 	}
 	p := s.ahead
 	count := func() int {
@@ -191,7 +194,7 @@ func TestPrefetchIsUsed(t *testing.T) {
 		t.Errorf("listed %q, want %q", got, want)
 	}
 	p.forget()
-	if n := count(); n != 0 || u.Idle() {
+	if n := count(); n != 0 || u.idle() {
 		t.Errorf("%d are kept after all have been forgotten", n)
 	}
 	if got := u.read("1/1/file"); got != "1/1/file" {
@@ -236,7 +239,7 @@ func TestPrefetchIsBounded(t *testing.T) {
 		t.Errorf("%q comes next, want what the walk comes to first", next)
 	}
 	p.mu.Unlock()
-	for u.Idle() {
+	for u.idle() {
 	}
 	u.forgetAll() // the directories are let go while something is kept of them
 }
@@ -246,7 +249,7 @@ func TestPrefetchOfTheMissing(t *testing.T) {
 	u := newUnion(t, false, walkTree())
 	u.walkOn("", "0", "1", "2")
 	u.must(os.RemoveAll(filepath.Join(u.dir, "lower0", "2", "0")))
-	for u.Idle() {
+	for u.idle() {
 	}
 	h := header(u.walk("2"))
 	var out fuse.EntryOut

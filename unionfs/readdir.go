@@ -51,9 +51,11 @@ func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntry
 	})
 }
 
-// Idle does a piece of work that requests to come will need; false: there is none. The
-// transport calls it when it has no request to answer.
-func (fs *FS) Idle() bool { return fs.lowers.step() }
+// HasWork reports whether there is something to prepare for requests to come.
+func (fs *FS) HasWork() bool { return fs.lowers.hasWork() }
+
+// Idle prepares a piece of it. The transport calls it when it has no request to answer.
+func (fs *FS) Idle() { fs.lowers.step() }
 
 const entryBatch = 128
 

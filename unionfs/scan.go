@@ -129,7 +129,9 @@ func (s *scan) close() {
 
 func (s *scan) root() lowerObj { return s.top }
 
-func (s *scan) step() bool { return s.ahead.step() }
+func (s *scan) step() { s.ahead.step() }
+
+func (s *scan) hasWork() bool { return s.ahead != nil && s.ahead.some.Load() }
 
 func (s *scan) walked(dir lowerObj) { s.ahead.listed(dir.(*scanObj)) }
 

@@ -14,6 +14,7 @@ func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) 
 		return fuse.Status(unix.ESTALE)
 	}
 	if err := fs.setAttr(n, &in.SetAttrInCommon); err != nil {
+		fs.staleAttr(n) // it may have been copied up, or changed in part
 		return fs.status("setattr", n, err)
 	}
 	n.tell(in.Pid)

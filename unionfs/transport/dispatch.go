@@ -20,9 +20,10 @@ type Reader interface {
 
 // Idler is what a file system may implement that can prepare for requests to come.
 type Idler interface {
-	// Idle does a small piece of work; false: there is none. It is called when no
-	// request is there.
-	Idle() bool
+	// HasWork reports whether Idle has anything to do.
+	HasWork() bool
+	// Idle does a small piece of work. It is called when no request is there.
+	Idle()
 }
 
 const (

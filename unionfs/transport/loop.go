@@ -2,6 +2,7 @@ package transport
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -52,16 +53,16 @@ type loop struct {
 	workers sync.WaitGroup
 	buffers bufferPool
 
-	// inline is the number of the request that the reader answers while it
-	// keeps the token; 0: none, or the watch has taken the token from it.
-	inline   atomic.Uint64
-	requests uint64 // requests read; guarded by the token
-	queued   int    // of those, how many in a row were there at once, from different clients; guarded by the token
-	last     uint32 // the client that made the last one; guarded by the token
-	spin     spinner
-	slow     bool          // leave all requests to go-fuse
-	asleep   atomic.Bool   // the watch sleeps
-	stirred  chan struct{} // wakes it
+	// inline is the number of the work that the reader does while it keeps the
+	// token; 0: none, or the watch has taken the token from it.
+	inline  atomic.Uint64
+	works   uint64 // guarded by the token
+	queued  int    // of the requests read, how many in a row were there at once, from different clients; guarded by the token
+	last    uint32 // the client that made the last one; guarded by the token
+	spin    spinner
+	slow    bool          // leave all requests to go-fuse
+	asleep  atomic.Bool   // the watch sleeps
+	stirred chan struct{} // wakes it
 
 	done chan struct{} // closed when the connection has ended
 	once sync.Once
@@ -159,11 +160,13 @@ func (l *loop) work() {
 func (l *loop) read(b *buffer) bool {
 	for {
 		n, err := l.next(b.in)
+		if err == errPassed {
+			return true
+		}
 		if err != nil || n == 0 {
 			l.end(err)
 			return false
 		}
-		l.requests++
 		if l.passFirst(b.in) {
 			l.busy.Add(1)
 			l.pass()
@@ -172,18 +175,11 @@ func (l *loop) read(b *buffer) bool {
 			l.busy.Add(-1)
 			return ok && more
 		}
-		this := l.requests
-		l.inline.Store(this)
-		if l.asleep.Load() {
-			select {
-			case l.stirred <- struct{}{}:
-			default:
-			}
-		}
-		answer, more := l.handle(b, n)
+		var answer []byte
+		var more bool
 		// The client runs as soon as it is answered, perhaps in our place: that
 		// is no reason for the watch to worry.
-		kept := l.inline.CompareAndSwap(this, 0)
+		kept := l.kept(func() { answer, more = l.handle(b, n) })
 		if !l.finish(b, answer) || !more {
 			l.end(nil)
 			return false
@@ -192,6 +188,22 @@ func (l *loop) read(b *buffer) bool {
 			return true // the watch has passed the token on
 		}
 	}
+}
+
+// kept does some work and reports whether the token is still ours afterwards: the watch
+// passes it on from a reader that is stuck.
+func (l *loop) kept(work func()) bool {
+	l.works++
+	this := l.works
+	l.inline.Store(this)
+	if l.asleep.Load() {
+		select {
+		case l.stirred <- struct{}{}:
+		default:
+		}
+	}
+	work()
+	return l.inline.CompareAndSwap(this, 0)
 }
 
 // passFirst decides whether somebody else should read while this request is
@@ -250,6 +262,9 @@ func (l *loop) watch() {
 	}
 }
 
+// errPassed says that somebody else reads now.
+var errPassed = errors.New("token passed on")
+
 // next returns the next request. Zero bytes without an error: unmounted.
 func (l *loop) next(buf []byte) (int, error) {
 	n, err := l.tryRead(buf)
@@ -257,7 +272,10 @@ func (l *loop) next(buf []byte) (int, error) {
 		return n, err
 	}
 	l.queued, l.last = 0, 0
-	for l.idler != nil && l.idler.Idle() {
+	for l.idler != nil && l.idler.HasWork() {
+		if !l.kept(l.idler.Idle) {
+			return 0, errPassed
+		}
 		if n, err := l.tryRead(buf); err != unix.EAGAIN {
 			return n, err
 		}
