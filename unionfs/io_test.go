@@ -186,6 +186,36 @@ func TestPassThrough(t *testing.T) {
 	}
 }
 
+// TestIdleRegistrations: a file stays registered while nobody has it open, unless there
+// are very many.
+func TestIdleRegistrations(t *testing.T) {
+	u := newUnionWith(t, func(o *Options) { o.IO = IOPassthrough }, true, []string{"low"})
+	u.write("up", "up")
+	r := register(u)
+	out, _ := u.openAs("up", ro)
+	second, _ := u.openAs("up", ro)
+	u.close("up", ro, second)
+	u.close("up", ro, out)
+	if len(r.open) != 1 {
+		t.Errorf("%d registrations are kept, want one", len(r.open))
+	}
+	out, _ = u.openAs("up", ro)
+	second, _ = u.openAs("up", ro)
+	u.backings.Add(maxIdleBacking) // of other files
+	u.close("up", ro, second)
+	if len(r.open) != 1 {
+		t.Error("the registration of an open file is given back")
+	}
+	u.close("up", ro, out)
+	if len(r.open) != 0 {
+		t.Error("one of very many is kept")
+	}
+	if _, how := u.openAs("up", ro); how != "passed" || r.last != 2 {
+		t.Errorf("opened again it is %s, after %d registrations; want passed, after 2", how, r.last)
+	}
+	u.backings.Add(-maxIdleBacking)
+}
+
 func TestNoOpen(t *testing.T) {
 	for _, writable := range []bool{false, true} {
 		u := newUnionWith(t, func(o *Options) { o.IO = IONoOpen }, writable, []string{"low"})
