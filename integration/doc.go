@@ -47,7 +47,7 @@
 //	PLYFS_ARTIFACTS=DIR     where failing runs are kept (testdata/failures)
 //	PLYFS_TEST_DIR=DIR      where layers and uppers are built ($TMPDIR, and
 //	                        /dev/shm in turn)
-//	SOAK_DURATION=1h        length of TestSoak (skipped without)
+//	SOAK_DURATION=1h        length of TestSoak; without, it and TestSoakCases are skipped
 //	-oracle.seed N          first seed of the random runs
 //	-oracle.duration D      length of the random runs (default 30s)
 //	-oracle.replay FILE     execute a saved run
