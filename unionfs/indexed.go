@@ -3,6 +3,7 @@ package unionfs
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -30,13 +31,13 @@ type indexed struct {
 	attrs bool
 
 	mu   sync.Mutex
-	dirs map[layerDir]*fdSlot // guarded by mu
+	dirs map[chainindex.Slot][]*layerDir // guarded by mu
 }
 
 // layerDir is a directory as one layer has it.
 type layerDir struct {
 	layer uint32
-	slot  chainindex.Slot
+	fd    fdSlot
 }
 
 // indexObj is one name in a directory that was looked into. Immutable, but for
@@ -88,7 +89,7 @@ func newIndexed(path, id string, layers []*layer, fds *fdCache, inos *inoMap, at
 		return nil, fmt.Errorf("%w: it is the %v index of %q with %d layers; expected %q with %d",
 			errIndex, x.Kind(), x.ID(), x.Layers(), id, len(layers))
 	}
-	t = &indexed{x: x, layers: layers, fds: fds, inos: inos, attrs: attrs, dirs: make(map[layerDir]*fdSlot)}
+	t = &indexed{x: x, layers: layers, fds: fds, inos: inos, attrs: attrs, dirs: make(map[chainindex.Slot][]*layerDir)}
 	var n chainindex.Inode
 	if err := x.Inode(chainindex.Root, &n); err != nil {
 		return nil, err
@@ -135,20 +136,13 @@ func (t *indexed) list(dir lowerObj) (lowerList, error) {
 
 // forget implements lowerTree.
 func (t *indexed) forget(dir lowerObj) {
-	o := dir.(*indexObj)
-	var n chainindex.Inode
-	if t.x.Inode(o.node, &n) != nil {
-		return
-	}
+	slot := dir.(*indexObj).node
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for i := range t.layers {
-		key := layerDir{uint32(i), o.node}
-		if s := t.dirs[key]; s != nil {
-			t.fds.drop(s)
-			delete(t.dirs, key)
-		}
+	for _, d := range t.dirs[slot] {
+		t.fds.drop(&d.fd)
 	}
+	delete(t.dirs, slot)
 }
 
 // admit implements lowerTree.
@@ -207,7 +201,7 @@ func (t *indexed) with(obj lowerObj, fn func(dirfd int, name string) error) erro
 	if o.node == chainindex.Root {
 		return fn(root, "")
 	}
-	path, err := t.x.ContentPath(o.node)
+	path, elsewhere, err := t.x.Content(o.node)
 	if err != nil {
 		return err
 	}
@@ -218,11 +212,19 @@ func (t *indexed) with(obj lowerObj, fn func(dirfd int, name string) error) erro
 	if dir == "" {
 		return fn(root, name)
 	}
+	if elsewhere { // not in what is kept for the directory that it shows in
+		fd, err := fsat.OpenBeneath(root, dir, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		defer fsat.Close(fd)
+		return fn(fd, name)
+	}
 	parent, err := t.x.Parent(o.node)
 	if err != nil {
 		return err
 	}
-	h, err := t.dirFd(layerDir{n.Layer, parent}, dir)
+	h, err := t.dirFd(n.Layer, parent, dir)
 	if err != nil {
 		return err
 	}
@@ -230,17 +232,19 @@ func (t *indexed) with(obj lowerObj, fn func(dirfd int, name string) error) erro
 	return fn(h.fd, name)
 }
 
-// dirFd returns a descriptor of the directory at path in a layer, kept under key.
-func (t *indexed) dirFd(key layerDir, path string) (*fdHandle, error) {
+// dirFd returns a descriptor of the directory with the given slot, which is at path in
+// the layer.
+func (t *indexed) dirFd(layer uint32, slot chainindex.Slot, path string) (*fdHandle, error) {
 	t.mu.Lock()
-	s := t.dirs[key]
-	if s == nil {
-		s = new(fdSlot)
-		t.dirs[key] = s
+	i := slices.IndexFunc(t.dirs[slot], func(d *layerDir) bool { return d.layer == layer })
+	if i < 0 {
+		i = len(t.dirs[slot])
+		t.dirs[slot] = append(t.dirs[slot], &layerDir{layer: layer})
 	}
+	d := t.dirs[slot][i]
 	t.mu.Unlock()
-	return t.fds.get(s, false, func() (int, error) {
-		return fsat.OpenBeneath(t.layers[key.layer].root, path, unix.O_PATH|unix.O_DIRECTORY)
+	return t.fds.get(&d.fd, false, func() (int, error) {
+		return fsat.OpenBeneath(t.layers[layer].root, path, unix.O_PATH|unix.O_DIRECTORY)
 	})
 }
 

@@ -22,18 +22,24 @@ func (x *Index) Path(s Slot) (path string, err error) {
 
 // ContentPath returns where the content of an object lies in its layer, relative to the root of the layer.
 func (x *Index) ContentPath(s Slot) (path string, err error) {
+	path, _, err = x.Content(s)
+	return path, err
+}
+
+// Content is ContentPath that also says whether that is elsewhere than where the object's first name lies in this tree.
+func (x *Index) Content(s Slot) (path string, elsewhere bool, err error) {
 	defer x.leave(enter(), &err)
 	var n raw
 	if err := x.load(s, &n); err != nil {
-		return "", err
+		return "", false, err
 	}
 	var b []byte
-	if n.path != 0 {
+	if elsewhere = n.path != 0; elsewhere {
 		b, err = x.str(n.path)
 	} else {
 		b, err = x.path(s)
 	}
-	return string(b), err
+	return string(b), elsewhere, err
 }
 
 // path collects names up to the root, last first.
