@@ -144,6 +144,9 @@ func (s *scan) readPart(o *scanObj, i uint16) (redirect string, metacopy bool, e
 func (s *scan) examineDir(o *scanObj) (*elsewhere, error) {
 	parts := append([]uint16{o.top}, o.below()...)
 	for n, i := range parts {
+		if n < len(o.dir.marks) && o.dir.marks[n] == whiteout.Opaque {
+			break // it hides what it could refer to (kernel: ovl_lookup_single)
+		}
 		redirect, _, err := s.readPart(o, i)
 		if err != nil {
 			return nil, err

@@ -92,18 +92,35 @@ func (l *layer) readDirAt(dirfd int, entries []layerEntry) (_ []layerEntry, opaq
 		return entries, false, err
 	}
 	defer fsat.Close(fd)
-	return l.readDir(fd, dirfd == l.root, entries)
-}
-
-// readDir appends what is in the directory dirfd of the layer, which is open for reading
-// and stands at its start. Markers and whiteouts are decoded by the layer's dialect; a
-// name with both an object and a marker comes once with both flags.
-func (l *layer) readDir(dirfd int, isRoot bool, entries []layerEntry) (_ []layerEntry, opaque bool, err error) {
-	start := len(entries)
-	mark, err := l.dialect.Mark(dirfd)
+	mark, err := l.dialect.Mark(fd)
 	if err != nil {
 		return entries, false, fmt.Errorf("read opaque attribute: %w", err)
 	}
+	return l.readDir(fd, dirfd == l.root, mark, entries)
+}
+
+// markAt tells what the directory name in dirfd says about itself, in whatever form.
+func (l *layer) markAt(dirfd int, name string) (whiteout.DirMark, error) {
+	mark, err := l.dialect.MarkAt(dirfd, name)
+	if err != nil || mark == whiteout.Opaque || !l.dialect.ReadsMarkers() {
+		return mark, err
+	}
+	fd, err := fsat.OpenBeneath(dirfd, name+"/"+whiteout.OpaqueMarker, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		if fsat.IsAbsent(err) {
+			err = nil
+		}
+		return mark, err
+	}
+	fsat.Close(fd)
+	return whiteout.Opaque, nil
+}
+
+// readDir appends what is in the directory dirfd of the layer, which is open for reading
+// and stands at its start; mark is what it says about itself. Markers and whiteouts are decoded by the layer's dialect; a
+// name with both an object and a marker comes once with both flags.
+func (l *layer) readDir(dirfd int, isRoot bool, mark whiteout.DirMark, entries []layerEntry) (_ []layerEntry, opaque bool, err error) {
+	start := len(entries)
 	// The attribute on the root of a layer says nothing (kernel: the roots are
 	// merged unseen); a marker in it does.
 	opaque = mark == whiteout.Opaque && !isRoot

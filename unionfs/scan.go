@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout"
 	"github.com/plyfs/plyfs/whiteout/merge"
 )
 
@@ -34,10 +35,12 @@ type scan struct {
 
 // scanDir is one real directory of one layer.
 type scanDir struct {
-	layer *layer
-	path  string   // relative to the layer's root
-	up    *scanDir // that it lies in; nil: its layer's root, or elsewhere
-	fd    fdSlot
+	layer  *layer
+	path   string   // relative to the layer's root
+	up     *scanDir // that it lies in; nil: its layer's root, or elsewhere
+	fd     fdSlot
+	mark   whiteout.DirMark // if marked says that it has been read
+	marked bool
 }
 
 // scanObj is one object of the merged tree. There is one for every name in
@@ -56,7 +59,10 @@ type scanObj struct {
 
 // scanSub is what a scanObj has in addition that is a directory.
 type scanSub struct {
-	below   []uint16   // further layers merged with it; immutable
+	below []uint16 // further layers merged with it; immutable
+	// marks are what its parts say about themselves, the topmost first; nothing is
+	// known of the last, nor if there is one only. Immutable.
+	marks   []whiteout.DirMark
 	reading sync.Mutex // held while listing is made
 	listing atomic.Pointer[scanList]
 	listed  atomic.Bool // somebody has read it as a whole
@@ -169,6 +175,9 @@ func (o *scanObj) sameName() []*scanDir {
 		if of.path != "" {
 			d.path = of.path + "/" + d.path
 		}
+		if i := len(dirs); i < len(o.dir.marks) {
+			d.mark, d.marked = o.dir.marks[i], true
+		}
 		if len(dirs) > 0 && dirs[len(dirs)-1].path == d.path {
 			d.path = dirs[len(dirs)-1].path // mostly they all have one path: share it
 		}
@@ -240,8 +249,12 @@ func (s *scan) read(o *scanObj) (*scanList, error) {
 			continue
 		}
 		o.dir = new(scanSub)
-		for _, r := range m.Refs[1:] {
-			o.dir.below = append(o.dir.below, uint16(r.Listing))
+		if len(m.Refs) > 1 {
+			last, err := s.cutOpaque(list, o, m)
+			if err != nil {
+				return nil, err
+			}
+			o.dIno = s.inos.shown(list.dirs[last.Listing].layer.dev, e(last).ino)
 		}
 	}
 	list.names = names.String()
@@ -249,6 +262,37 @@ func (s *scan) read(o *scanObj) (*scanList, error) {
 		s.renumber(list)
 	}
 	return list, nil
+}
+
+// cutOpaque finds out which of the directories that have one name are merged: none below
+// one that hides them. It returns the lowest that is. Who has its content elsewhere
+// may lie in what is hidden, and must not have the same number.
+func (s *scan) cutOpaque(list *scanList, o *scanObj, m merge.Merged) (last merge.Ref, err error) {
+	o.dir.marks = make([]whiteout.DirMark, 0, len(m.Refs)-1)
+	for i, r := range m.Refs {
+		last = r
+		if i > 0 {
+			o.dir.below = append(o.dir.below, uint16(r.Listing))
+		}
+		if i == len(m.Refs)-1 {
+			break
+		}
+		d := list.dirs[r.Listing]
+		h, err := s.dirFd(d)
+		if err != nil {
+			return last, err
+		}
+		mark, err := d.layer.markAt(h.fd, m.Name)
+		h.release()
+		if err != nil {
+			return last, fmt.Errorf("read opaque attribute of %q: %w", m.Name, err)
+		}
+		o.dir.marks = append(o.dir.marks, mark)
+		if mark == whiteout.Opaque {
+			break
+		}
+	}
+	return last, nil
 }
 
 // renumber gives the directories of a listing that have their content elsewhere
@@ -308,7 +352,13 @@ func (s *scan) readLayer(d *scanDir, found *foundEntries) (opaque bool, err erro
 		if fd, err = s.openDir(d, fsat.OpenDirBeneath); err != nil {
 			return false, err
 		}
-		found.layer, opaque, err = d.layer.readDir(fd, false, found.layer)
+		if !d.marked {
+			if d.mark, err = d.layer.dialect.Mark(fd); err != nil {
+				fsat.Close(fd)
+				return false, fmt.Errorf("read opaque attribute: %w", err)
+			}
+		}
+		found.layer, opaque, err = d.layer.readDir(fd, false, d.mark, found.layer)
 		// From now on it only stands for the directory: nobody reads it again.
 		s.fds.put(&d.fd, fd, false).release()
 	}

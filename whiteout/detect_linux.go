@@ -35,7 +35,10 @@ func IsDevice(mode uint32, rdev uint64) bool {
 // Mark reads the attributes of the directory fd, which may be an O_PATH
 // descriptor. Markers in file form are not looked for: they show in the
 // directory's listing.
-func (d Dialect) Mark(fd int) (DirMark, error) {
+func (d Dialect) Mark(fd int) (DirMark, error) { return d.MarkAt(fd, "") }
+
+// MarkAt is Mark of the directory name in dirfd.
+func (d Dialect) MarkAt(dirfd int, name string) (DirMark, error) {
 	var attrs []string
 	switch d {
 	case Overlay:
@@ -47,7 +50,7 @@ func (d Dialect) Mark(fd int) (DirMark, error) {
 	}
 	for _, a := range attrs {
 		var buf [4]byte
-		n, err := xattrat.Get(fd, "", a, buf[:])
+		n, err := xattrat.Get(dirfd, name, a, buf[:])
 		switch {
 		case err == nil && n == 1 && buf[0] == 'y':
 			return Opaque, nil
