@@ -1,7 +1,6 @@
 package cow
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
@@ -62,20 +61,13 @@ type Temp struct {
 // Build makes the object in the scratch directory.
 func (w *Work) Build(src Source) (*Temp, error) {
 	t := &Temp{w: w, fd: -1}
-	unnamed := src.Unnamed && src.Mode&unix.S_IFMT == unix.S_IFREG && !w.noUnnamed.Load()
-	if unnamed {
+	if src.Unnamed && src.Mode&unix.S_IFMT == unix.S_IFREG && w.unnamed() {
 		src.Anonymous = true
 	}
 	if !src.Anonymous {
 		t.name = w.TempName()
 	}
-	err := t.create(src)
-	if unnamed && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR)) {
-		w.noUnnamed.Store(true)
-		src.Unnamed, src.Anonymous = false, false
-		return w.Build(src)
-	}
-	if err != nil {
+	if err := t.create(src); err != nil {
 		return nil, err
 	}
 	fault.Point("build.created")
@@ -84,6 +76,20 @@ func (w *Work) Build(src Source) (*Temp, error) {
 		return nil, err
 	}
 	return t, nil
+}
+
+// probeUnnamed finds out whether a file without a name can be made, and be given one.
+func (w *Work) probeUnnamed() bool {
+	fd, err := fsat.OpenName(w.fd, ".", unix.O_RDWR|unix.O_TMPFILE, 0o600)
+	if err != nil {
+		return false
+	}
+	defer fsat.Close(fd)
+	name := w.TempName()
+	if fsat.LinkFd(fd, w.fd, name) != nil {
+		return false
+	}
+	return fsat.Unlink(w.fd, name) == nil
 }
 
 func (t *Temp) create(src Source) (err error) {

@@ -25,7 +25,7 @@ type Work struct {
 	volatile bool
 	seq      atomic.Uint64
 
-	noUnnamed atomic.Bool // the file system has no files without a name
+	unnamed func() bool // whether the file system has files without a name
 
 	// whAttr, if not "", is the attribute that makes an empty file a
 	// whiteout: the file system refuses the device. Immutable once in use.
@@ -76,6 +76,7 @@ func OpenWork(workdir int, o WorkOptions) (*Work, error) {
 		return nil, fmt.Errorf("open %q in the workdir: %w", workName, err)
 	}
 	w := &Work{fd: fd, volatile: o.Volatile}
+	w.unnamed = sync.OnceValue(w.probeUnnamed)
 	if err := LockDir(fd); err != nil {
 		w.Close()
 		return nil, fmt.Errorf("lock the workdir: %w", err)
