@@ -109,9 +109,21 @@ type Kernel struct{}
 // Name implements Mounter.
 func (Kernel) Name() string { return "kernel" }
 
-// Mount implements Mounter with the mount API that takes layers one by one, so
-// that 500 of them fit.
-func (Kernel) Mount(s Stack, target string) (Mount, error) {
+// Mount implements Mounter. An upper is in use for a moment after its last mount: whoever
+// has made a mount namespace meanwhile has a copy of that.
+func (k Kernel) Mount(s Stack, target string) (Mount, error) {
+	deadline := time.Now().Add(10 * time.Second)
+	for wait := time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+		m, err := k.mount(s, target)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return m, err
+		}
+		time.Sleep(wait) // polling with back-off: nothing tells when it is free
+	}
+}
+
+// mount uses the mount API that takes layers one by one, so that 500 of them fit.
+func (Kernel) mount(s Stack, target string) (Mount, error) {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("fsopen overlay: %w", err)
