@@ -7,9 +7,11 @@
 //	options.go          what a caller says
 //	fs.go layer.go      opening and closing the union
 //	lower.go            the read-only tree below the upper, of which there are two kinds:
-//	scan.go prefetch.go reading live directories, in advance while a program walks
+//	scan.go             the tree of live directories
+//	scan_read.go prefetch.go reading them, in advance while a program walks
 //	indexed.go          reading the index of a chain of layers
 //	lowers.go           opening the layers' directories
+//	inomap.go           one space of inode numbers for all layers
 //	indirect.go         redirects and metacopies: content that is elsewhere
 //	origin.go index.go  where copies come from; hard links that stay together
 //	inode.go memory.go  objects known to the kernel, the table of them, their memory

@@ -248,13 +248,7 @@ func (t *indexed) dirFd(layer uint32, slot chainindex.Slot, path string) (*fdHan
 	})
 }
 
-func (t *indexed) open(obj lowerObj) (fd int, err error) {
-	err = t.with(obj, func(dirfd int, name string) (e error) {
-		fd, e = t.layer(obj).openData(dirfd, name)
-		return e
-	})
-	return fd, err
-}
+func (t *indexed) open(obj lowerObj) (int, error) { return openIn(t, obj) }
 
 func (t *indexed) layer(obj lowerObj) *layer {
 	var n chainindex.Inode
@@ -295,17 +289,7 @@ func (t *indexed) path(obj lowerObj) string {
 	return "/" + p
 }
 
-func (t *indexed) origin(obj lowerObj) (origin []byte, err error) {
-	l := t.layer(obj)
-	if !l.handles {
-		return nil, unix.EOPNOTSUPP
-	}
-	err = t.with(obj, func(dirfd int, name string) (e error) {
-		origin, e = fsat.Origin(dirfd, name, l.uuid)
-		return e
-	})
-	return origin, err
-}
+func (t *indexed) origin(obj lowerObj) ([]byte, error) { return originIn(t, obj) }
 
 func (t *indexed) byOrigin(origin []byte) (lowerFacts, bool) {
 	return byOriginIn(t.layers, t.inos, origin)

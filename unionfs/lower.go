@@ -1,7 +1,11 @@
 package unionfs
 
 import (
+	"strings"
+
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
 )
 
 // lowerTree is the read-only tree that all lowers together make: whiteouts
@@ -76,4 +80,70 @@ type lowerList interface {
 	length() int
 	at(pos int) (name string, o lowerObj)
 	find(name string) (pos int, ok bool)
+}
+
+// lookupIn implements lowerTree.lookup by its other methods.
+func lookupIn(t lowerTree, path string) (lowerObj, error) {
+	o := t.root()
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		if name == "" {
+			continue
+		}
+		if o.typ() != unix.DT_DIR {
+			return nil, unix.ENOENT
+		}
+		list, err := t.list(o)
+		if err != nil {
+			return nil, err
+		}
+		pos, ok := list.find(name)
+		if !ok {
+			return nil, unix.ENOENT
+		}
+		_, o = list.at(pos)
+	}
+	return o, nil
+}
+
+// openIn implements lowerTree.open for a file whose data is where it is itself.
+func openIn(t lowerTree, o lowerObj) (fd int, err error) {
+	err = t.with(o, func(dirfd int, name string) (e error) {
+		fd, e = t.layer(o).openData(dirfd, name)
+		return e
+	})
+	return fd, err
+}
+
+// originIn implements lowerTree.origin by its other methods.
+func originIn(t lowerTree, o lowerObj) (origin []byte, err error) {
+	l := t.layer(o)
+	if !l.handles {
+		return nil, unix.EOPNOTSUPP
+	}
+	err = t.with(o, func(dirfd int, name string) (e error) {
+		origin, e = fsat.Origin(dirfd, name, l.uuid)
+		return e
+	})
+	return origin, err
+}
+
+// byOriginIn implements lowerTree.byOrigin for layers that lie side by side.
+func byOriginIn(layers []*layer, inos *inoMap, origin []byte) (facts lowerFacts, ok bool) {
+	tried := make(map[uint64]bool, 1)
+	for _, l := range layers {
+		if tried[l.dev] || !l.handles {
+			continue
+		}
+		tried[l.dev] = true
+		fd, err := fsat.OpenOrigin(l.root, l.uuid, origin)
+		if err != nil {
+			continue
+		}
+		facts, err := inos.factsAt(fd, "")
+		fsat.Close(fd)
+		if err == nil {
+			return facts, true
+		}
+	}
+	return lowerFacts{}, false
 }

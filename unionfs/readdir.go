@@ -26,6 +26,7 @@ func (fs *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList
 func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	n := fs.nodes.get(in.NodeId)
 	first := in.Offset == 0
+	seen := look{pid: in.Pid} // one for all entries: it escapes
 	return fs.readDir(n, in, func(e *dirEntry) bool {
 		if first && n.low != nil {
 			first = false
@@ -38,7 +39,7 @@ func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntry
 		if e.cookie < cookieLower {
 			return true // "." and "..": node id 0, not to be cached
 		}
-		seen := look{pid: in.Pid}
+		seen.n = nil
 		c, err := fs.child(n, e.name, &seen)
 		if err == nil {
 			err = fs.reply(c, &seen, eo)

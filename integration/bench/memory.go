@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/plyfs/plyfs/integration/harness"
 )
 
 func memoryTable(sz *sizes) table {
@@ -39,7 +41,7 @@ func memoryOf(m *mounted) (u usage, err error) {
 	if m.pid() == 0 {
 		return u, fmt.Errorf("%w: %s has no server that is known", errUnfit, m.system.Name)
 	}
-	for _, pid := range family(m.pid()) {
+	for _, pid := range harness.Family(m.pid()) {
 		file := filepath.Join("/proc", strconv.Itoa(pid), "smaps_rollup")
 		b, err := os.ReadFile(file)
 		if err != nil {

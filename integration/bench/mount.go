@@ -200,7 +200,7 @@ func (m *mounted) abort() {
 	if m.cmd == nil {
 		return
 	}
-	for _, pid := range family(m.pid()) {
+	for _, pid := range harness.Family(m.pid()) {
 		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended
 	}
 }

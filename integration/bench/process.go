@@ -65,27 +65,6 @@ func run(ctx context.Context, argv ...string) ([]byte, error) {
 	return out, nil
 }
 
-// family is a process and all its descendants, ancestors first.
-func family(pid int) []int {
-	pids := []int{pid}
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	if err != nil {
-		return pids
-	}
-	for _, t := range tasks {
-		b, err := os.ReadFile(t)
-		if err != nil {
-			continue // the thread has ended
-		}
-		for f := range strings.FieldsSeq(string(b)) {
-			if child, err := strconv.Atoi(f); err == nil {
-				pids = append(pids, family(child)...)
-			}
-		}
-	}
-	return pids
-}
-
 // naming lists the processes, other than this one, with dir in their command
 // line: servers in the background.
 func naming(dir string) []int {

@@ -151,7 +151,7 @@ func complain(name, log string) error {
 func (m *fuseMount) Abort() string {
 	// SIGQUIT makes a Go program print all goroutines. It is sent first, as
 	// the abort would wake them.
-	pids := family(m.Pid())
+	pids := Family(m.Pid())
 	for _, pid := range pids {
 		_ = unix.Kill(pid, unix.SIGQUIT) // the process may have ended
 	}
@@ -171,8 +171,8 @@ func (m *fuseMount) Abort() string {
 	return m.log.String()
 }
 
-// family is a process and all its descendants, ancestors first.
-func family(pid int) []int {
+// Family is a process and all its descendants, ancestors first.
+func Family(pid int) []int {
 	pids := []int{pid}
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	if err != nil {
@@ -185,7 +185,7 @@ func family(pid int) []int {
 		}
 		for f := range strings.FieldsSeq(string(b)) {
 			if child, err := strconv.Atoi(f); err == nil {
-				pids = append(pids, family(child)...)
+				pids = append(pids, Family(child)...)
 			}
 		}
 	}
@@ -196,7 +196,7 @@ func family(pid int) []int {
 // lazy unmount of the dead mount.
 func (m *fuseMount) Kill() error {
 	// Stopped first, ancestors before children, so that none is started anew.
-	pids := family(m.Pid())
+	pids := Family(m.Pid())
 	for _, pid := range pids {
 		_ = unix.Kill(pid, unix.SIGSTOP) // it may have ended
 	}

@@ -113,7 +113,7 @@ func OpenFiles(pid int) (int, error) {
 // ServerFiles counts the descriptors of all processes that serve a mount.
 func ServerFiles(m Mount) (int, error) {
 	total := 0
-	for _, pid := range family(m.Pid()) {
+	for _, pid := range Family(m.Pid()) {
 		n, err := OpenFiles(pid)
 		if err != nil {
 			return 0, err
@@ -130,7 +130,7 @@ func Goroutines(m Mount) (n int, trace string, err error) {
 	if !ok {
 		return 0, "", fmt.Errorf("%T has no server process", m)
 	}
-	for _, pid := range family(fm.Pid()) {
+	for _, pid := range Family(fm.Pid()) {
 		if err := unix.Kill(pid, unix.SIGQUIT); err != nil {
 			return 0, "", fmt.Errorf("SIGQUIT to %s (pid %d): %w", fm.name, pid, err)
 		}
