@@ -69,8 +69,11 @@ func Start(ctx context.Context, spec Spec, o StartOptions) (*Pending, error) {
 func (p *Pending) Go(ctx context.Context) (State, error) {
 	// The context of Start may be the same one; a second watch does no harm.
 	stop := context.AfterFunc(ctx, p.link.close)
-	err := p.link.send(message{Kind: kindGo}, nil)
 	var m message
+	err := ctx.Err() // what watches over it runs in its own time
+	if err == nil {
+		err = p.link.send(message{Kind: kindGo}, nil)
+	}
 	if err == nil {
 		m, _, err = p.link.expect(kindLive)
 	}
