@@ -24,6 +24,9 @@ type Source struct {
 	Target   string // of a symbolic link
 	Xattrs   []Xattr
 
+	// AnyOwner says that it is no error if the owner cannot be set.
+	AnyOwner bool
+
 	// Flags are inode flags (FS_IOC_SETFLAGS) of a regular file or directory,
 	// where the file system has any.
 	Flags uint32
@@ -134,7 +137,7 @@ func (t *Temp) fill(src Source) error {
 	}
 	fault.Point("build.filled")
 	if src.Uid != euid || src.Gid != egid {
-		if err := fsat.Chown(at, name, src.Uid, src.Gid); err != nil {
+		if err := fsat.Chown(at, name, src.Uid, src.Gid); err != nil && !(src.AnyOwner && (err == unix.EPERM || err == unix.EINVAL)) {
 			return fmt.Errorf("set owner: %w", err)
 		}
 	}

@@ -3,16 +3,14 @@ package mountd
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/plyfs/plyfs/cow/fsat"
-	"github.com/plyfs/plyfs/mountd/holder"
 	"github.com/plyfs/plyfs/unionfs"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // RawOptions are the -o options of a raw mount, as parsed: paths are
@@ -37,11 +35,19 @@ type RawOptions struct {
 	StrictAtime bool
 	NoDirAtime  bool
 	Remount     bool
-	// ForeignUpper is as in RawStyle.
-	ForeignUpper bool
-	FSName       string
-	Subtype      string
-	Debug        bool
+	// Peer is as in RawStyle.
+	Peer    bool
+	FSName  string
+	Subtype string
+	Debug   bool
+
+	// Owners are of uidmapping=, gidmapping= and squash_to_….
+	Owners unionfs.Owners
+	// Override is of xattr_permissions=.
+	Override override.Form
+	// As in unionfs.Options.
+	Timeout                                              time.Duration
+	StaticNlink, ShortInodes, NoXattrs, NoACL, NoDevices bool
 
 	// Warnings are sentences about words that have no effect, one per word.
 	Warnings []string
@@ -50,14 +56,15 @@ type RawOptions struct {
 // RawStyle is how the binary was called.
 type RawStyle struct {
 	Dialect string // of the lowers when no option says so
-	// ForeignUpper: the upper may be one of fuse-overlayfs. It is read in every
-	// form, and if a volatile mount has left it without a sync, that is worth a
-	// warning and no more.
-	ForeignUpper bool
-	FSName       string // first column of the mount table
-	Subtype      string
-	NoDev        bool
-	NoAtime      bool
+	// Peer: the caller takes us for fuse-overlayfs. The upper may be one of its own: it
+	// is read in every form, and if a volatile mount has left it without a sync, that
+	// is worth a warning and no more. What only kernel overlayfs understands is
+	// ignored, with a warning; empty paths are skipped, a missing workdir is made.
+	Peer    bool
+	FSName  string // first column of the mount table
+	Subtype string
+	NoDev   bool
+	NoAtime bool
 }
 
 // The styles of raw mounts.
@@ -67,56 +74,90 @@ var (
 	// FuseOverlayfsStyle is what callers of fuse-overlayfs rely on: type
 	// fuse.fuse-overlayfs, nodev and noatime, and lowers written by anybody.
 	FuseOverlayfsStyle = RawStyle{
-		Dialect: "auto", ForeignUpper: true, FSName: "fuse-overlayfs", Subtype: "fuse-overlayfs",
+		Dialect: "auto", Peer: true, FSName: "fuse-overlayfs", Subtype: "fuse-overlayfs",
 		NoDev: true, NoAtime: true,
 	}
 )
 
-// ParseRawOptions reads -o options, each a comma separated list, in order. The
-// words are those of kernel overlayfs and mount(8); as there, a backslash
-// takes the special meaning from the comma, colon or backslash behind it.
+// noDevicesEnv is fuse-overlayfs' variable that keeps it from making devices 0:0.
+const noDevicesEnv = "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT"
+
+// ParseRawOptions reads -o options, each a comma separated list, in order; a
+// word @FILE stands for the options in a file. The words are those of kernel
+// overlayfs, fuse-overlayfs and mount(8); as there, a backslash takes the special
+// meaning from the comma, colon or backslash behind it.
 func ParseRawOptions(style RawStyle, args []string) (*RawOptions, error) {
 	o := &RawOptions{
 		Dialect: style.Dialect, FSName: style.FSName, Subtype: style.Subtype,
-		NoDev: style.NoDev, NoAtime: style.NoAtime, ForeignUpper: style.ForeignUpper,
+		NoDev: style.NoDev, NoAtime: style.NoAtime, Peer: style.Peer,
 		AllowOther: os.Geteuid() == 0,
 	}
+	_, o.NoDevices = os.LookupEnv(noDevicesEnv)
+	o.NoDevices = o.NoDevices && o.Peer
 	warned := map[string]bool{}
+	word := func(opt string) error {
+		key, val, hasVal := strings.Cut(opt, "=")
+		known, err := o.set(key, val, hasVal)
+		if err == nil && !known && !warned[key] {
+			warned[key] = true
+			o.Warnings = append(o.Warnings, fmt.Sprintf("unknown mount option %q ignored", unescape(opt)))
+		}
+		return err
+	}
 	for _, arg := range args {
-		for _, opt := range splitEscaped(arg, ',') {
-			if opt == "" { // ",," and a trailing comma are common
-				continue
+		for _, opt := range splitOptions(arg) {
+			var err error
+			switch path, isFile := strings.CutPrefix(opt, "@"); {
+			case opt == "": // ",," and a trailing comma are common
+			case isFile:
+				var lines []string
+				lines, err = readOptionFile(unescape(path))
+				for i := 0; i < len(lines) && err == nil; i++ {
+					err = word(lines[i])
+				}
+			default:
+				err = word(opt)
 			}
-			key, val, hasVal := strings.Cut(opt, "=")
-			known, err := o.set(key, val, hasVal)
 			if err != nil {
 				return nil, err
-			}
-			if !known && !warned[key] {
-				warned[key] = true
-				o.Warnings = append(o.Warnings, fmt.Sprintf("unknown mount option %q ignored", unescape(opt)))
 			}
 		}
 	}
 	return o, o.check()
 }
 
+func (o *RawOptions) warnf(format string, args ...any) {
+	o.Warnings = append(o.Warnings, fmt.Sprintf(format, args...))
+}
+
 // set obeys one option. val is still escaped.
 func (o *RawOptions) set(key, val string, hasVal bool) (known bool, err error) {
 	switch key {
-	case "lowerdir", "lowerdir+", "upperdir", "workdir", "dialect", "fsname", "subtype":
+	case "lowerdir", "lowerdir+", "upperdir", "workdir", "dialect", "fsname", "subtype", "uidmapping", "gidmapping":
 		if !hasVal || val == "" {
 			return true, fmt.Errorf("mount option %q needs a value: %s=…", key, key)
 		}
 	}
+	for _, group := range []func(key, val string) (bool, error){o.setLayers, o.setMount, o.setOwners, o.setPeer, o.setUnion} {
+		if known, err = group(key, val); known || err != nil {
+			return true, err
+		}
+	}
+	return strings.HasPrefix(key, "x-"), nil
+}
+
+// setLayers obeys an option that names directories.
+func (o *RawOptions) setLayers(key, val string) (known bool, err error) {
 	switch key {
 	case "lowerdir": // as in the kernel, a later one starts over
 		o.Lowers = o.Lowers[:0]
 		for _, l := range splitEscaped(val, ':') {
-			if l == "" {
+			switch {
+			case l != "":
+				o.Lowers = append(o.Lowers, unescape(l))
+			case !o.Peer:
 				return true, fmt.Errorf("empty path in lowerdir=%s: data-only layers (::) are not supported, and a colon at either end is a mistake", val)
 			}
-			o.Lowers = append(o.Lowers, unescape(l))
 		}
 	case "lowerdir+": // below all so far; colons have no meaning
 		o.Lowers = append(o.Lowers, unescape(val))
@@ -126,24 +167,17 @@ func (o *RawOptions) set(key, val string, hasVal bool) (known bool, err error) {
 		o.Upper = unescape(val)
 	case "workdir":
 		o.Work = unescape(val)
-	case "dialect":
-		if _, err := layer("", val); err != nil {
-			return true, err
-		}
-		o.Dialect = val
-	case "userxattr":
-		o.Dialect = "userxattr"
-	case "volatile":
-		o.Volatile = true
-	case "fsync":
-		switch val {
-		case "0", "volatile":
-			o.Volatile = true
-		case "1", "auto", "strict", "":
-			o.Volatile = false
-		default:
-			return false, nil
-		}
+	case "plugins":
+		return true, errors.New("mount option plugins= is not supported: all layers are directories")
+	default:
+		return false, nil
+	}
+	return true, nil
+}
+
+// setMount obeys an option about the mount itself.
+func (o *RawOptions) setMount(key, val string) (known bool, err error) {
+	switch key {
 	case "ro", "rw":
 		o.ReadOnly = key == "ro"
 	case "nosuid", "suid":
@@ -160,17 +194,131 @@ func (o *RawOptions) set(key, val string, hasVal bool) (known bool, err error) {
 		o.Remount = true
 	case "allow_other":
 		o.AllowOther = true
+	case "allow_root":
+		o.warnf("mount option allow_root is not supported: nobody but the user who mounts gets in")
 	case "fsname":
 		o.FSName = unescape(val)
 	case "subtype":
 		o.Subtype = unescape(val)
 	case "debug":
 		o.Debug = true
-	case "uidmapping", "gidmapping", "squash_to_root", "squash_to_uid", "squash_to_gid":
-		// Ignoring these would show wrong owners, which is worse than no mount.
-		return true, fmt.Errorf("mount option %q is not supported", key)
-	case "default_permissions", "private", "defaults", "auto", "noauto", "user", "nofail", "_netdev", "comment":
+	case "context", "fscontext", "defcontext", "rootcontext":
+		o.warnf("mount option %s= is not applied: the policy labels the mount", key)
+	case "default_permissions", "private", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group",
+		"nofail", "_netdev", "comment", "async", "splice_read", "splice_write", "splice_move", "kernel_cache", "max_write":
 		// Always in force here, or meant for somebody else.
+	default:
+		return false, nil
+	}
+	return true, nil
+}
+
+// setOwners obeys an option about who owns what.
+func (o *RawOptions) setOwners(key, val string) (known bool, err error) {
+	bad := func(err error) error { return fmt.Errorf("mount option %s=%s: %w", key, val, err) }
+	switch key {
+	case "uidmapping", "gidmapping":
+		m, err := parseIDs(val)
+		if err != nil {
+			return true, bad(err)
+		}
+		to := &o.Owners.UIDs
+		if key == "gidmapping" {
+			to = &o.Owners.GIDs
+		}
+		m.Squash = to.Squash
+		*to = m
+	case "squash_to_root":
+		for _, m := range []*unionfs.IDMap{&o.Owners.UIDs, &o.Owners.GIDs} {
+			if m.Squash == nil { // an id goes before root
+				m.Squash = new(uint32)
+			}
+		}
+	case "squash_to_uid", "squash_to_gid":
+		id, err := parseSquash(val)
+		if err != nil {
+			return true, bad(err)
+		}
+		if id != nil && key == "squash_to_uid" {
+			o.Owners.UIDs.Squash = id
+		} else if id != nil {
+			o.Owners.GIDs.Squash = id
+		}
+	case "xattr_permissions":
+		switch val {
+		case "0":
+			o.Override = override.None
+		case "1":
+			o.Override = override.Privileged
+		case "2":
+			o.Override = override.Containers
+		default:
+			return true, bad(errors.New("expected 0, 1 or 2"))
+		}
+	default:
+		return false, nil
+	}
+	return true, nil
+}
+
+// setPeer obeys an option of fuse-overlayfs that no group above has.
+func (o *RawOptions) setPeer(key, val string) (known bool, err error) {
+	switch key {
+	case "fsync", "sync":
+		switch val {
+		case "0", "volatile":
+			o.Volatile = true
+		case "1", "auto", "strict", "":
+			o.Volatile = false
+		default:
+			return false, nil
+		}
+	case "timeout":
+		s, err := strconv.ParseFloat(val, 64)
+		if err != nil || math.IsNaN(s) || s < 0 {
+			return true, fmt.Errorf("mount option timeout=%s: expected seconds", val)
+		}
+		const forever = 1e9 // seconds; fuse-overlayfs' default
+		switch {
+		case s >= forever:
+			o.Timeout = 0
+		case s < 1e-9:
+			o.Timeout = -1
+		default:
+			o.Timeout = time.Duration(s * float64(time.Second))
+		}
+	case "static_nlink":
+		o.StaticNlink = true
+	case "ino32_t":
+		o.ShortInodes = true
+	case "noxattrs":
+		o.NoXattrs = val != "0"
+	case "noacl":
+		o.NoACL = true
+	case "threaded", "writeback", "fast_ino", "fast_ino_check", "xino":
+		// There are always threads, never data held back, and inode numbers are
+		// right without being asked for.
+	default:
+		return false, nil
+	}
+	return true, nil
+}
+
+// setUnion obeys an option of kernel overlayfs, or of ours, about how the union works.
+func (o *RawOptions) setUnion(key, val string) (known bool, err error) {
+	switch key {
+	case "dialect":
+		if _, err := layer("", val); err != nil {
+			return true, err
+		}
+		o.Dialect = val
+	case "userxattr":
+		if o.Peer { // which reads every form
+			return false, nil
+		}
+		o.Dialect = "userxattr"
+	case "volatile":
+		o.Volatile = true
 	case "index", "metacopy":
 		if val != "on" && val != "off" {
 			return true, fmt.Errorf("mount option %s=%s: expected on or off", key, val)
@@ -204,20 +352,22 @@ func (o *RawOptions) set(key, val string, hasVal bool) (known bool, err error) {
 		if o.Spin = time.Duration(us) * time.Microsecond; us == 0 {
 			o.Spin = -1
 		}
-	case "nfs_export", "xino", "uuid":
-		switch val {
-		case "off", "null": // what we do anyway
-		default:
-			return false, nil
-		}
+	case "nfs_export", "uuid":
+		return val == "off" || val == "null", nil // what we do anyway
 	default:
-		return strings.HasPrefix(key, "x-"), nil
+		return false, nil
 	}
 	return true, nil
 }
 
 // check reports what no set of directories could make valid.
 func (o *RawOptions) check() error {
+	if o.Peer && o.Metacopy && o.Redirect != "on" {
+		// Callers pass on what is meant for the kernel. Who reads such an upper
+		// afterwards must know of it.
+		o.Metacopy = false
+		o.warnf("mount option metacopy=on ignored: without redirect_dir=on no file is copied in part")
+	}
 	switch {
 	case o.Remount: // of a mount that knows its layers
 		return nil
@@ -228,183 +378,10 @@ func (o *RawOptions) check() error {
 	case o.Metacopy && o.Redirect != "" && o.Redirect != "on":
 		return fmt.Errorf("metacopy=on and redirect_dir=%s contradict each other: "+
 			"a file whose data stayed in a lower can be renamed only with redirect_dir=on", o.Redirect)
+	case o.Timeout != 0 && o.IO == unionfs.IONoOpen:
+		return errors.New("timeout= and io=noopen contradict each other: a file that is opened without asking is never looked at again")
+	case o.Override == override.Privileged && !mayUseTrusted():
+		return errors.New("xattr_permissions=1 is for root: use xattr_permissions=2")
 	}
 	return nil
-}
-
-// LookAtUpper adds a warning if the upper is used although it may be incomplete.
-func (o *RawOptions) LookAtUpper() {
-	if !o.ForeignUpper || o.Work == "" {
-		return
-	}
-	if err := unionfs.LeftUnsynced(o.Work); err != nil {
-		o.Warnings = append(o.Warnings, fmt.Sprintf("upperdir %q is used all the same: %v", o.Upper, err))
-	}
-}
-
-// Spec resolves every path against the working directory, checks the mount
-// point and returns what to hand to package holder.
-func (o *RawOptions) Spec(target string) (holder.Spec, error) {
-	s := holder.Spec{
-		IO: o.IO, GoFuse: o.GoFuse, Spin: o.Spin, Volatile: o.Volatile, FSName: o.FSName, Subtype: o.Subtype, ReadOnly: o.ReadOnly,
-		AllowOther: o.AllowOther, NoSuid: o.NoSuid, NoDev: o.NoDev, NoExec: o.NoExec,
-		NoAtime: o.NoAtime, StrictAtime: o.StrictAtime, NoDirAtime: o.NoDirAtime, Debug: o.Debug, Metacopy: o.Metacopy, NoIndex: o.NoIndex,
-	}
-	own := "overlay" // the dialect of what we write, and of lowers by default
-	if !mayUseTrusted() || o.Dialect == "userxattr" {
-		own = "userxattr"
-	}
-	s.Redirect = o.redirect(own)
-	var resolver fsat.Resolver
-	dialect := o.Dialect
-	if dialect == "" {
-		dialect = own
-	}
-	for _, p := range o.Lowers {
-		dir, err := resolveDir(&resolver, "lowerdir", p)
-		if err != nil {
-			return s, err
-		}
-		l, err := layer(dir, dialect)
-		if err != nil {
-			return s, err
-		}
-		s.Lowers = append(s.Lowers, l)
-	}
-	if o.Upper != "" {
-		dir, err := resolveDir(&resolver, "upperdir", o.Upper)
-		if err != nil {
-			return s, err
-		}
-		if s.Upper, err = layer(dir, own); err != nil {
-			return s, err
-		}
-		if o.ForeignUpper {
-			s.TakeUnsynced = true
-			s.Upper.Dialect = s.Upper.Dialect.Mixed()
-		}
-		if s.Work, err = resolveDir(&resolver, "workdir", o.Work); err != nil {
-			return s, err
-		}
-		if o.ReadOnly { // the upper is then one more lower, and nothing of it is touched
-			s.Lowers = append([]unionfs.Layer{s.Upper}, s.Lowers...)
-			s.Upper, s.Work = unionfs.Layer{}, ""
-		}
-	} else {
-		s.ReadOnly = true
-	}
-	var err error
-	if s.Target, err = resolveMountPoint(target); err != nil {
-		return s, err
-	}
-	var dirs []string
-	trusted := mayUseTrusted()
-	for _, l := range s.Lowers {
-		if trusted && isBelow(s.Target, l.Path) {
-			continue // private copies of the layers' mounts do not show the mount
-		}
-		dirs = append(dirs, l.Path)
-	}
-	if s.Upper.Path != "" {
-		dirs = append(dirs, s.Upper.Path, s.Work)
-	}
-	return s, checkOverlap(s.Target, dirs)
-}
-
-// redirect is what redirect_dir= means, or its absence. As in the kernel,
-// attributes that only root can write are followed unless it is forbidden, and
-// those that anybody can write only if it is asked for.
-func (o *RawOptions) redirect(own string) unionfs.Redirect {
-	switch {
-	case o.Redirect == "on" || o.Metacopy:
-		return unionfs.RedirectOn
-	case o.Redirect == "follow" || o.Redirect != "nofollow" && own == "overlay":
-		return unionfs.RedirectFollow
-	}
-	return unionfs.RedirectRefuse
-}
-
-// layer makes a layer of a path and the name of a dialect.
-func layer(path, dialect string) (unionfs.Layer, error) {
-	l := unionfs.Layer{Path: path}
-	err := l.Dialect.UnmarshalText([]byte(dialect))
-	return l, err
-}
-
-// resolveDir returns the absolute, symlink-free path of a directory. The
-// lexical cleaning of filepath.Abs would resolve "link/.." wrongly.
-func resolveDir(r *fsat.Resolver, what, p string) (string, error) {
-	st, err := os.Stat(p)
-	if err != nil {
-		return "", fmt.Errorf("%s %q: %w", what, p, reason(err))
-	}
-	if !st.IsDir() {
-		return "", fmt.Errorf("%s %q: %w", what, p, unix.ENOTDIR)
-	}
-	real, err := r.Resolve(p)
-	if err != nil {
-		return "", fmt.Errorf("%s %q: %w", what, p, reason(err))
-	}
-	return real, nil
-}
-
-// reason strips the operation and path that the caller's sentence has already.
-func reason(err error) error {
-	var pe *os.PathError
-	if errors.As(err, &pe) {
-		return pe.Err
-	}
-	return err
-}
-
-// splitEscaped splits at sep where no backslash stands before it. Backslashes
-// stay, for the next level.
-func splitEscaped(s string, sep byte) []string {
-	var parts []string
-	start := 0
-	for i := 0; i < len(s); i++ {
-		switch s[i] {
-		case '\\':
-			i++
-		case sep:
-			parts = append(parts, s[start:i])
-			start = i + 1
-		}
-	}
-	return append(parts, s[start:])
-}
-
-// unescape removes one level of backslashes, as ovl_unescape() of the kernel.
-func unescape(s string) string {
-	if strings.IndexByte(s, '\\') < 0 {
-		return s
-	}
-	b := make([]byte, 0, len(s))
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' {
-			if i++; i == len(s) {
-				break
-			}
-		}
-		b = append(b, s[i])
-	}
-	return string(b)
-}
-
-// initUserNS is the inode number of the first user namespace, fixed by the
-// kernel (PROC_USER_INIT_INO).
-const initUserNS = 0xEFFFFFFD
-
-// mayUseTrusted reports whether trusted.* attributes are readable and writable.
-func mayUseTrusted() bool {
-	var st unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/user", &st); err != nil || st.Ino != initUserNS {
-		return false
-	}
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&hdr, &data[0]); err != nil {
-		return false
-	}
-	return data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
 }

@@ -65,7 +65,10 @@ func TestParseRawOptions(t *testing.T) {
 		{
 			name: "mount flags", style: FuseOverlayfsStyle,
 			args: []string{"lowerdir=/a,dev,atime,nosuid,userxattr,fsname=x,subtype=y,fsync=0"},
-			want: want{Lowers: []string{"/a"}, NoSuid: true, Dialect: "userxattr", FSName: "x", Subtype: "y", Volatile: true},
+			want: want{
+				Lowers: []string{"/a"}, NoSuid: true, Dialect: "auto", FSName: "x", Subtype: "y", Volatile: true,
+				Warned: `unknown mount option "userxattr" ignored`,
+			},
 		},
 		{name: "index", style: OverlayStyle, args: []string{"lowerdir=/a,index=yes"}, err: "expected on or off"},
 		{name: "redirect", style: OverlayStyle, args: []string{"lowerdir=/a,redirect_dir=yes"}, err: "expected on, off, follow or nofollow"},
@@ -75,7 +78,7 @@ func TestParseRawOptions(t *testing.T) {
 		{name: "empty lower", style: OverlayStyle, args: []string{"lowerdir=/a::/b"}, err: "empty path in lowerdir"},
 		{name: "no value", style: OverlayStyle, args: []string{"lowerdir="}, err: "needs a value"},
 		{name: "bad dialect", style: OverlayStyle, args: []string{"lowerdir=/a,dialect=foo"}, err: `unknown whiteout dialect "foo"`},
-		{name: "id mapping", style: FuseOverlayfsStyle, args: []string{"lowerdir=/a,uidmapping=:0:1:2"}, err: "not supported"},
+		{name: "id mapping", style: FuseOverlayfsStyle, args: []string{"lowerdir=/a,uidmapping=:0:1"}, err: "expected triples"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o, err := ParseRawOptions(c.style, c.args)

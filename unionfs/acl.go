@@ -23,7 +23,9 @@ const (
 	aclEntrySize = 8
 
 	aclUserObj  = 0x01
+	aclUser     = 0x02
 	aclGroupObj = 0x04
+	aclGroup    = 0x08
 	aclMask     = 0x10
 	aclOther    = 0x20
 )
@@ -37,11 +39,11 @@ const (
 
 // defaultACL returns the default ACL of a directory in the upper, nil if it has
 // none. dirfd is the directory.
-func (d *dirState) defaultACL(dirfd int) ([]byte, error) {
+func (fs *FS) defaultACL(d *dirState, dirfd int) ([]byte, error) {
 	if d.acl.Load() == aclNone {
 		return nil, nil
 	}
-	v, err := fsat.GetxattrValue(dirfd, "", aclDefault)
+	v, err := fsat.GetxattrValue(dirfd, "", fs.upper.toDisk(aclDefault))
 	switch {
 	case err == nil && len(v) > aclHeader:
 		d.acl.Store(aclPresent)
@@ -53,22 +55,30 @@ func (d *dirState) defaultACL(dirfd int) ([]byte, error) {
 	return nil, err
 }
 
+// validACL reports whether an attribute has the form of an ACL.
+func validACL(acl []byte) bool {
+	return len(acl) >= aclHeader && (len(acl)-aclHeader)%aclEntrySize == 0 && binary.LittleEndian.Uint32(acl) == aclVersion
+}
+
+// aclPerm returns where an ACL has the permissions of its first entry with a tag; nil if
+// it has none.
+func aclPerm(acl []byte, tag uint16) []byte {
+	for e := acl[aclHeader:]; len(e) > 0; e = e[aclEntrySize:] {
+		if binary.LittleEndian.Uint16(e) == tag {
+			return e[2:4]
+		}
+	}
+	return nil
+}
+
 // inheritACL applies a default ACL to a new object (kernel: posix_acl_create).
 // It returns the mode the object gets and the attributes that go with it.
 func inheritACL(def []byte, mode uint32, dir bool) (uint32, []cow.Xattr, error) {
-	if len(def) < aclHeader || (len(def)-aclHeader)%aclEntrySize != 0 ||
-		binary.LittleEndian.Uint32(def) != aclVersion {
+	if !validACL(def) {
 		return 0, nil, unix.EINVAL
 	}
 	acc := append([]byte(nil), def...)
-	perm := func(tag uint16) []byte {
-		for e := acc[aclHeader:]; len(e) > 0; e = e[aclEntrySize:] {
-			if binary.LittleEndian.Uint16(e) == tag {
-				return e[2:4]
-			}
-		}
-		return nil
-	}
+	perm := func(tag uint16) []byte { return aclPerm(acc, tag) }
 	group, extended := perm(aclMask), true
 	if group == nil {
 		group, extended = perm(aclGroupObj), len(acc) > aclHeader+3*aclEntrySize

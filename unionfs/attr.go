@@ -17,7 +17,7 @@ func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) 
 	if err := fs.attr(n, &out.Attr); err != nil {
 		return fs.status("getattr", n, err)
 	}
-	out.SetTimeout(forever)
+	out.SetTimeout(fs.ttl)
 	return fuse.OK
 }
 
@@ -25,8 +25,8 @@ func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) 
 func (fs *FS) attr(n *inode, out *fuse.Attr) error {
 	var st unix.Stat_t
 	n.mu.RLock()
-	err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) })
-	if err == nil && (n.meta || !n.upper && fs.lowers.dataElsewhere(n.low)) {
+	err := fs.statLocked(n, &st)
+	if err == nil && n.meta {
 		var data unix.Stat_t
 		err = fs.lowers.stat(n.low, &data)
 		st.Blocks = data.Blocks // its space is where its data is
@@ -41,9 +41,17 @@ func (fs *FS) attr(n *inode, out *fuse.Attr) error {
 		// Somebody changed a layer under the mount.
 		return unix.ESTALE
 	}
-	fillAttr(out, &st)
-	out.Ino, out.Nlink = ino, nlink
+	fs.fillAttr(out, &st)
+	out.Ino, out.Nlink = fs.shownIno(ino), nlink
 	return nil
+}
+
+// shownIno is the inode number that programs see.
+func (fs *FS) shownIno(ino uint64) uint64 {
+	if !fs.shortInodes || ino>>32 == 0 {
+		return ino
+	}
+	return max(ino>>32^ino&(1<<32-1), 1)
 }
 
 // attrSeen is attr from what has been seen, if that is still good.
@@ -54,8 +62,8 @@ func (fs *FS) attrSeen(seen *look, out *fuse.Attr) bool {
 	if n.upper != seen.upper || n.meta || !n.upper && fs.lowers.dataElsewhere(n.low) || seen.st.Mode&unix.S_IFMT != n.typ() {
 		return false
 	}
-	fillAttr(out, &seen.st)
-	out.Ino, out.Nlink = n.ino, fs.nlinkLocked(n, uint32(seen.st.Nlink))
+	fs.fillAttr(out, &seen.st)
+	out.Ino, out.Nlink = fs.shownIno(n.ino), fs.nlinkLocked(n, uint32(seen.st.Nlink))
 	return true
 }
 
@@ -68,6 +76,8 @@ func (fs *FS) nlinkLocked(n *inode, links uint32) uint32 {
 	switch {
 	case n.isDir() && removed:
 		return 0
+	case n.isDir() && fs.staticNlink:
+		return 1
 	case n.isDir() && n.low != nil && (n.upper || fs.lowers.merged(n.low)):
 		return 1
 	case n.extra().group != nil:
@@ -80,7 +90,11 @@ func (fs *FS) nlinkLocked(n *inode, links uint32) uint32 {
 	return links
 }
 
-func fillAttr(out *fuse.Attr, st *unix.Stat_t) {
+func (fs *FS) fillAttr(out *fuse.Attr, st *unix.Stat_t) {
+	uid, gid := st.Uid, st.Gid
+	if !fs.owners.plain {
+		uid, gid = fs.owners.uids.shown(uid), fs.owners.gids.shown(gid)
+	}
 	*out = fuse.Attr{
 		Ino:       st.Ino,
 		Size:      uint64(st.Size),
@@ -93,7 +107,7 @@ func fillAttr(out *fuse.Attr, st *unix.Stat_t) {
 		Ctimensec: uint32(st.Ctim.Nsec),
 		Mode:      st.Mode,
 		Nlink:     uint32(st.Nlink),
-		Owner:     fuse.Owner{Uid: st.Uid, Gid: st.Gid},
+		Owner:     fuse.Owner{Uid: uid, Gid: gid},
 		Rdev:      wireRdev(st.Rdev),
 		Blksize:   uint32(st.Blksize),
 	}
@@ -139,7 +153,7 @@ func (fs *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fus
 		Ctime: fuse.SxTime{Sec: a.Ctime, Nsec: a.Ctimensec}, Mtime: fuse.SxTime{Sec: a.Mtime, Nsec: a.Mtimensec},
 		RdevMajor: unix.Major(rdev), RdevMinor: unix.Minor(rdev),
 	}
-	out.SetTimeout(forever)
+	out.SetTimeout(fs.ttl)
 	return fuse.OK
 }
 

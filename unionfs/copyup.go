@@ -111,7 +111,7 @@ func (fs *FS) copyUp(n, parent *inode, size int64, meta bool) error {
 	defer o.done()
 	o.src.Anonymous = parent == nil && n.typ() == unix.S_IFREG
 	o.src.Unnamed = true
-	t, err := fs.work.Build(o.src)
+	t, err := fs.build(o.src)
 	if err != nil {
 		return fmt.Errorf("copy up: %w", err)
 	}
@@ -156,7 +156,7 @@ func (fs *FS) original(n *inode, size int64, meta bool) (*original, error) {
 			_ = openReal(n, dirfd, name, func(fd int) (e error) { src.Flags, e = fsat.CopiedFlags(fd); return e })
 		}
 		var err error
-		src.Xattrs, err = fs.copyableXattrs(lower.dialect, dirfd, name)
+		src.Xattrs, err = fs.copyableXattrs(lower, dirfd, name)
 		return err
 	})
 	if err != nil {

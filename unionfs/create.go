@@ -83,14 +83,14 @@ func (fs *FS) create(p *inode, name string, o newObject, seen *look) (*inode, er
 	if f.visible() {
 		return nil, unix.EEXIST
 	}
-	src, inherits, err := c.source(o)
+	src, inherits, err := fs.source(c, o)
 	if err != nil {
 		return nil, err
 	}
 	fd := -1
 	// A directory over a lower name has to be opaque, which takes two steps.
 	overLower := o.mode&unix.S_IFMT == unix.S_IFDIR && f.low != nil
-	if !f.entry && !overLower && int(o.uid) == fs.euid && int(o.gid) == fs.egid {
+	if !f.entry && !overLower && fs.givesOwner(&o, src) {
 		// The file system gives it the right owner, group and ACL by
 		// itself, in one step.
 		if !inherits {
@@ -131,12 +131,13 @@ func (fs *FS) dropMarker(c *change, f *found) {
 
 // source describes a new object as package cow builds it: with the group,
 // setgid bit and ACL that the directory hands down.
-func (c *change) source(o newObject) (src *cow.Source, inherits bool, err error) {
-	src = &cow.Source{Mode: o.mode, Uid: int(o.uid), Gid: int(o.gid), Rdev: o.rdev, Target: o.target, Data: -1}
+func (fs *FS) source(c *change, o newObject) (src *cow.Source, inherits bool, err error) {
+	w := &fs.owners
+	src = &cow.Source{Mode: o.mode, Uid: int(w.uids.stored(o.uid)), Gid: int(w.gids.stored(o.gid)), Rdev: o.rdev, Target: o.target, Data: -1}
 	isDir, isLink := o.mode&unix.S_IFMT == unix.S_IFDIR, o.mode&unix.S_IFMT == unix.S_IFLNK
 	src.Flags = c.p.dir.flagsFor(c.h.fd, o.mode&unix.S_IFMT)
 	var st unix.Stat_t
-	if err := fsat.Fstat(c.h.fd, &st); err != nil {
+	if err := fs.statUpper(c.h.fd, "", &st); err != nil {
 		return nil, false, err
 	}
 	if st.Mode&unix.S_ISGID != 0 {
@@ -148,7 +149,7 @@ func (c *change) source(o newObject) (src *cow.Source, inherits bool, err error)
 	if isLink {
 		return src, false, nil
 	}
-	def, err := c.p.dir.defaultACL(c.h.fd)
+	def, err := fs.defaultACL(c.p.dir, c.h.fd)
 	if err != nil {
 		return nil, false, err
 	}
@@ -157,6 +158,9 @@ func (c *change) source(o newObject) (src *cow.Source, inherits bool, err error)
 		return src, false, nil
 	}
 	src.Mode, src.Xattrs, err = inheritACL(def, src.Mode, isDir)
+	for i := range src.Xattrs {
+		src.Xattrs[i].Name = fs.upper.toDisk(src.Xattrs[i].Name)
+	}
 	return src, true, err
 }
 
@@ -177,7 +181,7 @@ func (fs *FS) createInWork(c *change, f *found, src *cow.Source) (fd int, err er
 	if isDir && f.low != nil {
 		src.Xattrs = append(src.Xattrs, fs.opaqueXattr())
 	}
-	t, err := fs.work.Build(*src)
+	t, err := fs.build(*src)
 	if err != nil {
 		return -1, err
 	}
@@ -205,9 +209,9 @@ func (fs *FS) born(c *change, name string, fd int, seen *look) (*inode, error) {
 	var st unix.Stat_t
 	var err error
 	if fd >= 0 {
-		err = fsat.Fstat(fd, &st)
+		err = fs.statUpper(fd, "", &st)
 	} else {
-		err = fsat.Stat(c.h.fd, name, &st)
+		err = fs.statUpper(c.h.fd, name, &st)
 	}
 	if err != nil {
 		fsat.Close(fd)
@@ -284,7 +288,7 @@ func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fus
 
 // opened makes the handle that comes with a new file.
 func (fs *FS) opened(in *fuse.CreateIn, out *fuse.CreateOut) {
-	out.OpenFlags = openFlags
+	out.OpenFlags = fs.openFlags()
 	n := fs.nodes.get(out.NodeId)
 	if n == nil || fs.io == IONoOpen { // then it will not be closed either
 		return
@@ -327,20 +331,20 @@ func (fs *FS) tmpfile(p *inode, o newObject) (*inode, error) {
 		return nil, err
 	}
 	defer c.end()
-	src, _, err := c.source(o)
+	src, _, err := fs.source(c, o)
 	if err != nil {
 		return nil, err
 	}
 	// Made in the workdir, so that the directory's own ACL is not handed down
 	// twice.
 	src.Anonymous = true
-	t, err := fs.work.Build(*src)
+	t, err := fs.build(*src)
 	if err != nil {
 		return nil, err
 	}
 	fd := t.TakeFd()
 	var st unix.Stat_t
-	if err := fsat.Fstat(fd, &st); err != nil {
+	if err := fs.statUpper(fd, "", &st); err != nil {
 		fsat.Close(fd)
 		return nil, err
 	}

@@ -20,6 +20,8 @@
 //	lookup.go readdir.go attr.go xattr.go file.go      requests that read
 //	create.go link.go remove.go rename.go setattr.go   requests that change names or attributes
 //	flags.go            inode flags (chattr)
+//	owners.go           ids as stored and as shown; what an object is
+//	override.go         owners, modes and types that are written down instead of given to files
 //	atime.go            access times
 //	acl.go caller.go    what new objects inherit; what a request does not tell of its caller
 //	copyup.go           when and in what order package cow is called

@@ -5,12 +5,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // openFlags go with a file that is open through the page cache: its pages stay valid, because all changes
-// pass through this mount, and closing needs no request, because nothing is
-// held back.
-const openFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+// pass through this mount, unless Options.Timeout says otherwise; and closing needs no request, because nothing
+// is held back.
+func (fs *FS) openFlags() uint32 {
+	if fs.changing {
+		return fuse.FOPEN_NOFLUSH
+	}
+	return fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+}
 
 // Open implements OPEN. Opening for writing is what copies a lower file up, so
 // that no write can fail for want of space in a way the program does not
@@ -122,7 +128,7 @@ func (fs *FS) clampRead(n *inode, buf []byte, off int64) ([]byte, error) {
 		return buf, nil
 	}
 	var st unix.Stat_t
-	if err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) }); err != nil {
+	if err := fs.statLocked(n, &st); err != nil {
 		return nil, err
 	}
 	return buf[:max(0, min(int64(len(buf)), st.Size-off))], nil
@@ -151,7 +157,7 @@ func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, f
 }
 
 func (fs *FS) killPrivileges(n *inode, h *fuse.InHeader) error {
-	return fs.withReal(n, func(dirfd int, name string) error { return killPrivileges(dirfd, name, h) })
+	return fs.withReal(n, func(dirfd int, name string) error { return fs.killAt(dirfd, name, h) })
 }
 
 // write stores data and returns how much of it has arrived. mapped says that
@@ -168,7 +174,7 @@ func (fs *FS) write(n *inode, data []byte, off int64, mapped bool) (done int, er
 		return 0, err
 	}
 	defer h.release()
-	if mapped {
+	if mapped && fs.upper.override != override.Containers {
 		// Our own write(2) would remove it.
 		if caps, err := fsat.GetxattrValue(h.fd, "", capsAttr); err == nil {
 			defer func() {

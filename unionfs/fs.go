@@ -18,6 +18,7 @@ import (
 	"github.com/plyfs/plyfs/cow"
 	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // FS is one union. It implements fuse.RawFileSystem; serve it with
@@ -28,7 +29,8 @@ type FS struct {
 	upper  *layer    // nil: read-only
 	work   *cow.Work // nil: read-only
 
-	euid, egid int            // of this process
+	euid, egid int // of this process
+	owners     owners
 	later      sync.WaitGroup // what New has left to do
 
 	volatile bool
@@ -40,6 +42,13 @@ type FS struct {
 	index    *linkIndex  // nil: hard links of the lowers are not kept
 	atime    Atime       // of files, and of directories with
 	dirAtime bool
+
+	ttl         time.Duration // how long the kernel may keep what we tell it
+	changing    bool          // it may not keep it for ever
+	staticNlink bool
+	shortInodes bool
+	noXattrs    bool
+	noACL       bool
 
 	own     []realID // the upper and the workdir
 	lockFd  int      // the upper directory, open for its lock
@@ -117,7 +126,13 @@ func New(o Options) (*FS, error) {
 		fs.later.Go(func() { fsat.ReserveFds(table) }) // it will be needed, but not yet
 	}
 	fs.maxOrphans = int64(min(limit.Cur/8, 1<<20))
-	fs.io = o.IO.resolve(o.Upper == "", fs.euid == 0)
+	fs.ttl, fs.changing = forever, o.Timeout != 0
+	if fs.changing {
+		fs.ttl = max(o.Timeout, 0)
+	}
+	fs.staticNlink, fs.shortInodes, fs.noXattrs, fs.noACL = o.StaticNlink, o.ShortInodes, o.NoXattrs, o.NoACL
+	fs.io = o.IO.resolve(o.Upper == "" && !fs.changing, fs.euid == 0)
+	fs.owners = newOwners(o.Owners, fs.euid)
 	fs.rules.redirect = o.Redirect >= RedirectFollow
 	fs.rules.metacopy = fs.rules.redirect && o.Metacopy
 	if err := fs.open(o); err != nil {
@@ -135,13 +150,13 @@ func (fs *FS) open(o Options) error {
 			return err
 		}
 	}
-	layers, mount, err := openLowers(o.Lowers)
+	layers, mount, err := openLowers(o.Lowers, &fs.owners)
 	if err != nil {
 		return err
 	}
 	fs.layers, fs.lowerFd = layers, mount
 	if o.Chain != "" {
-		tree, err := newIndexed(o.Chain, o.ChainID, layers, fs.fds, fs.inos, fs.euid == 0)
+		tree, err := newIndexed(o.Chain, o.ChainID, layers, fs.fds, fs.inos, fs.euid == 0 || layers[0].override != override.None)
 		if err == nil {
 			fs.lowers = tree
 			return fs.openRoot()
@@ -171,10 +186,19 @@ func (fs *FS) openUpper(o Options) error {
 		return err
 	}
 	fs.xattrs = fs.work.Keeps(fs.upper.dialect.Attr("opaque"))
+	if o.Override != override.None {
+		if fs.work.Keeps(o.Override.Attr()) {
+			fs.upper.override = o.Override
+		} else {
+			fs.log.Warn("owners are not kept: the file system cannot hold the attribute", zap.String("path", o.Upper), zap.String("attribute", o.Override.Attr()))
+		}
+	}
 	fs.redirect = fs.xattrs && o.Redirect == RedirectOn
-	if fs.xwhite, err = fs.work.ProbeWhiteouts(fs.upper.dialect.Attr("whiteout")); err != nil {
-		fsat.Close(workdir)
-		return err
+	if fs.xwhite = o.NoDevices && fs.xattrs; !fs.xwhite {
+		if fs.xwhite, err = fs.work.ProbeWhiteouts(fs.upper.dialect.Attr("whiteout")); err != nil {
+			fsat.Close(workdir)
+			return err
+		}
 	}
 	fs.metacopy = fs.redirect && o.Metacopy
 	if !fs.xattrs || o.NoIndex {
@@ -189,6 +213,7 @@ func (fs *FS) openWork(o Options, upper, workdir int) (err error) {
 	if fs.upper, err = newLayer(upper, o.Upper, o.UpperDialect, make(fileSystems)); err != nil {
 		return err
 	}
+	fs.upper.owners = &fs.owners
 	fs.inos.shown(fs.upper.dev, 1)
 	fs.upper.nodev = fs.mountFd >= 0
 	var st unix.Stat_t

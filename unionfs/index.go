@@ -143,7 +143,7 @@ func (fs *FS) lowerLink(n *inode, facts *lowerFacts) (*inode, error) {
 		return nil, err
 	}
 	var st unix.Stat_t
-	if err := fsat.Stat(dir, name, &st); err != nil {
+	if err := fs.statUpper(dir, name, &st); err != nil {
 		return nil, fmt.Errorf("look at the link index: %w", err)
 	}
 	if st.Mode&unix.S_IFMT != n.typ() {

@@ -179,7 +179,12 @@ func (t *indexed) fill(n *chainindex.Inode, st *unix.Stat_t) {
 
 func (t *indexed) stat(obj lowerObj, st *unix.Stat_t) error {
 	if !t.attrs {
-		return t.with(obj, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, st) })
+		return t.with(obj, func(dirfd int, name string) error {
+			if err := fsat.Stat(dirfd, name, st); err != nil {
+				return err
+			}
+			return t.layer(obj).describe(dirfd, name, st)
+		})
 	}
 	var n chainindex.Inode
 	if err := t.x.Inode(obj.(*indexObj).node, &n); err != nil {

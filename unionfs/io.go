@@ -8,8 +8,6 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
-
-	"github.com/plyfs/plyfs/cow/fsat"
 )
 
 // IO is how the data of files reaches programs.
@@ -152,7 +150,7 @@ func (n *inode) ioState() *fileIO {
 
 // openHandle decides how a new handle of the file does its I/O, and counts it.
 func (fs *FS) openHandle(n *inode, write bool, out *fuse.OpenOut) {
-	out.OpenFlags = openFlags
+	out.OpenFlags = fs.openFlags()
 	if fs.io == IONoOpen {
 		return
 	}
@@ -165,7 +163,7 @@ func (fs *FS) openHandle(n *inode, write bool, out *fuse.OpenOut) {
 		out.Fh, out.OpenFlags, out.BackingID = handlePassed, fuse.FOPEN_PASSTHROUGH|fuse.FOPEN_NOFLUSH, f.backing
 		return
 	}
-	if f.cached == 0 && !write && !f.pushed {
+	if f.cached == 0 && !write && !f.pushed && !fs.changing {
 		f.pushed = true
 		fs.push(n)
 	}
@@ -191,7 +189,7 @@ func (fs *FS) mayPass(n *inode, write bool) bool {
 		return !n.meta
 	}
 	var st unix.Stat_t
-	err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) })
+	err := fs.statLocked(n, &st)
 	return err == nil && st.Mode&(unix.S_ISUID|unix.S_ISGID) == 0
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/plyfs/plyfs/cow"
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/whiteout"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // layer is one opened directory of the union. All fields are immutable.
@@ -19,6 +20,10 @@ type layer struct {
 	blksize uint32
 	nodev   bool // devices in it cannot be opened
 	*fileSystem
+	override override.Form
+	owners   *owners
+	// mapped: the mount that the layer lies in maps ids, see Layer.Mapped.
+	mapped bool
 	// direct: nothing in the layer refers to another place, or has inode flags.
 	direct bool
 	// index is the layer's place in the stack; the topmost lower has 0.
@@ -174,7 +179,8 @@ func (l *layer) readDir(dirfd int, isRoot bool, mark whiteout.DirMark, entries [
 func (l *layer) classify(dirfd int, mark whiteout.DirMark, e *layerEntry) error {
 	// A directory can be opaque and hold leftovers of whiteouts as well.
 	xcheck := mark != whiteout.Plain && (e.typ == unix.DT_REG || e.typ == unix.DT_UNKNOWN)
-	if e.typ != unix.DT_UNKNOWN && e.typ != unix.DT_CHR && !xcheck {
+	special := l.override != override.None && e.typ == unix.DT_REG // it may say that it is something else
+	if e.typ != unix.DT_UNKNOWN && e.typ != unix.DT_CHR && !xcheck && !special {
 		return nil
 	}
 	var st unix.Stat_t
@@ -198,7 +204,14 @@ func (l *layer) classify(dirfd int, mark whiteout.DirMark, e *layerEntry) error 
 		}
 		if wh {
 			e.object, e.whiteout, e.entry, e.xform = false, true, true, true
+			return nil
 		}
+	}
+	if l.override != override.None && e.typ == unix.DT_REG && st.Size == 0 {
+		if err := l.describe(dirfd, e.name, &st); err != nil {
+			return err
+		}
+		e.typ = uint8(st.Mode & unix.S_IFMT >> 12)
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse
 		// Node id 0 with a timeout: the kernel remembers that there is
 		// nothing.
 		out.NodeId = 0
-		out.SetEntryTimeout(forever)
+		out.SetEntryTimeout(fs.ttl)
 		return fuse.OK
 	}
 	if err != nil {
@@ -68,8 +68,8 @@ func (fs *FS) reply(n *inode, seen *look, out *fuse.EntryOut) error {
 		return err
 	}
 	out.NodeId = n.id
-	out.SetEntryTimeout(forever)
-	out.SetAttrTimeout(forever)
+	out.SetEntryTimeout(fs.ttl)
+	out.SetAttrTimeout(fs.ttl)
 	return nil
 }
 
@@ -171,6 +171,9 @@ func (fs *FS) upperChild(p *inode, f *found, seen *look) (*inode, error) {
 	defer h.release()
 	var st unix.Stat_t
 	attributes, err := fsat.StatAttributes(h.fd, f.name, &st)
+	if err == nil {
+		err = fs.upper.describe(h.fd, f.name, &st)
+	}
 	if err != nil {
 		if err == unix.ENOENT {
 			return nil, errStale

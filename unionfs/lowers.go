@@ -16,7 +16,7 @@ import (
 
 // openLowers opens the lowers, topmost first. What it returns besides keeps their mount
 // and is to be closed after them; -1: nothing.
-func openLowers(lowers []Layer) (layers []*layer, mount int, err error) {
+func openLowers(lowers []Layer, owners *owners) (layers []*layer, mount int, err error) {
 	mount, on := -1, make(fileSystems)
 	defer func() {
 		if err != nil {
@@ -42,7 +42,7 @@ func openLowers(lowers []Layer) (layers []*layer, mount int, err error) {
 		if err != nil {
 			return layers, mount, err
 		}
-		l.direct, l.index = w.Direct, i
+		l.direct, l.index, l.override, l.mapped, l.owners = w.Direct, i, w.Override, w.Mapped, owners
 		layers = append(layers, l)
 	}
 	useHandles(layers, on)

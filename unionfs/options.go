@@ -2,10 +2,12 @@ package unionfs
 
 import (
 	"fmt"
+	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/plyfs/plyfs/whiteout"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // Layer is one read-only lower directory.
@@ -15,6 +17,12 @@ type Layer struct {
 	Path string
 	// Dialect says how whiteouts and opaque directories are written in it.
 	Dialect whiteout.Dialect
+	// Override is the form in which the layer's objects say what they are, if they
+	// are something else than their files.
+	Override override.Form
+	// Mapped says that the mount the layer lies in maps ids already (an idmapped
+	// mount): what its files show is what callers see.
+	Mapped bool
 	// Direct promises that no object of the layer has a redirect or metacopy
 	// attribute, or inode flags, so that none need be looked for.
 	Direct bool
@@ -71,6 +79,12 @@ type Options struct {
 	// Upper and Work are the writable directory and the scratch directory
 	// on the same file system. Both empty: a read-only union.
 	Upper, Work string
+	// Override is the form in which the upper says what its objects are; None: what
+	// their files are. It is given up, with a warning, where the file system cannot
+	// hold the attribute.
+	Override override.Form
+	// Owners says how ids become those that the kernel is told.
+	Owners Owners
 	// UpperDialect is what the upper is read and written in. The zero value
 	// is whiteout.Overlay.
 	UpperDialect whiteout.Dialect
@@ -89,6 +103,19 @@ type Options struct {
 	// keeps those of directories.
 	Atime      Atime
 	NoDirAtime bool
+
+	// Timeout is how long the kernel may keep names and attributes; 0: for ever,
+	// negative: not at all. With one, changes of the lowers' files are seen, if
+	// late; names that come and go in a directory that was read already are not.
+	Timeout time.Duration
+	// StaticNlink shows one link of every directory.
+	StaticNlink bool
+	// ShortInodes shows inode numbers of 32 bits, which can be ambiguous.
+	ShortInodes bool
+	// NoXattrs refuses extended attributes, NoACL those that are ACLs.
+	NoXattrs, NoACL bool
+	// NoDevices makes whiteouts in the form of files, also where devices can be made.
+	NoDevices bool
 
 	// IO is how data reaches programs.
 	IO IO

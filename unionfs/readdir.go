@@ -8,17 +8,22 @@ import (
 )
 
 // OpenDir implements OPENDIR. ENOSYS tells the kernel that directories need no
-// handle: it stops asking, and keeps listings in its page cache.
-func (fs *FS) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status { return fuse.ENOSYS }
+// handle: it stops asking, and keeps listings in its page cache, for ever.
+func (fs *FS) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status {
+	if fs.changing {
+		return fuse.OK
+	}
+	return fuse.ENOSYS
+}
 
-// ReleaseDir implements RELEASEDIR, which never comes.
+// ReleaseDir implements RELEASEDIR: a handle holds nothing.
 func (fs *FS) ReleaseDir(*fuse.ReleaseIn) {}
 
 // ReadDir implements READDIR.
 func (fs *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	n := fs.nodes.get(in.NodeId)
 	return fs.readDir(n, in, func(e *dirEntry) bool {
-		return out.AddDirEntry(fuse.DirEntry{Name: e.name, Ino: e.ino, Mode: uint32(e.typ) << 12, Off: e.cookie})
+		return out.AddDirEntry(fuse.DirEntry{Name: e.name, Ino: fs.shownIno(e.ino), Mode: uint32(e.typ) << 12, Off: e.cookie})
 	})
 }
 
@@ -32,7 +37,7 @@ func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntry
 			first = false
 			fs.lowers.walked(n.low)
 		}
-		eo := out.AddDirLookupEntry(fuse.DirEntry{Name: e.name, Ino: e.ino, Mode: uint32(e.typ) << 12, Off: e.cookie})
+		eo := out.AddDirLookupEntry(fuse.DirEntry{Name: e.name, Ino: fs.shownIno(e.ino), Mode: uint32(e.typ) << 12, Off: e.cookie})
 		if eo == nil {
 			return false
 		}

@@ -372,14 +372,14 @@ func (m *move) clearTarget() error {
 		return err
 	}
 	var st unix.Stat_t
-	if err := fsat.Fstat(h.fd, &st); err != nil {
+	if err := fs.statUpper(h.fd, "", &st); err != nil {
 		return err
 	}
-	attrs, err := fs.copyableXattrs(fs.upper.dialect, h.fd, "")
+	attrs, err := fs.copyableXattrs(fs.upper, h.fd, "")
 	if err != nil {
 		return err
 	}
-	t, err := fs.work.Build(cow.Source{
+	t, err := fs.build(cow.Source{
 		Mode: st.Mode, Uid: int(st.Uid), Gid: int(st.Gid), Data: -1, Xattrs: append(attrs, fs.opaqueXattr()),
 		SetTimes: true, Atime: st.Atim, Mtime: st.Mtim,
 	})

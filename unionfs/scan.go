@@ -204,7 +204,12 @@ func (s *scan) with(obj lowerObj, fn func(dirfd int, name string) error) error {
 
 func (s *scan) stat(obj lowerObj, st *unix.Stat_t) error {
 	o := obj.(*scanObj)
-	err := s.with(o, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, st) })
+	err := s.with(o, func(dirfd int, name string) error {
+		if err := fsat.Stat(dirfd, name, st); err != nil {
+			return err
+		}
+		return s.layer(o).describe(dirfd, name, st)
+	})
 	if err != nil || o.state.Load() != stateIndirect || o.dtype != unix.DT_REG {
 		return err
 	}
@@ -312,7 +317,11 @@ func (s *scan) facts(d *scanDir, name string) (lowerFacts, error) {
 		return lowerFacts{}, err
 	}
 	defer h.release()
-	return s.inos.factsAt(h.fd, name)
+	f, err := s.inos.factsAt(h.fd, name)
+	if err == nil {
+		err = d.layer.describe(h.fd, name, &f.st)
+	}
+	return f, err
 }
 
 func (s *scan) lookup(path string) (lowerObj, error) { return lookupIn(s, path) }

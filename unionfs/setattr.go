@@ -21,7 +21,7 @@ func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) 
 	if err := fs.attr(n, &out.Attr); err != nil {
 		return fs.status("setattr", n, err)
 	}
-	out.SetTimeout(forever)
+	out.SetTimeout(fs.ttl)
 	return fuse.OK
 }
 
@@ -67,23 +67,24 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 		var drop uint32
 		if kill {
 			var st unix.Stat_t
-			if err := fsat.Stat(dirfd, name, &st); err != nil {
+			if err := fs.statUpper(dirfd, name, &st); err != nil {
 				return err
 			}
+			fs.owners.show(&st)
 			drop = privilegeBits(&st, &in.InHeader)
 		}
 		if uid, gid, ok := ownerOf(in); ok {
-			if err := fsat.Chown(dirfd, name, uid, gid); err != nil {
+			if err := fs.chown(dirfd, name, uid, gid); err != nil {
 				return err
 			}
 		}
 		if mode, ok := in.GetMode(); ok {
-			if err := fsat.Chmod(dirfd, name, mode); err != nil {
+			if err := fs.chmod(dirfd, name, mode); err != nil {
 				return err
 			}
 		}
 		if kill {
-			if err := dropPrivileges(dirfd, name, drop); err != nil {
+			if err := fs.dropPrivileges(dirfd, name, drop); err != nil {
 				return err
 			}
 		}
@@ -98,7 +99,7 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 // who could not change its mode.
 func (fs *FS) mayStrip(n *inode, h *fuse.InHeader) error {
 	var st unix.Stat_t
-	if err := fs.withReal(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) }); err != nil {
+	if err := fs.statShown(n, &st); err != nil {
 		return err
 	}
 	if h.Uid != 0 && h.Uid != st.Uid && privilegeBits(&st, h) != 0 {
@@ -112,11 +113,15 @@ func (fs *FS) mayStrip(n *inode, h *fuse.InHeader) error {
 func (fs *FS) mayWrite(n *inode, h *fuse.InHeader) bool {
 	var st unix.Stat_t
 	acl := false
-	err := fs.withReal(n, func(dirfd int, name string) error {
-		_, e := fsat.Getxattr(dirfd, name, aclAccess, nil)
+	n.mu.RLock()
+	disk := fs.layerLocked(n).toDisk(aclAccess)
+	err := fs.withRealLocked(n, func(dirfd int, name string) error {
+		_, e := fsat.Getxattr(dirfd, name, disk, nil)
 		acl = e == nil
-		return fsat.Stat(dirfd, name, &st)
+		return fs.statLocked(n, &st)
 	})
+	n.mu.RUnlock()
+	fs.owners.show(&st)
 	// With an ACL the group bits are the most that anybody in it may have.
 	return err == nil && (h.Uid == 0 || h.Uid == st.Uid || st.Mode&0o002 != 0 || st.Mode&0o020 != 0 && (acl || callerInGroup(h, st.Gid)))
 }
@@ -144,7 +149,7 @@ func (fs *FS) truncate(n *inode, size int64, touch bool) error {
 	}
 	if !touch && !n.inUpper() {
 		var st unix.Stat_t
-		if err := fs.withReal(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) }); err != nil {
+		if err := fs.statShown(n, &st); err != nil {
 			return err
 		}
 		touch = st.Size != size // the copy has the right size from the start
@@ -191,27 +196,29 @@ func timesOf(in *fuse.SetAttrInCommon) (ts [2]unix.Timespec, ok bool) {
 	return ts, ok
 }
 
-// killPrivileges removes setuid, setgid and capabilities on behalf of a caller
-// who has changed the file.
-func killPrivileges(dirfd int, name string, h *fuse.InHeader) error {
+// killAt removes setuid, setgid and capabilities from a file of the upper on behalf of
+// a caller who has changed it.
+func (fs *FS) killAt(dirfd int, name string, h *fuse.InHeader) error {
 	var st unix.Stat_t
-	if err := fsat.Stat(dirfd, name, &st); err != nil {
+	if err := fs.statUpper(dirfd, name, &st); err != nil {
 		return err
 	}
-	return dropPrivileges(dirfd, name, privilegeBits(&st, h))
+	fs.owners.show(&st)
+	return fs.dropPrivileges(dirfd, name, privilegeBits(&st, h))
 }
 
 // dropPrivileges removes the given mode bits and capabilities.
-func dropPrivileges(dirfd int, name string, bits uint32) error {
+func (fs *FS) dropPrivileges(dirfd int, name string, bits uint32) error {
 	if bits != 0 {
-		if err := clearBits(dirfd, name, bits); err != nil {
+		if err := fs.clearBits(dirfd, name, bits); err != nil {
 			return err
 		}
 	}
-	err := fsat.Removexattr(dirfd, name, capsAttr)
+	caps := fs.upper.toDisk(capsAttr)
+	err := fsat.Removexattr(dirfd, name, caps)
 	if err == unix.EPERM {
 		// A server without privileges may not remove what is not even there.
-		_, err = fsat.Getxattr(dirfd, name, capsAttr, nil)
+		_, err = fsat.Getxattr(dirfd, name, caps, nil)
 		if err == nil {
 			err = unix.EPERM
 		}

@@ -8,16 +8,26 @@ import (
 
 	"github.com/plyfs/plyfs/cow"
 	"github.com/plyfs/plyfs/cow/fsat"
-	"github.com/plyfs/plyfs/whiteout"
 )
 
-// dialectLocked is the dialect of the layer that n lives in. Preconditions:
-// n.mu is held.
-func (fs *FS) dialectLocked(n *inode) whiteout.Dialect {
+// layerLocked is the layer that n lives in. Preconditions: n.mu is held.
+func (fs *FS) layerLocked(n *inode) *layer {
 	if n.upper {
-		return fs.upper.dialect
+		return fs.upper
 	}
-	return fs.lowers.layer(n.low).dialect
+	return fs.lowers.layer(n.low)
+}
+
+// refused is the answer to whoever asks for an attribute that this mount does not have.
+// ENOSYS makes the kernel stop asking for any.
+func (fs *FS) refused(attr string) fuse.Status {
+	switch {
+	case fs.noXattrs:
+		return fuse.ENOSYS
+	case fs.noACL && isACL(attr):
+		return fuse.Status(unix.EOPNOTSUPP)
+	}
+	return fuse.OK
 }
 
 // GetXAttr implements GETXATTR.
@@ -26,20 +36,26 @@ func (fs *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string, dest []
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
+	if err := fs.refused(attr); err != fuse.OK {
+		return 0, err
+	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if fs.dialectLocked(n).IsPrefix(attr) {
+	if fs.layerLocked(n).dialect.IsPrefix(attr) {
 		return 0, fuse.EINVAL
 	}
 	if !n.upper && fs.lowers.bare(n.low) {
 		return 0, fuse.ENODATA
 	}
-	disk := fs.dialectLocked(n).ToDisk(attr)
+	disk := fs.layerLocked(n).toDisk(attr)
 	var size int
 	err := fs.withRealLocked(n, func(dirfd int, name string) (e error) {
 		size, e = fsat.Getxattr(dirfd, name, disk, dest)
 		return e
 	})
+	if err == nil && size <= len(dest) && isACL(attr) {
+		fs.owners.mapACL(dest[:size], true)
+	}
 	return uint32(size), fs.status("getxattr", n, err)
 }
 
@@ -48,6 +64,9 @@ func (fs *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint3
 	n := fs.nodes.get(h.NodeId)
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
+	}
+	if fs.noXattrs {
+		return 0, fuse.ENOSYS
 	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
@@ -65,7 +84,7 @@ func (fs *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint3
 	var list []byte
 	trusted := -1
 	for _, disk := range names {
-		name, visible := fs.dialectLocked(n).FromDisk(disk)
+		name, visible := fs.layerLocked(n).fromDisk(disk)
 		if !visible {
 			continue
 		}
@@ -93,10 +112,25 @@ func (fs *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint3
 
 // SetXAttr implements SETXATTR.
 func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
+	if err := fs.refused(attr); err != fuse.OK {
+		return err
+	}
+	if isACL(attr) {
+		fs.owners.mapACL(data, false)
+	}
 	return fs.changeXAttr(in.NodeId, "setxattr", attr, func(dirfd int, name, disk string) error {
+		if attr == aclAccess && disk != attr {
+			if err := fs.setACL(dirfd, name, data, int(in.Flags)); err != nil {
+				return err
+			}
+			if in.SetXAttrFlags&setxattrACLKillSgid != 0 {
+				return fs.clearBits(dirfd, name, unix.S_ISGID)
+			}
+			return nil
+		}
 		err := fsat.Setxattr(dirfd, name, disk, data, int(in.Flags))
 		if err == nil && attr == aclAccess && in.SetXAttrFlags&setxattrACLKillSgid != 0 {
-			err = clearBits(dirfd, name, unix.S_ISGID)
+			err = fs.clearBits(dirfd, name, unix.S_ISGID)
 		}
 		return err
 	})
@@ -108,6 +142,9 @@ func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	if err := fs.refused(attr); err != fuse.OK {
+		return err
+	}
 	var err error
 	if attr == aclAccess {
 		if err = fs.dropForeignSgid(n, h); err != nil {
@@ -118,7 +155,7 @@ func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse
 	// that out (kernel: ovl_xattr_set, ovl_set_or_remove_acl).
 	n.mu.RLock()
 	if !n.upper {
-		disk := fs.dialectLocked(n).ToDisk(attr)
+		disk := fs.layerLocked(n).toDisk(attr)
 		err = fs.withRealLocked(n, func(dirfd int, name string) error {
 			_, e := fsat.Getxattr(dirfd, name, disk, nil)
 			return e
@@ -139,7 +176,7 @@ func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse
 // ovl_set_acl). For a new ACL the kernel says so in the request.
 func (fs *FS) dropForeignSgid(n *inode, h *fuse.InHeader) error {
 	var st unix.Stat_t
-	if err := fs.withReal(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) }); err != nil {
+	if err := fs.statShown(n, &st); err != nil {
 		return err
 	}
 	if st.Mode&unix.S_ISGID == 0 || callerInGroup(h, st.Gid) {
@@ -149,8 +186,11 @@ func (fs *FS) dropForeignSgid(n *inode, h *fuse.InHeader) error {
 		return err
 	}
 	defer n.holdIncomplete()()
-	return fs.withReal(n, func(dirfd int, name string) error { return clearBits(dirfd, name, unix.S_ISGID) })
+	return fs.withReal(n, func(dirfd int, name string) error { return fs.clearBits(dirfd, name, unix.S_ISGID) })
 }
+
+// isACL reports whether an attribute holds user and group ids.
+func isACL(attr string) bool { return attr == aclAccess || attr == aclDefault }
 
 // capsAttr holds a file's capabilities.
 const capsAttr = "security.capability"
@@ -178,7 +218,7 @@ func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, d
 		defer n.dir.opMu.Unlock()
 		defer n.dir.acl.Store(aclUnknown)
 	}
-	disk := fs.upper.dialect.ToDisk(attr)
+	disk := fs.upper.toDisk(attr)
 	release := n.holdIncomplete()
 	err := fs.withReal(n, func(dirfd int, name string) error { return fn(dirfd, name, disk) })
 	release()
@@ -190,27 +230,15 @@ func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, d
 	return fs.status(op, n, err)
 }
 
-// clearBits removes permission bits from an object.
-func clearBits(dirfd int, name string, bits uint32) error {
-	var st unix.Stat_t
-	if err := fsat.Stat(dirfd, name, &st); err != nil {
-		return err
-	}
-	if st.Mode&bits == 0 {
-		return nil
-	}
-	return fsat.Chmod(dirfd, name, st.Mode&^bits&0o7777)
-}
-
 // copyableXattrs reads the attributes that a copy in the upper must have.
-func (fs *FS) copyableXattrs(from whiteout.Dialect, dirfd int, name string) ([]cow.Xattr, error) {
+func (fs *FS) copyableXattrs(from *layer, dirfd int, name string) ([]cow.Xattr, error) {
 	names, err := fsat.Listxattr(dirfd, name)
 	if err != nil || len(names) == 0 {
 		return nil, err
 	}
 	attrs := make([]cow.Xattr, 0, len(names))
 	for _, disk := range names {
-		user, visible := from.FromDisk(disk)
+		user, visible := from.fromDisk(disk)
 		if !visible {
 			continue
 		}
@@ -221,7 +249,7 @@ func (fs *FS) copyableXattrs(from whiteout.Dialect, dirfd int, name string) ([]c
 		if err != nil {
 			return nil, err
 		}
-		attrs = append(attrs, cow.Xattr{Name: fs.upper.dialect.ToDisk(user), Value: v})
+		attrs = append(attrs, cow.Xattr{Name: fs.upper.toDisk(user), Value: v})
 	}
 	return attrs, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -16,13 +17,43 @@ import (
 func dispatch(ctx context.Context, args []string) error {
 	switch name := filepath.Base(args[0]); name {
 	case "fuse-overlayfs":
-		return dropIn(ctx, name, mountd.FuseOverlayfsStyle, args[1:])
+		return peerError(dropIn(ctx, name, mountd.FuseOverlayfsStyle, args[1:]))
 	case "mount.plyfs", "mount.fuse.plyfs", "mount.fuse3.plyfs":
-		return dropIn(ctx, name, mountd.OverlayStyle, args[1:])
+		return helperError(dropIn(ctx, name, mountd.OverlayStyle, args[1:]))
+	default:
+		if byMountFuse(args[1:]) {
+			return helperError(dropIn(ctx, name, mountd.OverlayStyle, args[1:]))
+		}
 	}
 	cmd := newRootCommand()
 	cmd.SetArgs(args[1:])
 	return cmd.ExecuteContext(ctx)
+}
+
+// byMountFuse reports whether the arguments are those that mount.fuse(8), called for the
+// type fuse.plyfs, hands to the program with the name of the type: SOURCE MOUNTPOINT -o
+// OPTIONS. The source may be the name of a command.
+func byMountFuse(args []string) bool {
+	if len(args) != 4 || args[2] != "-o" || strings.HasPrefix(args[0], "-") || strings.HasPrefix(args[1], "-") {
+		return false
+	}
+	for opt := range strings.SplitSeq(args[3], ",") {
+		if strings.HasPrefix(opt, "lowerdir") || strings.HasPrefix(opt, "@") {
+			return true
+		}
+	}
+	return false
+}
+
+// peerError gives an error the exit code of fuse-overlayfs: 1, whatever it was.
+func peerError(err error) error { return withCode(err, exitFailure) }
+
+// helperError gives an error the exit code that mount(8) expects of its helpers.
+func helperError(err error) error {
+	if errors.Is(err, mountd.ErrUsage) {
+		return withCode(err, exitHelperUsage)
+	}
+	return withCode(err, exitHelperMount)
 }
 
 // dropIn is the command line of a mount helper:
@@ -61,26 +92,27 @@ func dropIn(ctx context.Context, name string, style mountd.RawStyle, args []stri
 		case strings.HasPrefix(a, "-o"):
 			opts = append(opts, a[2:])
 		case strings.HasPrefix(a, "-") && len(a) > 1:
-			// -n, -s, -v, -w, -r of mount(8); -s of libfuse
-			if a == "-r" {
+			switch a {
+			case "-r":
 				opts = append(opts, "ro")
+			case "-n", "-s", "-v", "-w": // of mount(8) and libfuse
+			default:
+				fmt.Fprintf(os.Stderr, "%s: unknown argument ignored: %s\n", name, printable(a))
 			}
 		default:
 			dirs = append(dirs, a)
 		}
 	}
-	switch len(dirs) {
-	case 1:
-	case 2: // the first is the source column of fstab
-		if style == mountd.OverlayStyle {
-			// Shown in the mount table, as for every file system.
-			style.FSName = dirs[0]
-		}
-		dirs = dirs[1:]
-	default:
-		return usagef("%s: one mount point expected, got %d", name, len(dirs))
+	switch {
+	case len(dirs) == 0:
+		return usagef("%s: no mount point given", name)
+	case len(dirs) == 2 && style == mountd.OverlayStyle: // the first is the source column of fstab
+		style.FSName = dirs[0] // shown in the mount table, as for every file system
+	case len(dirs) > 1 && style == mountd.OverlayStyle:
+		return usagef("%s: one mount point expected, got %d", name, len(dirs)-1)
 	}
-	return rawMount(ctx, style, opts, dirs[0], foreground)
+	// fuse-overlayfs takes the last of any number.
+	return rawMount(ctx, style, opts, dirs[len(dirs)-1], foreground)
 }
 
 // printDropInVersion prints what podman info shows; the first words of the

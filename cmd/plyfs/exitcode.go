@@ -22,11 +22,36 @@ const (
 	exitFindings = 8 // check found problems
 )
 
+// What mount(8) expects of its helpers.
+const (
+	exitHelperUsage = 1
+	exitHelperMount = 32
+)
+
+// codedError is an error with an exit code of its own.
+type codedError struct {
+	error
+	code int
+}
+
+func (e codedError) Unwrap() error { return e.error }
+
+// withCode gives an error an exit code; nil stays nil.
+func withCode(err error, code int) error {
+	if err == nil {
+		return nil
+	}
+	return codedError{err, code}
+}
+
 // errFindings makes `plyfs check` end with its own code, without a message.
 var errFindings = errors.New("problems found")
 
 // exitCode gives the code of an error.
 func exitCode(err error) int {
+	if coded, ok := errors.AsType[codedError](err); ok {
+		return coded.code
+	}
 	for _, c := range []struct {
 		is   error
 		code int

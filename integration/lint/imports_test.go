@@ -11,7 +11,7 @@ import (
 // use its own subpackages for tests.
 var may = map[string][]string{
 	"cmd/plyfs":           {"mountd/...", "layers", "unionfs", "whiteout"},
-	"mountd":              {"mountd/...", "unionfs/...", "layers", "metadata", "metadata/chainindex", "whiteout", "cow/fsat"},
+	"mountd":              {"mountd/...", "unionfs/...", "layers", "metadata", "metadata/chainindex", "whiteout", "whiteout/override", "cow/fsat"},
 	"unionfs":             {"unionfs/...", "cow/...", "whiteout/...", "metadata/chainindex"},
 	"layers":              {"layers/...", "metadata", "metadata/chainindex", "whiteout/...", "cow/fsat"},
 	"cow":                 {"cow/...", "whiteout"},
@@ -21,11 +21,12 @@ var may = map[string][]string{
 	"whiteout":            {"whiteout/xattrat"},
 	"whiteout/merge":      {},
 	"whiteout/xattrat":    {},
+	"whiteout/override":   {"whiteout/xattrat"},
 	"integration":         {"..."},
 }
 
 // leaves depend, tests aside, on nothing but the standard library, golang.org/x/sys and each other: they can be lifted out and fuzzed alone.
-var leaves = []string{"cow/fault", "cow/fsat", "metadata/chainindex", "whiteout", "whiteout/merge", "whiteout/xattrat"}
+var leaves = []string{"cow/fault", "cow/fsat", "metadata/chainindex", "whiteout", "whiteout/merge", "whiteout/override", "whiteout/xattrat"}
 
 // only names the parts of the tree that may import a foreign module directly.
 var only = map[string][]string{

@@ -101,6 +101,7 @@ func (s *server) run() error {
 		GoFuse:     s.spec.GoFuse,
 		Spin:       s.spec.Spin,
 		NoOpen:     fs.IO() == unionfs.IONoOpen,
+		NoACL:      s.spec.NoACL || s.spec.NoXattrs,
 		StackDepth: depth,
 		Debug:      s.spec.Debug,
 		Logger:     s.log,

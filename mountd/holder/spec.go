@@ -37,6 +37,15 @@ type Spec struct {
 	// TakeUnsynced is as in unionfs.Options.
 	TakeUnsynced bool `json:"takeUnsynced,omitempty"`
 
+	// As in unionfs.Options.
+	Owners      unionfs.Owners `json:"owners,omitzero"`
+	Timeout     time.Duration  `json:"timeout,omitempty"`
+	StaticNlink bool           `json:"staticNlink,omitempty"`
+	ShortInodes bool           `json:"shortInodes,omitempty"`
+	NoXattrs    bool           `json:"noXattrs,omitempty"`
+	NoACL       bool           `json:"noACL,omitempty"`
+	NoDevices   bool           `json:"noDevices,omitempty"`
+
 	FSName      string `json:"fsName,omitempty"`
 	Subtype     string `json:"subtype,omitempty"`
 	ReadOnly    bool   `json:"readOnly,omitempty"`
@@ -111,6 +120,14 @@ func (s *Spec) unionOptions() unionfs.Options {
 		IO:           s.IO,
 		Volatile:     s.Volatile,
 		TakeUnsynced: s.TakeUnsynced,
+		Override:     s.Upper.Override,
+		Owners:       s.Owners,
+		Timeout:      s.Timeout,
+		StaticNlink:  s.StaticNlink,
+		ShortInodes:  s.ShortInodes,
+		NoXattrs:     s.NoXattrs,
+		NoACL:        s.NoACL,
+		NoDevices:    s.NoDevices,
 	}
 }
 

@@ -20,6 +20,8 @@ type ServeOptions struct {
 	Spin time.Duration
 	// NoOpen says that the file system answers OPEN with ENOSYS.
 	NoOpen bool
+	// NoACL leaves POSIX ACLs alone: the kernel does not ask for any.
+	NoACL bool
 	// StackDepth is how many file systems may lie on each other if files are
 	// passed through; 0 if none are.
 	StackDepth int
@@ -100,7 +102,7 @@ func (o *ServeOptions) fuseOptions(log *zap.Logger) *fuse.MountOptions {
 	opts := &fuse.MountOptions{
 		MaxWrite:                 maxWrite,
 		MaxBackground:            maxBackground,
-		EnableAcl:                true,
+		EnableAcl:                !o.NoACL,
 		EnableSymlinkCaching:     true,
 		ExplicitDataCacheControl: true,
 		Debug:                    o.Debug,

@@ -1,0 +1,224 @@
+package unionfs
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow"
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout/override"
+)
+
+// In an upper with an override form (Options.Override) owners, modes and types are
+// written down instead of given to the files: see package override. Symbolic links
+// cannot carry the attribute. Those that somebody makes belong to root, and a change
+// of their owner is forgotten.
+
+// says reports whether the object must say what it is, because its file does not.
+func (fs *FS) says(s *override.Stat) bool { return fs.owners.self < 0 || s.Needed() }
+
+// build is cow.Work.Build of an object of the upper. src tells what the object is.
+func (fs *FS) build(src cow.Source) (*cow.Temp, error) {
+	if fs.upper.override == override.None {
+		src.AnyOwner = fs.owners.squash
+		return fs.work.Build(src)
+	}
+	s := override.Stat{UID: uint32(src.Uid), GID: uint32(src.Gid), Mode: src.Mode, Rdev: src.Rdev}
+	src.Uid, src.Gid = fs.euid, fs.egid
+	if src.Mode&unix.S_IFMT == unix.S_IFLNK {
+		return fs.work.Build(src)
+	}
+	if fs.says(&s) {
+		src.Xattrs = append(src.Xattrs, cow.Xattr{Name: fs.upper.override.Attr(), Value: s.Format()})
+	}
+	src.Mode, src.Rdev = override.RealType(s.Mode)|override.RealMode(s.Mode), 0
+	return fs.work.Build(src)
+}
+
+// givesOwner reports whether the file system gives the new object o, made under its
+// name, the owner that it shall have, and the rest of src with it.
+func (fs *FS) givesOwner(o *newObject, src *cow.Source) bool {
+	if fs.upper.override == override.None {
+		// A group handed down by the directory is handed down there, too.
+		w := &fs.owners
+		return int(w.uids.stored(o.uid)) == fs.euid && int(w.gids.stored(o.gid)) == fs.egid
+	}
+	s := override.Stat{UID: uint32(src.Uid), GID: uint32(src.Gid), Mode: src.Mode, Rdev: src.Rdev}
+	return !fs.says(&s) && len(src.Xattrs) == 0
+}
+
+// chown changes the owner of an object of the upper to ids that the kernel has sent; -1
+// leaves one as it is.
+func (fs *FS) chown(dirfd int, name string, uid, gid int) error {
+	w := &fs.owners
+	if w.plain && fs.upper.override == override.None {
+		return fsat.Chown(dirfd, name, uid, gid)
+	}
+	var st unix.Stat_t
+	if err := fs.statUpper(dirfd, name, &st); err != nil {
+		return err
+	}
+	if uid >= 0 {
+		uid = int(w.uids.change(st.Uid, uint32(uid)))
+	}
+	if gid >= 0 {
+		gid = int(w.gids.change(st.Gid, uint32(gid)))
+	}
+	if fs.upper.override == override.None {
+		err := fsat.Chown(dirfd, name, uid, gid)
+		if w.squash && (err == unix.EPERM || err == unix.EINVAL) {
+			return nil
+		}
+		return err
+	}
+	if uid >= 0 {
+		st.Uid = uint32(uid)
+	}
+	if gid >= 0 {
+		st.Gid = uint32(gid)
+	}
+	return fs.say(dirfd, name, &st)
+}
+
+// chmod changes the permission bits of an object of the upper, with those of its ACL.
+func (fs *FS) chmod(dirfd int, name string, mode uint32) error {
+	if fs.upper.override == override.None {
+		return fsat.Chmod(dirfd, name, mode&0o7777)
+	}
+	if err := fs.chmodACL(dirfd, name, mode); err != nil {
+		return err
+	}
+	return fs.sayMode(dirfd, name, mode)
+}
+
+// sayMode is chmod without the ACL.
+func (fs *FS) sayMode(dirfd int, name string, mode uint32) error {
+	var st unix.Stat_t
+	if err := fs.statUpper(dirfd, name, &st); err != nil {
+		return err
+	}
+	st.Mode = st.Mode&unix.S_IFMT | mode&0o7777
+	return fs.say(dirfd, name, &st)
+}
+
+// clearBits removes permission bits from an object of the upper.
+func (fs *FS) clearBits(dirfd int, name string, bits uint32) error {
+	var st unix.Stat_t
+	if err := fs.statUpper(dirfd, name, &st); err != nil {
+		return err
+	}
+	if st.Mode&bits == 0 {
+		return nil
+	}
+	return fs.chmod(dirfd, name, st.Mode&^bits)
+}
+
+// say writes down what an object of the upper is. As long as the attribute is there it
+// alone counts, so it is written before the file changes, and removed after.
+func (fs *FS) say(dirfd int, name string, st *unix.Stat_t) error {
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		return nil
+	}
+	s := override.Stat{UID: st.Uid, GID: st.Gid, Mode: st.Mode, Rdev: st.Rdev}
+	attr, says := fs.upper.override.Attr(), fs.says(&s)
+	if says {
+		if err := fsat.Setxattr(dirfd, name, attr, s.Format(), 0); err != nil {
+			return err
+		}
+	}
+	var file unix.Stat_t
+	if err := fsat.Stat(dirfd, name, &file); err != nil {
+		return err
+	}
+	if real := override.RealMode(st.Mode); file.Mode&0o7777 != real {
+		if err := fsat.Chmod(dirfd, name, real); err != nil {
+			return err
+		}
+	}
+	if says {
+		return nil
+	}
+	if err := fsat.Removexattr(dirfd, name, attr); err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP {
+		return err
+	}
+	return nil
+}
+
+// chmodACL gives the entries of an object's ACL that a mode shows the bits of that mode
+// (kernel: posix_acl_chmod).
+func (fs *FS) chmodACL(dirfd int, name string, mode uint32) error {
+	disk := fs.upper.toDisk(aclAccess)
+	acl, err := fsat.GetxattrValue(dirfd, name, disk)
+	if err != nil {
+		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) {
+			return nil
+		}
+		return err
+	}
+	if !validACL(acl) {
+		return unix.EIO
+	}
+	group := uint16(aclGroupObj)
+	if aclPerm(acl, aclMask) != nil {
+		group = aclMask
+	}
+	for tag, bits := range map[uint16]uint32{aclUserObj: mode >> 6, group: mode >> 3, aclOther: mode} {
+		if p := aclPerm(acl, tag); p != nil {
+			binary.LittleEndian.PutUint16(p, uint16(bits&7))
+		}
+	}
+	return fsat.Setxattr(dirfd, name, disk, acl, 0)
+}
+
+// setACL stores an access ACL that is kept beside the file, and gives the object the mode
+// that the ACL says (kernel: posix_acl_update_mode).
+func (fs *FS) setACL(dirfd int, name string, acl []byte, flags int) error {
+	if !validACL(acl) {
+		return unix.EINVAL
+	}
+	var st unix.Stat_t
+	if err := fs.statUpper(dirfd, name, &st); err != nil {
+		return err
+	}
+	mode := st.Mode &^ 0o777
+	group := aclPerm(acl, aclMask)
+	if group == nil {
+		group = aclPerm(acl, aclGroupObj)
+	}
+	for shift, p := range map[int][]byte{6: aclPerm(acl, aclUserObj), 3: group, 0: aclPerm(acl, aclOther)} {
+		if p == nil {
+			return unix.EINVAL
+		}
+		mode |= uint32(binary.LittleEndian.Uint16(p)&7) << shift
+	}
+	if err := fsat.Setxattr(dirfd, name, fs.upper.toDisk(aclAccess), acl, flags); err != nil {
+		return err
+	}
+	return fs.sayMode(dirfd, name, mode)
+}
+
+// mapACL maps the ids in an ACL in place, from stored to shown ones or back.
+func (w *owners) mapACL(acl []byte, shown bool) {
+	if w.plain || !validACL(acl) {
+		return
+	}
+	for e := acl[aclHeader:]; len(e) > 0; e = e[aclEntrySize:] {
+		m := &w.uids
+		switch binary.LittleEndian.Uint16(e) {
+		case aclUser:
+		case aclGroup:
+			m = &w.gids
+		default:
+			continue
+		}
+		id := binary.LittleEndian.Uint32(e[4:])
+		if shown {
+			id = m.shown(id)
+		} else {
+			id = m.stored(id)
+		}
+		binary.LittleEndian.PutUint32(e[4:], id)
+	}
+}

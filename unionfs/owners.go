@@ -1,0 +1,163 @@
+package unionfs
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout/override"
+)
+
+// Owners says how the user and group ids that the layers have become those that the
+// kernel is told, and back. The zero value leaves them as they are.
+type Owners struct {
+	UIDs IDMap `json:"uids,omitzero"`
+	GIDs IDMap `json:"gids,omitzero"`
+	// FilesOfRoot says that in layers with an override form all files belong to
+	// root, id 0, that do not say otherwise: such layers are written by one
+	// user, who owns their files, and may not give them away.
+	FilesOfRoot bool `json:"filesOfRoot,omitempty"`
+}
+
+// IDMap maps ids.
+type IDMap struct {
+	// Ranges are looked at from the last to the first (so does fuse-overlayfs).
+	// None: ids stay as they are.
+	Ranges []IDRange `json:"ranges,omitempty"`
+	// Rest is what is shown of an id that no range has, and what is stored of one
+	// that is none of the shown.
+	Rest uint32 `json:"rest,omitempty"`
+	// Squash, if not nil, is what all ids are shown as. Whoever changes an owner
+	// then, or makes an object, is not told if that could not be done.
+	Squash *uint32 `json:"squash,omitempty"`
+}
+
+// IDRange maps Length ids, from Stored on, to those from Shown on.
+type IDRange struct {
+	Stored uint32 `json:"stored"`
+	Shown  uint32 `json:"shown"`
+	Length uint32 `json:"length"`
+}
+
+// plain reports whether nothing is changed.
+func (m *IDMap) plain() bool { return m.Squash == nil && len(m.Ranges) == 0 }
+
+// shown is what the kernel is told of a stored id.
+func (m *IDMap) shown(id uint32) uint32 {
+	if m.Squash != nil {
+		return *m.Squash
+	}
+	if len(m.Ranges) == 0 {
+		return id
+	}
+	for i := len(m.Ranges) - 1; i >= 0; i-- {
+		if r := m.Ranges[i]; id >= r.Stored && id-r.Stored < r.Length {
+			return r.Shown + (id - r.Stored)
+		}
+	}
+	return m.Rest
+}
+
+// stored is what is stored of an id that the kernel has sent.
+func (m *IDMap) stored(id uint32) uint32 {
+	if len(m.Ranges) == 0 {
+		return id
+	}
+	for i := len(m.Ranges) - 1; i >= 0; i-- {
+		if r := m.Ranges[i]; id >= r.Shown && id-r.Shown < r.Length {
+			return r.Stored + (id - r.Shown)
+		}
+	}
+	return m.Rest
+}
+
+// change is what becomes of the stored id of an object whose owner is changed to id:
+// what it is shown as already is no change. So the owners of an image survive where
+// only one can be shown.
+func (m *IDMap) change(old, id uint32) uint32 {
+	if m.Squash == nil && len(m.Ranges) > 0 && m.shown(old) == id {
+		return old
+	}
+	return m.stored(id)
+}
+
+// owners is Owners as the union uses it. Immutable.
+type owners struct {
+	uids, gids IDMap
+	plain      bool // nothing is mapped
+	squash     bool
+	// self is the user whose files belong to root, see Owners.FilesOfRoot; or -1.
+	self int
+}
+
+func newOwners(o Owners, euid int) owners {
+	w := owners{uids: o.UIDs, gids: o.GIDs, self: -1}
+	w.plain = w.uids.plain() && w.gids.plain()
+	w.squash = w.uids.Squash != nil || w.gids.Squash != nil
+	if o.FilesOfRoot {
+		w.self = euid
+	}
+	return w
+}
+
+// show turns the stored owner of an object into what the kernel is told.
+func (w *owners) show(st *unix.Stat_t) {
+	if !w.plain {
+		st.Uid, st.Gid = w.uids.shown(st.Uid), w.gids.shown(st.Gid)
+	}
+}
+
+// store turns the owner of an object in a layer whose mount maps ids already into
+// what is stored elsewhere.
+func (w *owners) store(st *unix.Stat_t) {
+	st.Uid, st.Gid = w.uids.stored(st.Uid), w.gids.stored(st.Gid)
+}
+
+// describe completes what stat(2) says about the file (dirfd, name) of the layer by
+// what the layer says about the object.
+func (l *layer) describe(dirfd int, name string, st *unix.Stat_t) error {
+	if l.mapped {
+		l.owners.store(st)
+	}
+	if l.override == override.None {
+		return nil
+	}
+	return l.override.Stat(dirfd, name, st, l.owners.self)
+}
+
+// toDisk returns the name under which the layer has an attribute that users call attr.
+func (l *layer) toDisk(attr string) string { return l.override.ToDisk(l.dialect.ToDisk(attr)) }
+
+// fromDisk is the inverse of toDisk; visible is false for what is no user's business.
+func (l *layer) fromDisk(disk string) (attr string, visible bool) {
+	if attr, visible = l.override.FromDisk(disk); !visible {
+		return "", false
+	}
+	return l.dialect.FromDisk(attr)
+}
+
+// statUpper says what the object (dirfd, name) of the upper is, with the owner as it is
+// stored.
+func (fs *FS) statUpper(dirfd int, name string, st *unix.Stat_t) error {
+	if err := fsat.Stat(dirfd, name, st); err != nil {
+		return err
+	}
+	return fs.upper.describe(dirfd, name, st)
+}
+
+// statLocked says what the object behind n is, with the owner as it is stored.
+// Preconditions: n.mu is held.
+func (fs *FS) statLocked(n *inode, st *unix.Stat_t) error {
+	if !n.upper {
+		return fs.lowers.stat(n.low, st)
+	}
+	return fs.withRealLocked(n, func(dirfd int, name string) error { return fs.statUpper(dirfd, name, st) })
+}
+
+// statShown says what the object behind n is, with the owner as callers see it.
+func (fs *FS) statShown(n *inode, st *unix.Stat_t) error {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	err := fs.statLocked(n, st)
+	fs.owners.show(st)
+	return err
+}
