@@ -15,12 +15,20 @@ import (
 
 // policies are the ways in which data reaches programs and requests reach the union,
 // as mount options; "" is the default.
-var policies = []string{"", "io=cache", "transport=gofuse", "io=noopen"}
+var policies = []string{"", "io=cache", "transport=gofuse", "io=noopen", written}
+
+// written is the policy under which owners, modes and types stand in an attribute.
+const written = "xattr_permissions=2"
 
 // noOpen is the policy under which opening a file is not asked for. What opening does
 // otherwise is done by the first write, so a writable union differs from the kernel in
 // some cases; see noOpenDiffers.
 const noOpen = "io=noopen"
+
+// writtenDiffers are the cases that do not hold where attributes are written down.
+var writtenDiffers = map[string]string{
+	"xattrs-security": "the label that a security module gives a new file is the file's, not the object's",
+}
 
 // noOpenDiffers are the cases that do not hold in a writable union with io=noopen.
 var noOpenDiffers = map[string]string{
@@ -117,10 +125,12 @@ func policyCases(t *testing.T, policy string, names []string) {
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
 			tr := loadCase(t, name)
-			if why, ok := noOpenDiffers[name]; ok && policy == noOpen {
+			differs := map[string]map[string]string{noOpen: noOpenDiffers, written: writtenDiffers}
+			if why, ok := differs[policy][name]; ok {
 				t.Skipf("does not hold under %s: %s", policy, why)
 			}
 			tr.Subject = policySubject(t, policy)
+			tr.OwnUpper = policy == written
 			tr.Where = fastDir(t)
 			runTrial(t, tr, policyRun(policy, "case-"+name))
 		})
@@ -151,6 +161,7 @@ func policyTrial(t *testing.T, seed int64, policy string) *oracle.Trial {
 	tr := randomTrial(t, seed)
 	if policy != "" { // else PLYFS_SUBJECT has the say
 		tr.Subject = policySubject(t, policy)
+		tr.OwnUpper = policy == written
 	}
 	if policy == noOpen {
 		o := oracle.GenOptions{NoHardlinks: true, LateOpen: true}

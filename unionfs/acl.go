@@ -43,7 +43,7 @@ func (fs *FS) defaultACL(d *dirState, dirfd int) ([]byte, error) {
 	if d.acl.Load() == aclNone {
 		return nil, nil
 	}
-	v, err := fsat.GetxattrValue(dirfd, "", fs.upper.toDisk(aclDefault))
+	v, err := fsat.GetxattrValue(dirfd, "", fs.upper.toDisk(unix.S_IFDIR, aclDefault))
 	switch {
 	case err == nil && len(v) > aclHeader:
 		d.acl.Store(aclPresent)

@@ -156,7 +156,7 @@ func (fs *FS) original(n *inode, size int64, meta bool) (*original, error) {
 			_ = openReal(n, dirfd, name, func(fd int) (e error) { src.Flags, e = fsat.CopiedFlags(fd); return e })
 		}
 		var err error
-		src.Xattrs, err = fs.copyableXattrs(lower, dirfd, name)
+		src.Xattrs, err = fs.copyableXattrs(lower, n.typ(), dirfd, name)
 		return err
 	})
 	if err != nil {

@@ -159,7 +159,7 @@ func (fs *FS) source(c *change, o newObject) (src *cow.Source, inherits bool, er
 	}
 	src.Mode, src.Xattrs, err = inheritACL(def, src.Mode, isDir)
 	for i := range src.Xattrs {
-		src.Xattrs[i].Name = fs.upper.toDisk(src.Xattrs[i].Name)
+		src.Xattrs[i].Name = fs.upper.toDisk(src.Mode&unix.S_IFMT, src.Xattrs[i].Name)
 	}
 	return src, true, err
 }

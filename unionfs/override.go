@@ -13,8 +13,9 @@ import (
 
 // In an upper with an override form (Options.Override) owners, modes and types are
 // written down instead of given to the files: see package override. Symbolic links
-// cannot carry the attribute. Those that somebody makes belong to root, and a change
-// of their owner is forgotten.
+// cannot carry the attribute. Where files belong to root (Owners.FilesOfRoot), so do
+// they, and a change of their owner is forgotten; else they are given away for real, if
+// that is allowed.
 
 // says reports whether the object must say what it is, because its file does not.
 func (fs *FS) says(s *override.Stat) bool { return fs.owners.self < 0 || s.Needed() }
@@ -26,6 +27,10 @@ func (fs *FS) build(src cow.Source) (*cow.Temp, error) {
 		return fs.work.Build(src)
 	}
 	s := override.Stat{UID: uint32(src.Uid), GID: uint32(src.Gid), Mode: src.Mode, Rdev: src.Rdev}
+	src.AnyOwner = true
+	if src.Mode&unix.S_IFMT == unix.S_IFLNK && fs.owners.self < 0 {
+		return fs.work.Build(src)
+	}
 	src.Uid, src.Gid = fs.euid, fs.egid
 	if src.Mode&unix.S_IFMT == unix.S_IFLNK {
 		return fs.work.Build(src)
@@ -119,6 +124,11 @@ func (fs *FS) clearBits(dirfd int, name string, bits uint32) error {
 // alone counts, so it is written before the file changes, and removed after.
 func (fs *FS) say(dirfd int, name string, st *unix.Stat_t) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		if fs.owners.self < 0 {
+			if err := fsat.Chown(dirfd, name, int(st.Uid), int(st.Gid)); err != unix.EPERM {
+				return err
+			}
+		}
 		return nil
 	}
 	s := override.Stat{UID: st.Uid, GID: st.Gid, Mode: st.Mode, Rdev: st.Rdev}
@@ -149,7 +159,7 @@ func (fs *FS) say(dirfd int, name string, st *unix.Stat_t) error {
 // chmodACL gives the entries of an object's ACL that a mode shows the bits of that mode
 // (kernel: posix_acl_chmod).
 func (fs *FS) chmodACL(dirfd int, name string, mode uint32) error {
-	disk := fs.upper.toDisk(aclAccess)
+	disk := fs.upper.toDisk(0, aclAccess)
 	acl, err := fsat.GetxattrValue(dirfd, name, disk)
 	if err != nil {
 		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) {
@@ -193,7 +203,14 @@ func (fs *FS) setACL(dirfd int, name string, acl []byte, flags int) error {
 		}
 		mode |= uint32(binary.LittleEndian.Uint16(p)&7) << shift
 	}
-	if err := fsat.Setxattr(dirfd, name, fs.upper.toDisk(aclAccess), acl, flags); err != nil {
+	disk := fs.upper.toDisk(0, aclAccess)
+	var err error
+	if len(acl) > aclHeader+3*aclEntrySize {
+		err = fsat.Setxattr(dirfd, name, disk, acl, flags)
+	} else if err = fsat.Removexattr(dirfd, name, disk); err == unix.ENODATA {
+		err = nil // it says no more than the mode
+	}
+	if err != nil {
 		return err
 	}
 	return fs.sayMode(dirfd, name, mode)

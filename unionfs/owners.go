@@ -124,15 +124,30 @@ func (l *layer) describe(dirfd int, name string, st *unix.Stat_t) error {
 	return l.override.Stat(dirfd, name, st, l.owners.self)
 }
 
-// toDisk returns the name under which the layer has an attribute that users call attr.
-func (l *layer) toDisk(attr string) string { return l.override.ToDisk(l.dialect.ToDisk(attr)) }
+// toDisk returns the name under which an object of the given type (S_IFMT) in the layer has
+// an attribute that users call attr. A symbolic link can have no others than it has.
+func (l *layer) toDisk(typ uint32, attr string) string {
+	attr = l.dialect.ToDisk(attr)
+	if typ == unix.S_IFLNK {
+		return attr
+	}
+	return l.override.ToDisk(attr)
+}
 
 // fromDisk is the inverse of toDisk; visible is false for what is no user's business.
-func (l *layer) fromDisk(disk string) (attr string, visible bool) {
+func (l *layer) fromDisk(typ uint32, disk string) (attr string, visible bool) {
+	if typ == unix.S_IFLNK {
+		return l.dialect.FromDisk(disk)
+	}
 	if attr, visible = l.override.FromDisk(disk); !visible {
 		return "", false
 	}
 	return l.dialect.FromDisk(attr)
+}
+
+// isPrefix reports whether attr is no name, but only what private or kept names begin with.
+func (l *layer) isPrefix(attr string) bool {
+	return l.dialect.IsPrefix(attr) || l.override.IsPrefix(attr)
 }
 
 // statUpper says what the object (dirfd, name) of the upper is, with the owner as it is

@@ -375,7 +375,7 @@ func (m *move) clearTarget() error {
 	if err := fs.statUpper(h.fd, "", &st); err != nil {
 		return err
 	}
-	attrs, err := fs.copyableXattrs(fs.upper, h.fd, "")
+	attrs, err := fs.copyableXattrs(fs.upper, unix.S_IFDIR, h.fd, "")
 	if err != nil {
 		return err
 	}

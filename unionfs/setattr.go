@@ -114,7 +114,7 @@ func (fs *FS) mayWrite(n *inode, h *fuse.InHeader) bool {
 	var st unix.Stat_t
 	acl := false
 	n.mu.RLock()
-	disk := fs.layerLocked(n).toDisk(aclAccess)
+	disk := fs.layerLocked(n).toDisk(n.typ(), aclAccess)
 	err := fs.withRealLocked(n, func(dirfd int, name string) error {
 		_, e := fsat.Getxattr(dirfd, name, disk, nil)
 		acl = e == nil
@@ -214,7 +214,7 @@ func (fs *FS) dropPrivileges(dirfd int, name string, bits uint32) error {
 			return err
 		}
 	}
-	caps := fs.upper.toDisk(capsAttr)
+	caps := fs.upper.toDisk(0, capsAttr)
 	err := fsat.Removexattr(dirfd, name, caps)
 	if err == unix.EPERM {
 		// A server without privileges may not remove what is not even there.

@@ -41,13 +41,13 @@ func (fs *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string, dest []
 	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if fs.layerLocked(n).dialect.IsPrefix(attr) {
+	if fs.layerLocked(n).isPrefix(attr) {
 		return 0, fuse.EINVAL
 	}
 	if !n.upper && fs.lowers.bare(n.low) {
 		return 0, fuse.ENODATA
 	}
-	disk := fs.layerLocked(n).toDisk(attr)
+	disk := fs.layerLocked(n).toDisk(n.typ(), attr)
 	var size int
 	err := fs.withRealLocked(n, func(dirfd int, name string) (e error) {
 		size, e = fsat.Getxattr(dirfd, name, disk, dest)
@@ -84,7 +84,7 @@ func (fs *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint3
 	var list []byte
 	trusted := -1
 	for _, disk := range names {
-		name, visible := fs.layerLocked(n).fromDisk(disk)
+		name, visible := fs.layerLocked(n).fromDisk(n.typ(), disk)
 		if !visible {
 			continue
 		}
@@ -116,6 +116,9 @@ func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data
 		return err
 	}
 	if isACL(attr) {
+		if n := fs.nodes.get(in.NodeId); attr == aclDefault && n != nil && !n.isDir() {
+			return fuse.EACCES // kernel: set_posix_acl
+		}
 		fs.owners.mapACL(data, false)
 	}
 	return fs.changeXAttr(in.NodeId, "setxattr", attr, func(dirfd int, name, disk string) error {
@@ -155,7 +158,7 @@ func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse
 	// that out (kernel: ovl_xattr_set, ovl_set_or_remove_acl).
 	n.mu.RLock()
 	if !n.upper {
-		disk := fs.layerLocked(n).toDisk(attr)
+		disk := fs.layerLocked(n).toDisk(n.typ(), attr)
 		err = fs.withRealLocked(n, func(dirfd int, name string) error {
 			_, e := fsat.Getxattr(dirfd, name, disk, nil)
 			return e
@@ -167,7 +170,11 @@ func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse
 	}
 	n.ownExtra().capsGone.Store(attr == capsAttr)
 	return fs.changeXAttr(h.NodeId, "removexattr", attr, func(dirfd int, name, disk string) error {
-		return fsat.Removexattr(dirfd, name, disk)
+		err := fsat.Removexattr(dirfd, name, disk)
+		if err == unix.ENODATA && disk != attr && isACL(attr) {
+			return nil // as of one that a file system keeps
+		}
+		return err
 	})
 }
 
@@ -203,7 +210,7 @@ func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, d
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if fs.upper != nil && fs.upper.dialect.IsPrefix(attr) {
+	if fs.upper != nil && fs.upper.isPrefix(attr) {
 		return fuse.EINVAL
 	}
 	if err := n.protected(immutable | appendOnly); err != nil {
@@ -218,7 +225,7 @@ func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, d
 		defer n.dir.opMu.Unlock()
 		defer n.dir.acl.Store(aclUnknown)
 	}
-	disk := fs.upper.toDisk(attr)
+	disk := fs.upper.toDisk(n.typ(), attr)
 	release := n.holdIncomplete()
 	err := fs.withReal(n, func(dirfd int, name string) error { return fn(dirfd, name, disk) })
 	release()
@@ -231,14 +238,14 @@ func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, d
 }
 
 // copyableXattrs reads the attributes that a copy in the upper must have.
-func (fs *FS) copyableXattrs(from *layer, dirfd int, name string) ([]cow.Xattr, error) {
+func (fs *FS) copyableXattrs(from *layer, typ uint32, dirfd int, name string) ([]cow.Xattr, error) {
 	names, err := fsat.Listxattr(dirfd, name)
 	if err != nil || len(names) == 0 {
 		return nil, err
 	}
 	attrs := make([]cow.Xattr, 0, len(names))
 	for _, disk := range names {
-		user, visible := from.fromDisk(disk)
+		user, visible := from.fromDisk(typ, disk)
 		if !visible {
 			continue
 		}
@@ -249,7 +256,7 @@ func (fs *FS) copyableXattrs(from *layer, dirfd int, name string) ([]cow.Xattr, 
 		if err != nil {
 			return nil, err
 		}
-		attrs = append(attrs, cow.Xattr{Name: fs.upper.toDisk(user), Value: v})
+		attrs = append(attrs, cow.Xattr{Name: fs.upper.toDisk(typ, user), Value: v})
 	}
 	return attrs, nil
 }

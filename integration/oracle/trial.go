@@ -47,6 +47,9 @@ type Trial struct {
 	// the workdir, if not on the file system of Where; see harness.NewPlace.
 	LowersOn string `json:"lowersOn,omitempty"`
 	UpperOn  string `json:"upperOn,omitempty"`
+	// OwnUpper says that the subject writes down in its upper what only it reads, so
+	// neither side mounts the upper of the other.
+	OwnUpper bool `json:"ownUpper,omitempty"`
 	// SubjectUpperOn is UpperOn of the subject alone, where the kernel cannot
 	// use it.
 	SubjectUpperOn string `json:"subjectUpperOn,omitempty"`
@@ -321,7 +324,7 @@ func (t *Trial) remounts(want Result, model, subject *side) (diffs []Diff, err e
 	}
 	var ids string
 	for i, st := range steps {
-		if st.s == subject && st.cross && (t.Convert != "" || t.ConvertUpper != "" || t.ModelRecipe != nil || t.SubjectUpperOn != "") {
+		if st.cross && (t.OwnUpper || st.s == subject && (t.Convert != "" || t.ConvertUpper != "" || t.ModelRecipe != nil || t.SubjectUpperOn != "")) {
 			continue // the kernel cannot mount these layers
 		}
 		if err := st.s.up(t, st.m); err != nil {

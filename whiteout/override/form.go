@@ -85,6 +85,12 @@ func (f Form) FromDisk(name string) (user string, visible bool) {
 	return name, name != f.Attr()
 }
 
+// IsPrefix reports whether name is nothing but what kept names begin with: not a name
+// at all (the kernel says EINVAL).
+func (f Form) IsPrefix(name string) bool {
+	return f == Containers && (name == "security." || name == "trusted." || name == prefix)
+}
+
 // kept reports whether an attribute is kept under the prefix: a user cannot set it,
 // or it means something only together with an owner that the file does not have.
 func kept(name string) bool {
