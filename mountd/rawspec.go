@@ -35,6 +35,9 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 		Owners: o.Owners, Timeout: o.Timeout, StaticNlink: o.StaticNlink, ShortInodes: o.ShortInodes,
 		NoXattrs: o.NoXattrs, NoACL: o.NoACL, NoDevices: o.NoDevices,
 	}
+	if o.Peer {
+		s.Comm = o.Subtype // whoever looks for the process finds it
+	}
 	own := "overlay" // the dialect of what we write, and of lowers by default
 	if !mayUseTrusted() || o.Dialect == "userxattr" {
 		own = "userxattr"

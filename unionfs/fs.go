@@ -426,6 +426,9 @@ func (fs *FS) Close() error {
 	return err
 }
 
+// Known is how many objects the kernel knows, and by how many names.
+func (fs *FS) Known() (objects, names int) { return fs.nodes.size() }
+
 // readOnly reports whether the union has no upper.
 func (fs *FS) readOnly() bool { return fs.upper == nil }
 

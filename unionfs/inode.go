@@ -2,6 +2,7 @@ package unionfs
 
 import (
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -211,6 +212,23 @@ func newTable() *table {
 		t.shards[i].lower = make(map[realID]*inode)
 	}
 	return t
+}
+
+// size is how many objects the kernel knows, and by how many names.
+func (t *table) size() (objects, names int) {
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.RLock()
+		nodes := slices.Collect(maps.Values(s.nodes))
+		s.mu.RUnlock()
+		objects += len(nodes)
+		for _, n := range nodes {
+			n.mu.RLock()
+			names += 1 + len(n.extra().more)
+			n.mu.RUnlock()
+		}
+	}
+	return objects, names
 }
 
 func (t *table) shard(key uint64) *tableShard { return &t.shards[key%uint64(len(t.shards))] }

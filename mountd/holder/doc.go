@@ -48,6 +48,8 @@
 //	starter killed before live   status socket ends           holder detaches, both exit
 //	SIGTERM, SIGINT to holder    -                            unmount; busy: refused, logged; second
 //	                                                          signal: lazy unmount
+//	SIGUSR1 to holder or server  -                            the server prints on standard error how
+//	                                                          many objects the kernel knows
 //	SIGTERM, SIGINT to server    -                            ignored while the holder lives, else as above
 //
 // A server that is started again by its holder and goes on where the dead one

@@ -35,9 +35,12 @@ func HolderMain(logger *zap.Logger) int {
 		logger.Error("no mount spec received", zap.Error(err))
 		return 1
 	}
+	if m.Spec.Comm != "" {
+		setComm(m.Spec.Comm)
+	}
 	h := &holder{spec: *m.Spec, log: logger.With(zap.String("mount_id", m.Spec.ID)), serverLog: os.Stderr}
 	sigs := make(chan os.Signal, 4)
-	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1)
 	if err := h.run(parent, sigs); err != nil {
 		h.log.Error("mount ended", zap.String("target", h.spec.Target), zap.Error(err))
 		return 1
@@ -53,7 +56,7 @@ func Foreground(ctx context.Context, spec Spec, logger *zap.Logger, live func(St
 	}
 	h := &holder{spec: spec, log: logger, serverLog: os.Stderr, live: live}
 	sigs := make(chan os.Signal, 4)
-	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1)
 	defer signal.Stop(sigs)
 	stop := context.AfterFunc(ctx, func() { sigs <- unix.SIGTERM })
 	defer stop()
@@ -115,6 +118,10 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 	for {
 		select {
 		case s := <-sigs:
+			if s == unix.SIGUSR1 {
+				_ = h.server.Process.Signal(s) // it prints how much it knows
+				continue
+			}
 			if s == unix.SIGHUP { // the terminal of a foreground mount, or a habit
 				s = unix.SIGTERM
 			}

@@ -161,8 +161,11 @@ func closeOnExecAll() error {
 // nothing else: session, directory and descriptors were set by spawn.
 func becomeDaemon(comm string) {
 	unix.Umask(0) // modes arrive complete from the kernel
-	_ = os.WriteFile("/proc/self/comm", []byte(comm), 0)
+	setComm(comm)
 }
+
+// setComm gives this process the name that ps and pgrep show.
+func setComm(comm string) { _ = os.WriteFile("/proc/self/comm", []byte(comm), 0) }
 
 // timeouts of the start: generous, since a stack of thousands of layers on a
 // slow disk is opened in it.

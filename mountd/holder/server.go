@@ -67,6 +67,8 @@ func (s *server) run() error {
 	debug.SetGCPercent(gcPercent)
 	weight := make([]byte, ballast)
 	defer runtime.KeepAlive(weight)
+	counts := make(chan os.Signal, 1) // not lost if it comes before the union is open
+	signal.Notify(counts, unix.SIGUSR1)
 	o := s.spec.unionOptions()
 	o.Logger = s.log
 	fs, err := unionfs.New(o)
@@ -86,6 +88,13 @@ func (s *server) run() error {
 		return fs.Close()
 	}
 	go s.watchHolder()
+	go func() { // lives as long as the process
+		for range counts {
+			// In the words of fuse-overlayfs, whose users ask this way.
+			inodes, nodes := fs.Known()
+			fmt.Fprintf(os.Stderr, "# INODES: %d\n# NODES: %d\n", inodes, nodes)
+		}
+	}()
 
 	depth := 0
 	if fs.IO() == unionfs.IOPassthrough {

@@ -46,6 +46,8 @@ type Spec struct {
 	NoACL       bool           `json:"noACL,omitempty"`
 	NoDevices   bool           `json:"noDevices,omitempty"`
 
+	// Comm, if set, is the name of the holder's process.
+	Comm        string `json:"comm,omitempty"`
 	FSName      string `json:"fsName,omitempty"`
 	Subtype     string `json:"subtype,omitempty"`
 	ReadOnly    bool   `json:"readOnly,omitempty"`
