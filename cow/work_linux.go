@@ -193,10 +193,14 @@ func (w *Work) TempName() string { return "#" + strconv.FormatUint(w.seq.Add(1),
 func (w *Work) Remove(name string) { _ = fsat.RemoveAll(w.fd, name) }
 
 // ProbeWhiteouts finds out whether whiteouts can be devices, and makes them empty
-// files with the attribute attr otherwise: so it is on another union, and for
-// users of old kernels. It reports whether they are files; the directories that
-// hold such must be marked. Call it before the first whiteout.
-func (w *Work) ProbeWhiteouts(attr string) (files bool, err error) {
+// files with the attribute attr otherwise: so it is on another union, for users of
+// old kernels, and if noDevices says so. It reports whether they are files; the
+// directories that hold such must be marked. Call it before the first whiteout.
+func (w *Work) ProbeWhiteouts(attr string, noDevices bool) (files bool, err error) {
+	if noDevices {
+		w.whAttr = attr
+		return true, nil
+	}
 	name := w.TempName()
 	err = fsat.Mknod(w.fd, name, unix.S_IFCHR, 0)
 	switch err {

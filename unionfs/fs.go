@@ -156,7 +156,7 @@ func (fs *FS) open(o Options) error {
 	}
 	fs.layers, fs.lowerFd = layers, mount
 	if o.Chain != "" {
-		tree, err := newIndexed(o.Chain, o.ChainID, layers, fs.fds, fs.inos, fs.euid == 0 || layers[0].override != override.None)
+		tree, err := newIndexed(o.Chain, o.ChainID, layers, fs.fds, fs.inos, fs.euid == 0 || o.Owners.FilesOfRoot)
 		if err == nil {
 			fs.lowers = tree
 			return fs.openRoot()
@@ -194,11 +194,9 @@ func (fs *FS) openUpper(o Options) error {
 		}
 	}
 	fs.redirect = fs.xattrs && o.Redirect == RedirectOn
-	if fs.xwhite = o.NoDevices && fs.xattrs; !fs.xwhite {
-		if fs.xwhite, err = fs.work.ProbeWhiteouts(fs.upper.dialect.Attr("whiteout")); err != nil {
-			fsat.Close(workdir)
-			return err
-		}
+	if fs.xwhite, err = fs.work.ProbeWhiteouts(fs.upper.dialect.Attr("whiteout"), o.NoDevices && fs.xattrs); err != nil {
+		fsat.Close(workdir)
+		return err
 	}
 	fs.metacopy = fs.redirect && o.Metacopy
 	if !fs.xattrs || o.NoIndex {

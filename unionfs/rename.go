@@ -431,9 +431,11 @@ func (m *move) renameReal() error {
 	if !white {
 		return fsat.Rename(old, m.f.name, name, m.g.name, 0)
 	}
-	err := fsat.Rename(old, m.f.name, name, m.g.name, unix.RENAME_WHITEOUT)
-	if err != unix.EINVAL && err != unix.EPERM && err != unix.EOPNOTSUPP {
-		return err
+	if !fs.xwhite { // a device is what it makes
+		err := fsat.Rename(old, m.f.name, name, m.g.name, unix.RENAME_WHITEOUT)
+		if err != unix.EINVAL && err != unix.EPERM && err != unix.EOPNOTSUPP {
+			return err
+		}
 	}
 	// The file system has no RENAME_WHITEOUT. Between the two steps a crash
 	// leaves the old name showing the lower object.
