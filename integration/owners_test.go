@@ -273,3 +273,48 @@ func idmap(t *testing.T, dir, target, ids string) {
 		}
 	})
 }
+
+// TestOwnersOfPeer: plyfs reads the owners and modes that fuse-overlayfs has written into
+// attributes, and goes on in their form.
+func TestOwnersOfPeer(t *testing.T) {
+	needOracle(t)
+	if _, err := exec.LookPath("fuse-overlayfs"); err != nil {
+		harness.Skip(t, "fuse-overlayfs is not installed")
+	}
+	stack, target := ownersStack(t)
+	stack.Extra = []string{"xattr_permissions=2"}
+	in := func(name, script string) string {
+		t.Helper()
+		m, err := harness.NewMounter(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mount, err := m.Mount(stack, target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := mount.Unmount(); err != nil {
+				t.Error(err)
+			}
+		}()
+		return shellIn(t, target, script)
+	}
+	const look = `stat -c '%n %F %u:%g %a' a b d d/* new`
+	in("fuse-overlayfs", `mkdir d/sub; touch new d/f; chmod 2750 d; chown 1:2 d; chmod 4711 new; chmod 640 d/f; chown 3:4 a d/f; chown 7:8 d/sub`)
+	want := `a regular file 3:4 644
+b regular file 100001:100002 644
+d directory 1:2 2750
+d/f regular empty file 3:4 640
+d/sub directory 7:8 755
+new regular empty file 0:0 4711
+`
+	if d := oracle.DiffLines(want, in("drop-in", look)); len(d) > 0 {
+		t.Errorf("- expected, + shown by plyfs:\n%s", d)
+	}
+	in("drop-in", `chown 9:9 b; chmod 600 d/f`)
+	want = strings.NewReplacer("100001:100002", "9:9", "3:4 640", "3:4 600").Replace(want)
+	if d := oracle.DiffLines(want, in("fuse-overlayfs", look)); len(d) > 0 {
+		t.Errorf("- expected, + shown by fuse-overlayfs of what plyfs has written:\n%s", d)
+	}
+}

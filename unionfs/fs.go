@@ -189,6 +189,10 @@ func (fs *FS) openUpper(o Options) error {
 	if o.Override != override.None {
 		if fs.work.Keeps(o.Override.Attr()) {
 			fs.upper.override = o.Override
+			if err := fs.markOverride(); err != nil {
+				fsat.Close(workdir)
+				return err
+			}
 		} else {
 			fs.log.Warn("owners are not kept: the file system cannot hold the attribute", zap.String("path", o.Upper), zap.String("attribute", o.Override.Attr()))
 		}

@@ -3,6 +3,7 @@ package unionfs
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +20,23 @@ import (
 
 // says reports whether the object must say what it is, because its file does not.
 func (fs *FS) says(s *override.Stat) bool { return fs.owners.self < 0 || s.Needed() }
+
+// markOverride gives the root of the upper the attribute, which tells others the form that
+// the layer is in. Where files belong to root, that is known already.
+func (fs *FS) markOverride() error {
+	if fs.owners.self >= 0 {
+		return nil
+	}
+	var st unix.Stat_t
+	err := fs.statUpper(fs.upper.root, "", &st)
+	if err == nil {
+		err = fs.say(fs.upper.root, "", &st)
+	}
+	if err != nil {
+		return fmt.Errorf("upperdir %q: attribute %s: %w", fs.upper.path, fs.upper.override.Attr(), err)
+	}
+	return nil
+}
 
 // build is cow.Work.Build of an object of the upper. src tells what the object is.
 func (fs *FS) build(src cow.Source) (*cow.Temp, error) {
