@@ -264,3 +264,33 @@ func needPlace(t *testing.T, name string) {
 		t.Fatal(err)
 	}
 }
+
+// TestUpperWithoutAttributes puts the upper where there are no extended attributes and no
+// devices can be made, and compares with the kernel on a plain directory.
+func TestUpperWithoutAttributes(t *testing.T) {
+	needOracle(t)
+	for seed := range int64(10) {
+		o := oracle.GenOptions{Ops: 200, NoXattrs: true, PlainNames: true, NoHardlinks: true, NoXWhiteouts: true}
+		tr := &oracle.Trial{Seed: seed, Where: base, SubjectUpperOn: "plyfs:noxattrs=1"}
+		tr.Recipe = oracle.GenRecipe(seed, o)
+		tr.Recipe.Upper = oracle.Layer{}
+		tr.Gen = oracle.NewGenerator(seed, o)
+		runTrial(t, tr, fmt.Sprintf("upper-without-attributes-%d", seed))
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+// TestUpperWithDevicesAlone puts it where devices can be made, but there are no
+// attributes.
+func TestUpperWithDevicesAlone(t *testing.T) {
+	needOracle(t)
+	for _, name := range []string{"mkdir-over-whiteout", "rename-over-whiteout", "rmdir-only-whiteouts", "removed-directory", "unlink-create", "exchange"} {
+		t.Run(name, func(t *testing.T) {
+			tr := loadCase(t, name)
+			tr.Options, tr.SubjectUpperOn, tr.Where = nil, "ramfs", base
+			runTrial(t, tr, "devices-alone-"+name)
+		})
+	}
+}

@@ -103,6 +103,14 @@ func (fs *FS) copyUp(n, parent *inode, size int64, meta bool) error {
 	if n.inUpper() {
 		return nil
 	}
+	if parent != nil {
+		n.mu.RLock()
+		err := fs.mayName(n.where.name)
+		n.mu.RUnlock()
+		if err != nil {
+			return err // a lower may have a name that would be a marker in the upper
+		}
+	}
 	meta = meta && n.typ() == unix.S_IFREG && parent != nil
 	o, err := fs.original(n, size, meta)
 	if err != nil {

@@ -178,10 +178,11 @@ func (c *change) createInPlace(name string, o newObject) (fd int, err error) {
 
 func (fs *FS) createInWork(c *change, f *found, src *cow.Source) (fd int, err error) {
 	isDir := src.Mode&unix.S_IFMT == unix.S_IFDIR
+	build := fs.build
 	if isDir && f.low != nil {
-		src.Xattrs = append(src.Xattrs, fs.opaqueXattr())
+		build = fs.buildOpaque
 	}
-	t, err := fs.build(*src)
+	t, err := build(*src)
 	if err != nil {
 		return -1, err
 	}
@@ -197,10 +198,6 @@ func (fs *FS) createInWork(c *change, f *found, src *cow.Source) (fd int, err er
 		return -1, err
 	}
 	return t.TakeFd(), nil
-}
-
-func (fs *FS) opaqueXattr() cow.Xattr {
-	return cow.Xattr{Name: fs.upper.dialect.Attr("opaque"), Value: []byte{'y'}}
 }
 
 // born makes the inode of an object that has just got its first name. fd is a

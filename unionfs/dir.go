@@ -338,6 +338,14 @@ func (d *dirState) bear(e *dirent) *dirent {
 	return old
 }
 
+// mark records that a marker hides the lower name.
+func (d *dirState) mark(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e := d.entry(name)
+	e.white, e.entry, e.xform = true, false, false
+}
+
 // unmark records that no marker hides the lower name any more.
 func (d *dirState) unmark(name string) {
 	d.mu.Lock()

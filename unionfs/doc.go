@@ -20,6 +20,7 @@
 //	lookup.go readdir.go attr.go xattr.go file.go      requests that read
 //	create.go link.go remove.go rename.go setattr.go   requests that change names or attributes
 //	flags.go            inode flags (chattr)
+//	marker.go           whiteouts and opaque directories without devices and attributes
 //	owners.go           ids as stored and as shown; what an object is
 //	override.go         owners, modes and types that are written down instead of given to files
 //	atime.go            access times
@@ -120,6 +121,8 @@
 //	mkdir over a whiteout      build opaque in workdir, rename(EXCHANGE)        old or new (+ litter)
 //	unlink of a lower name     whiteout in workdir, link to the name            old or new
 //	unlink, lower exists       whiteout in workdir, rename over the file        old or new (+ litter)
+//	the same, whiteouts are    marker beside the name, then as without a lower  old or new
+//	markers (marker.go)
 //	rmdir, lower exists        whiteout in workdir, rename(EXCHANGE)            old or new (+ litter)
 //	rename                     renameat2, RENAME_WHITEOUT if a lower exists     old or new
 //	rename of lower content    attribute redirect, then as rename               old or new

@@ -39,6 +39,7 @@ type FS struct {
 	metacopy bool        // a change of attributes copies no data
 	xattrs   bool        // the upper can hold our attributes
 	xwhite   bool        // whiteouts are files with an attribute
+	markers  bool        // whiteouts are files beside the name, see marker.go
 	index    *linkIndex  // nil: hard links of the lowers are not kept
 	atime    Atime       // of files, and of directories with
 	dirAtime bool
@@ -198,9 +199,16 @@ func (fs *FS) openUpper(o Options) error {
 		}
 	}
 	fs.redirect = fs.xattrs && o.Redirect == RedirectOn
-	if fs.xwhite, err = fs.work.ProbeWhiteouts(fs.upper.dialect.Attr("whiteout"), o.NoDevices && fs.xattrs); err != nil {
+	if !fs.xattrs && !fs.upper.dialect.ReadsMarkers() {
+		fs.log.Warn("no extended attributes: opaque directories are marked by files in them, names that begin with .wh. are refused", zap.String("path", o.Upper))
+		fs.upper.dialect = fs.upper.dialect.Mixed()
+	}
+	if fs.xwhite, err = fs.work.ProbeWhiteouts(fs.upper.dialect.Attr("whiteout"), o.NoDevices); err != nil {
 		fsat.Close(workdir)
 		return err
+	}
+	if fs.xwhite && !fs.xattrs {
+		fs.xwhite, fs.markers = false, true
 	}
 	fs.metacopy = fs.redirect && o.Metacopy
 	if !fs.xattrs || o.NoIndex {

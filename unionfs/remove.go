@@ -119,6 +119,12 @@ func (fs *FS) removeReal(c *change, n *inode, f *found) (pinned bool, err error)
 	if err != nil {
 		return false, err
 	}
+	hidden := f.visible() && !f.upper // a marker will do
+	if err := fs.hideByMarker(c, f); err != nil {
+		fs.dropOrphan(o)
+		return false, err
+	}
+	hidden = hidden && f.white && !f.entry
 	white := f.needsWhiteout()
 	if white {
 		if err := fs.allowWhiteouts(c); err != nil {
@@ -127,6 +133,7 @@ func (fs *FS) removeReal(c *change, n *inode, f *found) (pinned bool, err error)
 		}
 	}
 	switch {
+	case !n.upper && hidden:
 	case !n.upper && white:
 		err = fs.work.WhiteoutAt(c.h.fd, f.name)
 	case !n.upper: // a marker hides it already: it was not visible

@@ -351,7 +351,7 @@ func (m *move) setOpaque(c *change, name string) error {
 		return err
 	}
 	defer fsat.Close(fd)
-	return m.fs.upper.dialect.SetOpaque(fd)
+	return m.fs.markOpaque(fd)
 }
 
 // clearTarget makes a directory that is to be replaced really empty: it may
@@ -379,8 +379,8 @@ func (m *move) clearTarget() error {
 	if err != nil {
 		return err
 	}
-	t, err := fs.build(cow.Source{
-		Mode: st.Mode, Uid: int(st.Uid), Gid: int(st.Gid), Data: -1, Xattrs: append(attrs, fs.opaqueXattr()),
+	t, err := fs.buildOpaque(cow.Source{
+		Mode: st.Mode, Uid: int(st.Uid), Gid: int(st.Gid), Data: -1, Xattrs: attrs,
 		SetTimes: true, Atime: st.Atim, Mtime: st.Mtim,
 	})
 	if err != nil {
@@ -412,6 +412,9 @@ func (m *move) renameReal() error {
 	old, name := m.from.h.fd, m.to.h.fd
 	if m.exchange() {
 		return fsat.Rename(old, m.f.name, name, m.g.name, unix.RENAME_EXCHANGE)
+	}
+	if err := fs.hideByMarker(m.from, &m.f); err != nil {
+		return err
 	}
 	white := m.f.needsWhiteout()
 	if m.g.entry {

@@ -53,7 +53,13 @@ func (fs *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string, dest []
 		size, e = fsat.Getxattr(dirfd, name, disk, dest)
 		return e
 	})
-	if err == nil && size <= len(dest) && isACL(attr) {
+	switch {
+	case !isACL(attr):
+	case err == unix.EOPNOTSUPP:
+		// The kernel asks for ACLs to check permissions, and would fail with this
+		// error. Where there can be none, there is none.
+		err = unix.ENODATA
+	case err == nil && size <= len(dest):
 		fs.owners.mapACL(dest[:size], true)
 	}
 	return uint32(size), fs.status("getxattr", n, err)

@@ -22,12 +22,15 @@ var ErrNoPlace = errors.New("no such file system here")
 // imageSizes are as small as the kinds allow.
 var imageSizes = map[string]int64{"ext4": 64 << 20, "xfs": 400 << 20, "btrfs": 256 << 20}
 
-// NewPlace returns the place of that name: ext4, xfs, btrfs, tmpfs, or a union
+// NewPlace returns the place of that name: ext4, xfs, btrfs, tmpfs, ramfs, or a union
 // by one of the mounters. After a colon may stand the size in bytes, of btrfs with
 // a quota ("300000000,quota=BYTES"), or the options of a union.
 func NewPlace(name string) (Place, error) {
 	kind, arg, _ := strings.Cut(name, ":")
 	size, isImage := imageSizes[kind]
+	if kind == "ramfs" {
+		return onRamfs, nil
+	}
 	if !isImage && kind != "tmpfs" {
 		m, err := NewMounter(kind)
 		if err != nil {
@@ -66,6 +69,14 @@ func onTmpfs(size int64) Place {
 		}
 		return func() error { return umount(dir) }, fill()
 	}
+}
+
+// onRamfs is a file system without extended attributes.
+func onRamfs(dir string, fill func() error) (func() error, error) {
+	if err := unix.Mount("ramfs", dir, "ramfs", 0, "mode=755"); err != nil {
+		return nil, fmt.Errorf("mount ramfs on %s: %w", dir, err)
+	}
+	return func() error { return umount(dir) }, fill()
 }
 
 // onImage is a file system in a sparse file next to the directory.

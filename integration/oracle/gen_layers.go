@@ -27,6 +27,8 @@ type GenOptions struct {
 	XWhiteouts bool
 	// NoXWhiteouts makes only devices.
 	NoXWhiteouts bool
+	// NoXattrs leaves out extended attributes, ACLs and protections among them.
+	NoXattrs bool
 	// LateOpen leaves out what shows that a file is not opened, and so not copied
 	// up, before it is written to: files that are setuid or setgid, and showsOpen.
 	LateOpen bool
@@ -234,7 +236,7 @@ func (g *gen) layer(n int, upper bool) Layer {
 			e.Kind, e.Mode, e.Size, e.Seed = File, 0o644, 5, 1
 			files = append(files, p)
 		}
-		if g.chance(25) && (e.Kind == Dir || e.Kind == Opaque || e.Kind == File) {
+		if !g.o.NoXattrs && g.chance(25) && (e.Kind == Dir || e.Kind == Opaque || e.Kind == File) {
 			k, v := g.xattr(e.Kind != File)
 			e.Xattrs = map[string]string{k: v}
 		}

@@ -117,6 +117,15 @@ func (g *gen) openFlags() string {
 
 // op makes one random operation.
 func (g *gen) op() Op {
+	for {
+		o := g.anyOp()
+		if !g.o.NoXattrs || !strings.Contains(o.Op, "xattr") && o.Op != "setflags" {
+			return o
+		}
+	}
+}
+
+func (g *gen) anyOp() Op {
 	switch k := g.IntN(100); {
 	case k < 34:
 		return g.fileOp()
