@@ -5,8 +5,15 @@ import (
 	"errors"
 	"io/fs"
 	"net"
+	"os"
+	"path/filepath"
 	"syscall"
+
+	"github.com/plyfs/plyfs/layers"
 )
+
+// storeDatabase is the file that every store has, see package layers.
+const storeDatabase = "plyfs.db"
 
 // NoSocket as a socket path means: never ask a daemon.
 const NoSocket = "none"
@@ -20,7 +27,10 @@ type OpenOptions struct {
 	// Socket is a daemon the user insists on, [NoSocket], or "": the daemon of
 	// the store if one answers, else this process.
 	Socket string
-	Local  LocalOptions
+	// MustExist: without a store in Root the error matches
+	// [layers.ErrNotFound]; otherwise one is made.
+	MustExist bool
+	Local     LocalOptions
 }
 
 // OpenService returns the service a command works with.
@@ -34,15 +44,24 @@ func OpenService(ctx context.Context, o OpenOptions) (Service, error) {
 		return nil, err
 	}
 	if c == nil {
-		return OpenLocal(ctx, root, o.Local)
+		return openLocal(ctx, root, o)
 	}
 	// Its mounts would appear where we cannot see them. The store can be used
 	// beside a daemon, so do the work here.
 	if ns, err := mountNamespace(); err == nil && ns != info.MountNamespace && o.Socket == "" {
 		_ = c.Close() // not used
-		return OpenLocal(ctx, root, o.Local)
+		return openLocal(ctx, root, o)
 	}
 	return c, nil
+}
+
+func openLocal(ctx context.Context, root string, o OpenOptions) (Service, error) {
+	if o.MustExist {
+		if _, err := os.Stat(filepath.Join(root, storeDatabase)); err != nil {
+			return nil, markedf(layers.ErrNotFound, "no store in %q: %w", root, reason(err))
+		}
+	}
+	return OpenLocal(ctx, root, o.Local)
 }
 
 // FindDaemon returns what the daemon of a store says of itself, or nil.

@@ -132,7 +132,8 @@ func newImportCommand(a *app) *cobra.Command {
 		Short: "Make an image of a root filesystem tar",
 		Example: `  plyfs import rootfs.tar.zst localhost/base:1
   tar -C rootfs -c . | plyfs import - localhost/base:2 -c 'CMD ["/bin/sh"]'`,
-		Args: exactArgs(2, "TAR (or -) and REF"),
+		Args:              exactArgs(2, "TAR (or -) and REF"),
+		ValidArgsFunction: completeArgs(completeFiles),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			src, done, err := openSource(cmd.Context(), args[0])
 			if err != nil {
@@ -180,7 +181,8 @@ func newSaveCommand(a *app) *cobra.Command {
 		Short: "Write images as an archive that docker, podman and skopeo can load",
 		Example: `  plyfs save -o debian.tar debian:12
   plyfs save debian:12 | podman load`,
-		Args: rangeArgs(1, -1, "one IMAGE or more"),
+		Args:              rangeArgs(1, -1, "one IMAGE or more"),
+		ValidArgsFunction: completeEach(a.images()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.Refs = args
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
@@ -201,10 +203,11 @@ func newSaveCommand(a *app) *cobra.Command {
 func newExportCommand(a *app) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
-		Use:     "export -o FILE NAME|IMAGE",
-		Short:   "Write the whole tree of a container or image as one tar",
-		Example: "  plyfs export -o rootfs.tar mycontainer",
-		Args:    exactArgs(1, "one NAME or IMAGE"),
+		Use:               "export -o FILE NAME|IMAGE",
+		Short:             "Write the whole tree of a container or image as one tar",
+		Example:           "  plyfs export -o rootfs.tar mycontainer",
+		Args:              exactArgs(1, "one NAME or IMAGE"),
+		ValidArgsFunction: completeArgs(a.imagesAndContainers()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
 				return writeOutput(output, func(w io.Writer) error {

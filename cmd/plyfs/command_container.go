@@ -16,7 +16,8 @@ func newCreateCommand(a *app) *cobra.Command {
 		Short: "Make a container: a writable layer on an image",
 		Example: `  plyfs create debian:12 work
   plyfs mount work /mnt`,
-		Args: rangeArgs(1, 2, "IMAGE and an optional NAME"),
+		Args:              rangeArgs(1, 2, "IMAGE and an optional NAME"),
+		ValidArgsFunction: completeArgs(a.images()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r := mountd.CreateRequest{Image: args[0]}
 			if len(args) > 1 {
@@ -116,10 +117,11 @@ func idOf(id string, full bool) string {
 func newRmCommand(a *app) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use:     "rm NAME…",
-		Short:   "Delete containers with all that was written in them",
-		Example: "  plyfs rm work",
-		Args:    rangeArgs(1, -1, "one NAME or more"),
+		Use:               "rm NAME…",
+		Short:             "Delete containers with all that was written in them",
+		Example:           "  plyfs rm work",
+		Args:              rangeArgs(1, -1, "one NAME or more"),
+		ValidArgsFunction: completeEach(a.containers()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
 				removed := []string{}
@@ -154,7 +156,8 @@ func newDiffCommand(a *app) *cobra.Command {
 show as they are appear as quoted strings; --json gives their exact bytes (pathB64).`,
 		Example: `  plyfs diff work
   plyfs diff debian:12 debian:mine`,
-		Args: rangeArgs(1, 2, "a container NAME, or two IMAGEs"),
+		Args:              rangeArgs(1, 2, "a container NAME, or two IMAGEs"),
+		ValidArgsFunction: completeArgs(a.imagesAndContainers(), a.images()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r := mountd.DiffRequest{A: args[0]}
 			if len(args) > 1 {
@@ -185,7 +188,8 @@ func newCommitCommand(a *app) *cobra.Command {
 		Short: "Make an image of a container's image and changes",
 		Example: `  plyfs commit work localhost/mine:1
   plyfs commit -m 'add curl' -c 'CMD ["/bin/bash"]' work localhost/mine:2`,
-		Args: rangeArgs(1, 2, "NAME and an optional REF"),
+		Args:              rangeArgs(1, 2, "NAME and an optional REF"),
+		ValidArgsFunction: completeArgs(a.containers(), a.images()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.Container = args[0]
 			if len(args) > 1 {

@@ -20,7 +20,8 @@ func newImagesCommand(a *app) *cobra.Command {
 		Example: `  plyfs images
   plyfs images debian
   plyfs images --json`,
-		Args: rangeArgs(0, 1, "at most one REPOSITORY[:TAG]"),
+		Args:              rangeArgs(0, 1, "at most one REPOSITORY[:TAG]"),
+		ValidArgsFunction: completeArgs(a.images()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
 				images, err := s.Images(ctx, mountd.ImagesRequest{Filter: strings.Join(args, "")})
@@ -58,10 +59,11 @@ func orNone(s string) string {
 
 func newTagCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:     "tag SOURCE TARGET",
-		Short:   "Give an image one more name",
-		Example: "  plyfs tag debian:12 localhost/base:latest",
-		Args:    exactArgs(2, "SOURCE and TARGET"),
+		Use:               "tag SOURCE TARGET",
+		Short:             "Give an image one more name",
+		Example:           "  plyfs tag debian:12 localhost/base:latest",
+		Args:              exactArgs(2, "SOURCE and TARGET"),
+		ValidArgsFunction: completeArgs(a.images(), a.images()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
 				_, err := s.Tag(ctx, mountd.TagRequest{Source: args[0], Target: args[1]})
@@ -78,8 +80,9 @@ func newRmiCommand(a *app) *cobra.Command {
 		Short: "Remove names of images, and what nothing needs then",
 		Long: `Remove a name of an image. With the last name the image goes, and every layer
 that no other image, container or mount needs.`,
-		Example: "  plyfs rmi debian:12 localhost/base",
-		Args:    rangeArgs(1, -1, "one IMAGE or more"),
+		Example:           "  plyfs rmi debian:12 localhost/base",
+		Args:              rangeArgs(1, -1, "one IMAGE or more"),
+		ValidArgsFunction: completeEach(a.images()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
 				all := []layers.RemoveAction{}
@@ -110,10 +113,11 @@ that no other image, container or mount needs.`,
 func newHistoryCommand(a *app) *cobra.Command {
 	var quiet, full bool
 	cmd := &cobra.Command{
-		Use:     "history IMAGE",
-		Short:   "Show the steps that made an image, newest first",
-		Example: "  plyfs history --no-trunc debian:12",
-		Args:    exactArgs(1, "one IMAGE"),
+		Use:               "history IMAGE",
+		Short:             "Show the steps that made an image, newest first",
+		Example:           "  plyfs history --no-trunc debian:12",
+		Args:              exactArgs(1, "one IMAGE"),
+		ValidArgsFunction: completeArgs(a.images()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
 				h, err := s.History(ctx, mountd.NameRequest{Name: args[0]})
@@ -158,7 +162,8 @@ func newInspectCommand(a *app) *cobra.Command {
 		Short: "Show everything known of images and containers, as JSON",
 		Example: `  plyfs inspect debian:12
   plyfs inspect mycontainer`,
-		Args: rangeArgs(1, -1, "one NAME or more"),
+		Args:              rangeArgs(1, -1, "one NAME or more"),
+		ValidArgsFunction: completeEach(a.imagesAndContainers()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
 				all := []any{}
@@ -189,7 +194,8 @@ func newLayersCommand(a *app) *cobra.Command {
 		Short: "List the layers of an image, bottom first, or all layers of the store",
 		Example: `  plyfs layers debian:12
   plyfs layers --json`,
-		Args: rangeArgs(0, 1, "at most one IMAGE"),
+		Args:              rangeArgs(0, 1, "at most one IMAGE"),
+		ValidArgsFunction: completeArgs(a.images()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
 				l, err := s.Layers(ctx, mountd.NameRequest{Name: strings.Join(args, "")})

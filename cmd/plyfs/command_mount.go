@@ -29,7 +29,8 @@ are given: an image may come from anywhere.`,
   plyfs mount --name work debian:12 /mnt
   plyfs mount work /mnt
   plyfs mount --ro debian:12 /mnt`,
-		Args: exactArgs(2, "IMAGE or NAME, and DIR"),
+		Args:              exactArgs(2, "IMAGE or NAME, and DIR"),
+		ValidArgsFunction: completeArgs(a.imagesAndContainers(), completeDirs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			target, err := filepath.Abs(args[1])
 			if err != nil {
@@ -77,7 +78,8 @@ that use it. With -l it disappears from the tree at once, and the rest follows w
 its last user has ended.`,
 		Example: `  plyfs umount /mnt
   plyfs umount work`,
-		Args: rangeArgs(1, -1, "one DIR or NAME, or more"),
+		Args:              rangeArgs(1, -1, "one DIR or NAME, or more"),
+		ValidArgsFunction: completeEach(a.mounted()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			results := []mountd.UnmountResult{}
 			err := eachArg(args, func(name string) error {

@@ -34,7 +34,8 @@ The command returns once the mount is live. With -f it stays, and unmounts on Ct
 		Example: `  plyfs overlay -o lowerdir=/layers/2:/layers/1,upperdir=/rw/upper,workdir=/rw/work /mnt
   plyfs overlay -o lowerdir=/layers/3 -o lowerdir+=/layers/2 -o lowerdir+=/layers/1 /mnt
   plyfs umount /mnt`,
-		Args: exactArgs(1, "DIR"),
+		Args:              exactArgs(1, "DIR"),
+		ValidArgsFunction: completeArgs(completeDirs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return rawMount(cmd.Context(), mountd.OverlayStyle, opts, args[0], foreground)
 		},

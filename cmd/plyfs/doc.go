@@ -8,6 +8,7 @@
 //	main.go dispatch.go root.go   how it was called; options of all commands
 //	command_*.go                  one file per command or small group
 //	output.go progress.go         tables, JSON, progress bars
+//	complete.go                   what a shell offers when TAB is pressed
 //	printable.go                  names are hostile text: nothing reaches a terminal unescaped
 //	exitcode.go                   the exit codes, which are part of the interface
 //

@@ -77,11 +77,16 @@ func TestCommands(t *testing.T) {
 	var walk func(*cobra.Command)
 	walk = func(c *cobra.Command) {
 		for _, sub := range c.Commands() {
-			if sub.Name() == "help" || sub.Name() == "completion" {
+			if sub.Name() == "help" {
 				continue
 			}
 			if sub.Short == "" || sub.Example == "" {
 				t.Errorf("%s: no description or example", sub.CommandPath())
+			}
+			// One that takes an argument says what a shell may offer for it.
+			takes := sub.Args(sub, []string{"x"}) == nil || sub.Args(sub, []string{"x", "y"}) == nil
+			if takes && !sub.Hidden && sub.ValidArgsFunction == nil {
+				t.Errorf("%s: no ValidArgsFunction", sub.CommandPath())
 			}
 			walk(sub)
 		}
@@ -91,7 +96,7 @@ func TestCommands(t *testing.T) {
 	t.Setenv(mountd.RunDirEnv, t.TempDir())
 	for _, args := range []string{
 		"nosuchverb", "images --nosuchflag", "images a b", "mount x", "tag a", "overlay /x", "overlay -o upperdir=a /x",
-		"--log-level loud images", "rmi", "diff", "version x",
+		"--log-level loud images", "rmi", "diff", "version x", "completion", "completion csh",
 	} {
 		err := dispatch(t.Context(), append([]string{"plyfs"}, strings.Fields(args)...))
 		if got := exitCode(err); got != exitUsage {
