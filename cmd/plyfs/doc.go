@@ -9,6 +9,7 @@
 //	command_*.go                  one file per command or small group
 //	output.go progress.go         tables, JSON, progress bars
 //	complete.go                   what a shell offers when TAB is pressed
+//	manpage.go                    manual pages, made of the texts of --help
 //	printable.go                  names are hostile text: nothing reaches a terminal unescaped
 //	exitcode.go                   the exit codes, which are part of the interface
 //

@@ -91,6 +91,7 @@ data, 6 locked or timed out, 7 mount failure, 8 check found problems.`,
 		newCommitCommand(a), newRmCommand(a), newExportCommand(a), newOverlayCommand())
 	add("store", newCheckCommand(a), newGCCommand(a), newDfCommand(a), newDaemonCommand(a), newDoctorCommand(a), newVersionCommand(a),
 		newCompletionCommand())
+	root.AddCommand(newGenDocsCommand())
 	addCompletions(root)
 	return root
 }
