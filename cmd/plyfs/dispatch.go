@@ -15,7 +15,7 @@ import (
 // dispatch obeys the name the binary was called by: engines call a "mount
 // program" by the name of fuse-overlayfs, mount(8) calls helpers by type.
 func dispatch(ctx context.Context, args []string) error {
-	switch name := filepath.Base(args[0]); name {
+	switch name := calledAs(args); name {
 	case "fuse-overlayfs":
 		return peerError(dropIn(ctx, name, mountd.FuseOverlayfsStyle, args[1:]))
 	case "mount.plyfs", "mount.fuse.plyfs", "mount.fuse3.plyfs":
@@ -54,6 +54,16 @@ func helperError(err error) error {
 		return withCode(err, exitHelperUsage)
 	}
 	return withCode(err, exitHelperMount)
+}
+
+// calledAs returns the name that counts. containers/storage runs what its mount_program
+// says, which may be the path of plyfs itself, as PROGRAM -o OPTIONS MOUNTPOINT; no
+// command line of ours begins with -o.
+func calledAs(args []string) string {
+	if len(args) > 1 && strings.HasPrefix(args[1], "-o") {
+		return "fuse-overlayfs"
+	}
+	return filepath.Base(args[0])
 }
 
 // dropIn is the command line of a mount helper:
