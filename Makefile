@@ -5,6 +5,7 @@ SHELL       := /bin/bash
 .DEFAULT_GOAL := help
 
 PREFIX   ?= /usr/local
+OUT      ?= bin
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 PKGS     ?= ./...
 TIMEOUT  ?= 14m
@@ -21,16 +22,26 @@ export GOCACHE := /tmp/plyfs-gocache-$(shell id -u)
 endif
 ifneq ($(call writable,GOMODCACHE),yes)
 export GOMODCACHE := /tmp/plyfs-gomodcache-$(shell id -u)
+export GOPATH := /tmp/plyfs-gopath-$(shell id -u)
 endif
 
-.PHONY: help build demo test test-race lint fmt bench fuzz soak install clean
+# The time that manual pages and packages carry: that of the commit, so that two builds of it are equal.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+
+.PHONY: help build man demo test test-race lint fmt bench fuzz soak install uninstall deb clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo "  variables: PKGS TIMEOUT (test) V=1 (test: every result line) DURATION SEED (soak) FUZZTIME (fuzz) SAVE BENCHFLAGS (bench) PREFIX DESTDIR (install)"
+	@echo "  variables: PKGS TIMEOUT (test) V=1 (test: every result line) DURATION SEED (soak) FUZZTIME (fuzz) SAVE BENCHFLAGS (bench) OUT (where things are built) PREFIX DESTDIR SBINDIR ZSHDIR FUSE_OVERLAYFS=1 (install, uninstall)"
+
+BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 build: ## build the static binary bin/plyfs
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/plyfs ./cmd/plyfs
+	CGO_ENABLED=0 go build $(BUILD) -o $(OUT)/plyfs ./cmd/plyfs
+
+man: ## write the manual pages of the commands and the shell completions to bin/share
+	rm -rf $(OUT)/share
+	CGO_ENABLED=0 GOOS= GOARCH= SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) go run $(BUILD) ./cmd/plyfs gen-docs $(OUT)/share
 
 demo: ## make a real Debian image, mount it, work in it, commit it, save it (root; under 5 minutes)
 	integration/demo/run
@@ -57,9 +68,17 @@ fuzz: ## fuzz every fuzz target for FUZZTIME
 soak: ## compare with kernel overlayfs on random trees and operations for DURATION
 	SOAK_DURATION=$(DURATION) go test -v -count 1 -timeout 0 -run 'TestSoak' ./integration $(if $(SEED),-oracle.seed $(SEED))
 
-install: build ## install the binary and its mount helpers below PREFIX
-	install -D -m 0755 bin/plyfs $(DESTDIR)$(PREFIX)/bin/plyfs
-	install -d $(DESTDIR)$(PREFIX)/sbin && for n in mount.plyfs mount.fuse.plyfs; do ln -sfn ../bin/plyfs $(DESTDIR)$(PREFIX)/sbin/$$n; done
+INSTALL = OUT='$(OUT)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SBINDIR='$(SBINDIR)' ZSHDIR='$(ZSHDIR)' FUSE_OVERLAYFS='$(FUSE_OVERLAYFS)' cmd/plyfs/dist/install
+
+# Root often has no Go: then what was built before is installed.
+install: $(if $(shell command -v go),build man) ## install below PREFIX: binary, mount helpers, manual, completions, units, examples (FUSE_OVERLAYFS=1: also as fuse-overlayfs)
+	$(INSTALL) install
+
+uninstall: ## remove what install has installed with the same variables
+	$(INSTALL) uninstall
+
+deb: build man ## make a Debian package, bin/plyfs_VERSION_ARCH.deb (fetches nfpm from the Go module proxy)
+	OUT='$(OUT)' VERSION='$(VERSION)' SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) cmd/plyfs/dist/deb
 
 clean: ## remove what the targets made, except the downloads in .cache
 	rm -rf bin

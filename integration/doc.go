@@ -24,6 +24,7 @@
 //	powerloss_test.go   the power goes at many moments
 //	memory_test.go      what the server takes for an inode, and gives back
 //	script_test.go      the verbs of the command line
+//	install_test.go     make install and uninstall, make deb, what they install
 //	image_test.go       archives: load, mount, compare, save
 //	parallel_test.go    many processes at once, leaks
 //	userns_test.go      the random runs inside a user namespace
