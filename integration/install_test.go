@@ -255,6 +255,9 @@ func checkUnits(t *testing.T, prefix string) {
 		if bad := hidingOptions.Find(text); bad != nil {
 			t.Errorf("%s unit: %s makes a mount namespace", kind, bad)
 		}
+		if strings.Contains(string(text), "\nNoNewPrivileges=") {
+			t.Errorf("%s unit: with NoNewPrivileges= fusermount3 cannot mount for a user", kind)
+		}
 		t.Run(kind, func(t *testing.T) {
 			needTool(t, "systemd-analyze")
 			// It looks for the program where the unit says that it is.
