@@ -56,16 +56,6 @@ func helperError(err error) error {
 	return withCode(err, exitHelperMount)
 }
 
-// calledAs returns the name that counts. containers/storage runs what its mount_program
-// says, which may be the path of plyfs itself, as PROGRAM -o OPTIONS MOUNTPOINT; no
-// command line of ours begins with -o.
-func calledAs(args []string) string {
-	if len(args) > 1 && strings.HasPrefix(args[1], "-o") {
-		return "fuse-overlayfs"
-	}
-	return filepath.Base(args[0])
-}
-
 // dropIn is the command line of a mount helper:
 //
 //	NAME [-f] [-d] [-o OPTIONS]… [SOURCE] MOUNTPOINT [-o OPTIONS]…
@@ -130,4 +120,15 @@ func dropIn(ctx context.Context, name string, style mountd.RawStyle, args []stri
 func printDropInVersion(w io.Writer, name string) {
 	fmt.Fprintf(w, "plyfs: version %s\n", versionString())
 	fmt.Fprintf(w, "%s: version 1.14 (compatible)\n", name)
+}
+
+// calledAs returns the name that counts. containers/storage runs what its mount_program
+// says, which may be the path of plyfs itself, as PROGRAM -o OPTIONS MOUNTPOINT; no
+// command line of ours begins with -o.
+func calledAs(args []string) string {
+	name := filepath.Base(args[0])
+	if !strings.HasPrefix(name, "mount.") && len(args) > 1 && strings.HasPrefix(args[1], "-o") {
+		return "fuse-overlayfs"
+	}
+	return name
 }
