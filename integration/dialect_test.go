@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/plyfs/plyfs/integration/harness"
@@ -53,6 +54,62 @@ func TestUpperWithMarkers(t *testing.T) {
 		tr.Recipe = oracle.GenRecipe(seed, o)
 		tr.Gen = oracle.NewGenerator(seed, o)
 		runTrial(t, tr, fmt.Sprintf("markers-%d", seed))
+	}
+}
+
+// TestMarkersOnRequest: with fuse-overlayfs' variable plyfs makes no devices but markers,
+// and fuse-overlayfs shows what that has left.
+func TestMarkersOnRequest(t *testing.T) {
+	needOracle(t)
+	m, err := harness.NewMounter("drop-in")
+	if err != nil {
+		t.Fatal(err)
+	}
+	drop := m.(harness.FUSE)
+	drop.Env = []string{"FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT=1"}
+	for seed := range int64(8) {
+		o := oracle.GenOptions{PlainNames: true, NoHardlinks: true, NoXWhiteouts: true, Ops: 150}
+		tr := &oracle.Trial{Seed: seed, Where: fastDir(t), Subject: drop, OwnUpper: true}
+		tr.Recipe = oracle.GenRecipe(seed, o)
+		tr.Gen = oracle.NewGenerator(seed, o)
+		runTrial(t, tr, fmt.Sprintf("markers-on-request-%d", seed))
+		if t.Failed() {
+			return
+		}
+	}
+	if _, err := exec.LookPath("fuse-overlayfs"); err != nil {
+		harness.Skip(t, "fuse-overlayfs is not installed")
+	}
+	peer, err := harness.NewMounter("fuse-overlayfs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stack, target := tempStack(t, fastTempDir(t), oracle.Layer{Entries: []oracle.Entry{
+		{Path: "gone", Kind: oracle.File},
+		{Path: "moved", Kind: oracle.File},
+		{Path: "new", Kind: oracle.Dir},
+		{Path: "new/old", Kind: oracle.File},
+		{Path: "other", Kind: oracle.File},
+	}})
+	show := func(m harness.Mounter, script string) string {
+		t.Helper()
+		mount, err := m.Mount(stack, target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := mount.Unmount(); err != nil {
+				t.Error(err)
+			}
+		}()
+		return shellIn(t, target, script+"; find . | sort")
+	}
+	want := show(drop, "rm gone; mv moved to; rm -r new; mkdir new; touch new/n; mv -T other gone")
+	if got := show(peer, ":"); got != want || !strings.Contains(want, "./new/n") || strings.Contains(want, "old") {
+		t.Errorf("plyfs: %q, fuse-overlayfs on the same upper: %q", want, got)
+	}
+	if got := shellIn(t, stack.Upper, "find . -type c"); got != "" {
+		t.Errorf("devices in the upper: %s", got)
 	}
 }
 

@@ -207,9 +207,9 @@ func (fs *FS) openUpper(o Options) error {
 		fsat.Close(workdir)
 		return err
 	}
-	if fs.xwhite && !fs.xattrs {
-		fs.xwhite, fs.markers = false, true
-	}
+	// Who reads markers writes them too, so that fuse-overlayfs can go on with it.
+	fs.markers = fs.xwhite && fs.upper.dialect.ReadsMarkers()
+	fs.xwhite = fs.xwhite && fs.xattrs
 	fs.metacopy = fs.redirect && o.Metacopy
 	if !fs.xattrs || o.NoIndex {
 		fsat.Close(workdir)

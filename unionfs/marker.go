@@ -11,10 +11,11 @@ import (
 )
 
 // Where the upper's file system has no extended attributes, a directory is made opaque
-// by a file in it, ".wh..wh..opq", and where it can make no devices either, a file
-// ".wh.NAME" hides the name. It is the form of image layers and of fuse-overlayfs, which
-// can read such an upper; kernel overlayfs cannot. Names that begin with ".wh." are
-// refused then, and those that leave no space for it cannot be removed.
+// by a file in it, ".wh..wh..opq". Where it can make no devices, or shall not, and the
+// upper is one in which markers are read, a file ".wh.NAME" hides the name. It is the
+// form of image layers and of fuse-overlayfs, which can read such an upper; kernel
+// overlayfs cannot. Names that begin with ".wh." are refused then. One that leaves no
+// space for the marker gets a whiteout with an attribute, or cannot be removed.
 
 // markOpaque makes a directory of the upper opaque.
 func (fs *FS) markOpaque(fd int) error {
@@ -62,6 +63,9 @@ func (fs *FS) hideByMarker(c *change, f *found) error {
 		return nil
 	}
 	if len(whiteout.MarkerPrefix)+len(f.name) > unix.NAME_MAX {
+		if fs.xwhite {
+			return nil // it gets a whiteout with an attribute
+		}
 		return unix.ENAMETOOLONG
 	}
 	if err := touch(c.h.fd, whiteout.MarkerPrefix+f.name); err != nil {
