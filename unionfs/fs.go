@@ -430,6 +430,9 @@ func (fs *FS) Close() error {
 	if fs.lowers != nil {
 		fs.lowers.close()
 	}
+	for _, l := range fs.layers {
+		l.close()
+	}
 	fsat.Close(fs.lowerFd)
 	fs.lowerFd = -1
 	fs.fds.closeAll()

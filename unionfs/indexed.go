@@ -98,12 +98,7 @@ func newIndexed(path, id string, layers []*layer, fds *fdCache, inos *inoMap, at
 	return t, nil
 }
 
-func (t *indexed) close() {
-	for _, l := range t.layers {
-		l.close()
-	}
-	_ = t.x.Close() // a mapping that was only read
-}
+func (t *indexed) close() { _ = t.x.Close() } // a mapping that was only read
 
 func (t *indexed) root() lowerObj { return t.top }
 

@@ -125,12 +125,7 @@ func newScan(layers []*layer, fds *fdCache, inos *inoMap, rules indirection) (*s
 	return s, nil
 }
 
-func (s *scan) close() {
-	s.ahead.stop()
-	for _, l := range s.layers {
-		l.close()
-	}
-}
+func (s *scan) close() { s.ahead.stop() }
 
 func (s *scan) root() lowerObj { return s.top }
 

@@ -99,95 +99,103 @@ func Remove(dirfd int, name, attr string) error {
 // for at every first look at an object.
 type shortName [unix.NAME_MAX + 1]byte
 
-// set reports whether name fits.
-func (b *shortName) set(name string) bool {
-	if len(name) >= len(b) || strings.IndexByte(name, 0) >= 0 {
-		return false
+// set copies name.
+func (b *shortName) set(name string, tooLong unix.Errno) error {
+	switch {
+	case len(name) >= len(b):
+		return tooLong
+	case strings.IndexByte(name, 0) >= 0:
+		return unix.EINVAL
 	}
 	b[copy(b[:], name)] = 0
-	return true
+	return nil
 }
 
-func getAt(dirfd int, name, attr string, buf []byte) (int, error) {
-	var path, at shortName
-	if !path.set(name) {
-		return 0, unix.ENAMETOOLONG
+// target is the object and the attribute of a call.
+type target struct{ path, attr shortName }
+
+func (t *target) set(name, attr string) error {
+	if err := t.path.set(name, unix.ENAMETOOLONG); err != nil {
+		return err
 	}
-	if !at.set(attr) {
-		return 0, unix.ERANGE
+	return t.attr.set(attr, unix.ERANGE)
+}
+
+// Pointers become numbers in the argument lists of the system calls only: there the
+// compiler keeps what they point to, and there is nothing to allocate.
+
+func getAt(dirfd int, name, attr string, buf []byte) (int, error) {
+	var t target
+	if err := t.set(name, attr); err != nil {
+		return 0, err
 	}
 	for {
 		a := args{value: unsafe.Pointer(unsafe.SliceData(buf)), size: uint32(len(buf))}
-		r, _, e := unix.Syscall6(unix.SYS_GETXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(&path)), unix.AT_SYMLINK_NOFOLLOW,
-			uintptr(unsafe.Pointer(&at)), uintptr(unsafe.Pointer(&a)), unsafe.Sizeof(a))
-		switch e {
-		case 0:
-			return int(r), nil
-		case unix.EINTR:
-		default:
-			return 0, e
+		r, _, e := unix.Syscall6(unix.SYS_GETXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(&t.path)), unix.AT_SYMLINK_NOFOLLOW,
+			uintptr(unsafe.Pointer(&t.attr)), uintptr(unsafe.Pointer(&a)), unsafe.Sizeof(a))
+		if e != unix.EINTR {
+			return value(r, e)
 		}
 	}
 }
 
 func setAt(dirfd int, name, attr string, value []byte, flags int) error {
-	path, at, err := pointers(name, attr)
-	if err != nil {
+	var t target
+	if err := t.set(name, attr); err != nil {
 		return err
 	}
-	a := args{size: uint32(len(value)), flags: uint32(flags)}
-	_, err = call(func() (uintptr, unix.Errno) {
-		a.value = unsafe.Pointer(unsafe.SliceData(value))
-		r, _, e := unix.Syscall6(unix.SYS_SETXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(path)), unix.AT_SYMLINK_NOFOLLOW,
-			uintptr(unsafe.Pointer(at)), uintptr(unsafe.Pointer(&a)), unsafe.Sizeof(a))
-		return r, e
-	})
-	return err
+	for {
+		a := args{value: unsafe.Pointer(unsafe.SliceData(value)), size: uint32(len(value)), flags: uint32(flags)}
+		_, _, e := unix.Syscall6(unix.SYS_SETXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(&t.path)), unix.AT_SYMLINK_NOFOLLOW,
+			uintptr(unsafe.Pointer(&t.attr)), uintptr(unsafe.Pointer(&a)), unsafe.Sizeof(a))
+		if e != unix.EINTR {
+			return result(e)
+		}
+	}
 }
 
 func listAt(dirfd int, name string, buf []byte) (int, error) {
-	path, err := unix.BytePtrFromString(name)
-	if err != nil {
+	var t target
+	if err := t.set(name, ""); err != nil {
 		return 0, err
 	}
-	return call(func() (uintptr, unix.Errno) {
-		r, _, e := unix.Syscall6(unix.SYS_LISTXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(path)), unix.AT_SYMLINK_NOFOLLOW,
+	for {
+		r, _, e := unix.Syscall6(unix.SYS_LISTXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(&t.path)), unix.AT_SYMLINK_NOFOLLOW,
 			uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)), 0)
-		return r, e
-	})
+		if e != unix.EINTR {
+			return value(r, e)
+		}
+	}
 }
 
 func removeAt(dirfd int, name, attr string) error {
-	path, at, err := pointers(name, attr)
-	if err != nil {
+	var t target
+	if err := t.set(name, attr); err != nil {
 		return err
 	}
-	_, err = call(func() (uintptr, unix.Errno) {
-		r, _, e := unix.Syscall6(unix.SYS_REMOVEXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(path)), unix.AT_SYMLINK_NOFOLLOW,
-			uintptr(unsafe.Pointer(at)), 0, 0)
-		return r, e
-	})
-	return err
-}
-
-func pointers(name, attr string) (path, at *byte, err error) {
-	if path, err = unix.BytePtrFromString(name); err == nil {
-		at, err = unix.BytePtrFromString(attr)
-	}
-	return path, at, err
-}
-
-func call(fn func() (uintptr, unix.Errno)) (int, error) {
 	for {
-		r, e := fn()
-		switch e {
-		case 0:
-			return int(r), nil
-		case unix.EINTR:
-		default:
-			return 0, e
+		_, _, e := unix.Syscall6(unix.SYS_REMOVEXATTRAT, uintptr(dirfd), uintptr(unsafe.Pointer(&t.path)), unix.AT_SYMLINK_NOFOLLOW,
+			uintptr(unsafe.Pointer(&t.attr)), 0, 0)
+		if e != unix.EINTR {
+			return result(e)
 		}
 	}
+}
+
+// value is what a system call returns, and its error.
+func value(r uintptr, e unix.Errno) (int, error) {
+	if e != 0 {
+		return 0, e
+	}
+	return int(r), nil
+}
+
+// result is the error of a system call.
+func result(e unix.Errno) error {
+	if e == 0 {
+		return nil
+	}
+	return e
 }
 
 func retry(fn func() error) error {

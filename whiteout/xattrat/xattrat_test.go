@@ -70,3 +70,21 @@ func open(t *testing.T, path string, flags int) int {
 	t.Cleanup(func() { unix.Close(fd) })
 	return fd
 }
+
+func TestImpossibleNames(t *testing.T) {
+	dir, err := unix.Open(t.TempDir(), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(dir)
+	long := strings.Repeat("x", 256)
+	for _, c := range []struct{ name, attr string }{{"a\x00b", "user.x"}, {"a", "user.\x00"}, {long, "user.x"}, {"a", "user." + long}} {
+		_, get := Get(dir, c.name, c.attr, nil)
+		set, remove := Set(dir, c.name, c.attr, nil, 0), Remove(dir, c.name, c.attr)
+		for call, err := range map[string]error{"get": get, "set": set, "remove": remove} {
+			if err != unix.EINVAL && err != unix.ENAMETOOLONG && err != unix.ERANGE {
+				t.Errorf("%s %.10q %.10q: %v", call, c.name, c.attr, err)
+			}
+		}
+	}
+}
