@@ -93,6 +93,20 @@ func TestOraclePolicies(t *testing.T) {
 	}
 }
 
+// TestReadOnlyPassthrough compares unions without an upper whose files the kernel reads
+// by itself.
+func TestReadOnlyPassthrough(t *testing.T) {
+	needOracle(t)
+	for seed := range int64(12) {
+		tr := policyTrial(t, seed, "io=passthrough")
+		readOnly(tr)
+		runTrial(t, tr, policyRun("read-only-passthrough", fmt.Sprint(seed)))
+		if t.Failed() {
+			return
+		}
+	}
+}
+
 // readOnly makes a trial one of a union without an upper, which takes io=noopen by
 // itself.
 func readOnly(tr *oracle.Trial) {
