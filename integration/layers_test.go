@@ -282,6 +282,22 @@ func TestUpperWithoutAttributes(t *testing.T) {
 	}
 }
 
+// TestUpperOnNFS puts it where renames take no flags either.
+func TestUpperOnNFS(t *testing.T) {
+	needOracle(t)
+	for seed := range int64(10) {
+		o := oracle.GenOptions{Ops: 200, LikeNFS: true, NoXattrs: true, PlainNames: true, NoHardlinks: true, NoXWhiteouts: true}
+		tr := &oracle.Trial{Seed: seed, Where: base, SubjectUpperOn: "like-nfs"}
+		tr.Recipe = oracle.GenRecipe(seed, o)
+		tr.Recipe.Upper = oracle.Layer{}
+		tr.Gen = oracle.NewGenerator(seed, o)
+		runTrial(t, tr, fmt.Sprintf("upper-on-nfs-%d", seed))
+		if t.Failed() {
+			return
+		}
+	}
+}
+
 // TestUpperWithDevicesAlone puts it where devices can be made, but there are no
 // attributes.
 func TestUpperWithDevicesAlone(t *testing.T) {

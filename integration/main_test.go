@@ -33,6 +33,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if dir := os.Getenv(harness.LikeNFSEnv); dir != "" {
+		if err := harness.RunLikeNFS(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv(harness.JanitorEnv) != "" {
 		if err := harness.RunJanitor(os.Stdin); err != nil {
 			fmt.Fprintln(os.Stderr, err)

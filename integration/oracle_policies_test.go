@@ -177,6 +177,9 @@ func policyTrial(t *testing.T, seed int64, policy string) *oracle.Trial {
 		tr.Subject = policySubject(t, policy)
 		tr.OwnUpper = policy == written
 	}
+	if policy == written {
+		tr.Recipe.Upper = oracle.Layer{} // its attributes are not in that form
+	}
 	if policy == noOpen {
 		o := oracle.GenOptions{NoHardlinks: true, LateOpen: true}
 		tr.Recipe, tr.Gen = oracle.GenRecipe(seed, o), oracle.NewGenerator(seed, o)

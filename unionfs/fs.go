@@ -224,6 +224,9 @@ func (fs *FS) openWork(o Options, upper, workdir int) (err error) {
 		return err
 	}
 	fs.upper.owners = &fs.owners
+	if fs.upper.remote {
+		fs.maxOrphans = 0 // all keep a name
+	}
 	fs.inos.shown(fs.upper.dev, 1)
 	fs.upper.nodev = fs.mountFd >= 0
 	var st unix.Stat_t

@@ -3,6 +3,7 @@ package unionfs
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -114,12 +115,21 @@ type fileSystem struct {
 	// handles: an object can be described by its file handle, for good and
 	// unlike any of another file system. See useHandles.
 	handles bool
+	// remote: a file without a name may be gone on the other side, though we hold a
+	// descriptor of it.
+	remote bool
 	// inMemory: its files have no other place than the page cache.
 	inMemory bool
 }
 
 // fileSystems are those of a union's layers, by device number.
 type fileSystems map[uint64]*fileSystem
+
+// remoteTypes are file systems that have another side.
+var remoteTypes = []int64{
+	unix.NFS_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.V9FS_MAGIC,
+	unix.AFS_SUPER_MAGIC, unix.CEPH_SUPER_MAGIC,
+}
 
 // of returns the file system that fd lies on.
 func (on fileSystems) of(fd int, dev uint64) *fileSystem {
@@ -129,6 +139,7 @@ func (on fileSystems) of(fd int, dev uint64) *fileSystem {
 		var st unix.Statfs_t
 		if unix.Fstatfs(fd, &st) == nil {
 			f.inMemory = st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC
+			f.remote = slices.Contains(remoteTypes, st.Type)
 			if st.Type != unix.FUSE_SUPER_MAGIC {
 				_, err := fsat.Origin(fd, "", f.uuid)
 				f.handles = err == nil

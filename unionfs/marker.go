@@ -59,13 +59,21 @@ func (fs *FS) buildOpaque(src cow.Source) (*cow.Temp, error) {
 // and the name needs one. An object of the upper with the name still shows; so this
 // comes before it goes, and whatever happens in between changes nothing.
 func (fs *FS) hideByMarker(c *change, f *found) error {
-	if !fs.markers || !f.needsWhiteout() {
+	if !fs.markers {
+		return nil
+	}
+	if fs.xwhite && len(whiteout.MarkerPrefix)+len(f.name) > unix.NAME_MAX {
+		return nil // it gets a whiteout with an attribute
+	}
+	return fs.putMarker(c, f)
+}
+
+// putMarker puts a marker before a name of the lowers, if it needs a whiteout.
+func (fs *FS) putMarker(c *change, f *found) error {
+	if !f.needsWhiteout() {
 		return nil
 	}
 	if len(whiteout.MarkerPrefix)+len(f.name) > unix.NAME_MAX {
-		if fs.xwhite {
-			return nil // it gets a whiteout with an attribute
-		}
 		return unix.ENAMETOOLONG
 	}
 	if err := touch(c.h.fd, whiteout.MarkerPrefix+f.name); err != nil {

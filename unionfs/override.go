@@ -141,13 +141,12 @@ func (fs *FS) clearBits(dirfd int, name string, bits uint32) error {
 // say writes down what an object of the upper is. As long as the attribute is there it
 // alone counts, so it is written before the file changes, and removed after.
 func (fs *FS) say(dirfd int, name string, st *unix.Stat_t) error {
-	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-		if fs.owners.self < 0 {
-			if err := fsat.Chown(dirfd, name, int(st.Uid), int(st.Gid)); err != unix.EPERM {
-				return err
-			}
-		}
-		return nil
+	var file unix.Stat_t
+	if err := fsat.Stat(dirfd, name, &file); err != nil {
+		return err
+	}
+	if t := file.Mode & unix.S_IFMT; t != unix.S_IFREG && t != unix.S_IFDIR {
+		return fs.change(dirfd, name, &file, st)
 	}
 	s := override.Stat{UID: st.Uid, GID: st.Gid, Mode: st.Mode, Rdev: st.Rdev}
 	attr, says := fs.upper.override.Attr(), fs.says(&s)
@@ -155,10 +154,6 @@ func (fs *FS) say(dirfd int, name string, st *unix.Stat_t) error {
 		if err := fsat.Setxattr(dirfd, name, attr, s.Format(), 0); err != nil {
 			return err
 		}
-	}
-	var file unix.Stat_t
-	if err := fsat.Stat(dirfd, name, &file); err != nil {
-		return err
 	}
 	if real := override.RealMode(st.Mode); file.Mode&0o7777 != real {
 		if err := fsat.Chmod(dirfd, name, real); err != nil {
@@ -172,6 +167,21 @@ func (fs *FS) say(dirfd int, name string, st *unix.Stat_t) error {
 		return err
 	}
 	return nil
+}
+
+// change is say of what can carry no attribute: a symbolic link, or a device, pipe or
+// socket that somebody else has left in the upper. It is changed itself, as far as that
+// is allowed.
+func (fs *FS) change(dirfd int, name string, file, st *unix.Stat_t) error {
+	if fs.owners.self < 0 && (file.Uid != st.Uid || file.Gid != st.Gid) {
+		if err := fsat.Chown(dirfd, name, int(st.Uid), int(st.Gid)); err != nil && err != unix.EPERM {
+			return err
+		}
+	}
+	if file.Mode&unix.S_IFMT == unix.S_IFLNK || file.Mode == st.Mode {
+		return nil
+	}
+	return fsat.Chmod(dirfd, name, st.Mode&0o7777)
 }
 
 // chmodACL gives the entries of an object's ACL that a mode shows the bits of that mode

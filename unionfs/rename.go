@@ -379,7 +379,15 @@ func (m *move) clearTarget() error {
 	if err != nil {
 		return err
 	}
-	t, err := fs.buildOpaque(cow.Source{
+	build := fs.buildOpaque
+	if !fs.xattrs {
+		// It must be empty, so the marker lies beside it.
+		if err := fs.putMarker(m.to, &m.g); err != nil {
+			return err
+		}
+		build = fs.build
+	}
+	t, err := build(cow.Source{
 		Mode: st.Mode, Uid: int(st.Uid), Gid: int(st.Gid), Data: -1, Xattrs: attrs,
 		SetTimes: true, Atime: st.Atim, Mtime: st.Mtim,
 	})
@@ -397,11 +405,21 @@ func (m *move) clearTarget() error {
 // swapTarget puts the empty directory in the place of dst. dst's descriptor is
 // of the directory that is gone; nobody may open that while it goes.
 func (m *move) swapTarget(t *cow.Temp) error {
-	m.fs.renameMu.Lock()
-	defer m.fs.renameMu.Unlock()
+	fs := m.fs
+	fs.renameMu.Lock()
+	defer fs.renameMu.Unlock()
 	err := t.Publish(m.to.h.fd, m.g.name, unix.RENAME_EXCHANGE)
+	if err == unix.EINVAL {
+		// The file system cannot swap. A crash between the two steps leaves neither.
+		temp := fs.work.TempName()
+		if err = fsat.Rename(m.to.h.fd, m.g.name, fs.work.Fd(), temp, 0); err == nil {
+			fault.Point("rename.target-moved")
+			err = t.Publish(m.to.h.fd, m.g.name, unix.RENAME_NOREPLACE)
+			fs.work.Remove(temp)
+		}
+	}
 	if err == nil {
-		m.fs.fds.drop(&m.dst.fd)
+		fs.fds.drop(&m.dst.fd)
 	}
 	return err
 }

@@ -4,9 +4,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Rename renames with the RENAME_* flags of renameat2(2).
+// Rename renames with the RENAME_* flags of renameat2(2). RENAME_NOREPLACE works on
+// file systems that have no flags too, as NFS, for callers who are the only ones to
+// make newname.
 func Rename(olddir int, oldname string, newdir int, newname string, flags uint) error {
-	return retry(func() error { return unix.Renameat2(olddir, oldname, newdir, newname, flags) })
+	err := retry(func() error { return unix.Renameat2(olddir, oldname, newdir, newname, flags) })
+	if err == unix.EINVAL && flags == unix.RENAME_NOREPLACE {
+		return renameNoReplace(olddir, oldname, newdir, newname)
+	}
+	return err
+}
+
+// renameNoReplace is Rename without flags, if there is nothing under newname.
+func renameNoReplace(olddir int, oldname string, newdir int, newname string) error {
+	var st unix.Stat_t
+	switch err := Stat(newdir, newname, &st); {
+	case err == nil:
+		return unix.EEXIST
+	case err != unix.ENOENT:
+		return err
+	}
+	return retry(func() error { return unix.Renameat(olddir, oldname, newdir, newname) })
 }
 
 // Mknod makes a node of any type but a directory or symbolic link.

@@ -22,14 +22,17 @@ var ErrNoPlace = errors.New("no such file system here")
 // imageSizes are as small as the kinds allow.
 var imageSizes = map[string]int64{"ext4": 64 << 20, "xfs": 400 << 20, "btrfs": 256 << 20}
 
-// NewPlace returns the place of that name: ext4, xfs, btrfs, tmpfs, ramfs, or a union
+// NewPlace returns the place of that name: ext4, xfs, btrfs, tmpfs, ramfs, like-nfs, or a union
 // by one of the mounters. After a colon may stand the size in bytes, of btrfs with
 // a quota ("300000000,quota=BYTES"), or the options of a union.
 func NewPlace(name string) (Place, error) {
 	kind, arg, _ := strings.Cut(name, ":")
 	size, isImage := imageSizes[kind]
-	if kind == "ramfs" {
+	switch kind {
+	case "ramfs":
 		return onRamfs, nil
+	case "like-nfs":
+		return onLikeNFS, nil
 	}
 	if !isImage && kind != "tmpfs" {
 		m, err := NewMounter(kind)

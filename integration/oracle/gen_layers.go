@@ -29,6 +29,10 @@ type GenOptions struct {
 	NoXWhiteouts bool
 	// NoXattrs leaves out extended attributes, ACLs and protections among them.
 	NoXattrs bool
+	// LikeNFS leaves out what NFS, or the test that plays it, does otherwise:
+	// devices, operations for which it has no word, setuid and setgid. It comes with
+	// NoXattrs.
+	LikeNFS bool
 	// LateOpen leaves out what shows that a file is not opened, and so not copied
 	// up, before it is written to: files that are setuid or setgid, and showsOpen.
 	LateOpen bool
@@ -210,7 +214,7 @@ func (g *gen) layer(n int, upper bool) Layer {
 			e = Entry{Path: p, Kind: Hardlink, Target: pick(g, files)}
 		case k < 80:
 			e.Kind, e.Mode = pick(g, []Kind{Fifo, Socket}), 0o644
-		case k < 84 && !g.o.Unprivileged:
+		case k < 84 && !g.o.Unprivileged && !g.o.LikeNFS:
 			e.Kind, e.Mode = Char, 0o666
 			e.Rdev = pick(g, [][2]uint32{{1, 3}, {1, 5}, {511, 1}})
 			if g.chance(20) {

@@ -61,9 +61,9 @@ func (g *gen) perms() uint32 {
 	return g.plainMode(pick(g, []uint32{0o644, 0o666, 0o600, 0o755, 0o777, 0o4755, 0o2755, 0o2644, 0o400, 0o000, 0o1777}))
 }
 
-// plainMode is mode, or what LateOpen leaves of it.
+// plainMode is mode, or what LateOpen and LikeNFS leave of it.
 func (g *gen) plainMode(mode uint32) uint32 {
-	if g.o.LateOpen {
+	if g.o.LateOpen || g.o.LikeNFS {
 		mode &^= unix.S_ISUID | unix.S_ISGID
 	}
 	return mode
@@ -119,10 +119,22 @@ func (g *gen) openFlags() string {
 func (g *gen) op() Op {
 	for {
 		o := g.anyOp()
-		if !g.o.NoXattrs || !strings.Contains(o.Op, "xattr") && o.Op != "setflags" {
+		switch {
+		case g.o.NoXattrs && (strings.Contains(o.Op, "xattr") || o.Op == "setflags"):
+		case g.o.LikeNFS && beyondNFS(o):
+		default:
 			return o
 		}
 	}
+}
+
+// beyondNFS reports whether NFS has no word for an operation, or no place for its result.
+func beyondNFS(o Op) bool {
+	switch o.Op {
+	case "mknod", "fallocate", "getflags", "statfs", "seek":
+		return true
+	}
+	return strings.Contains(o.Flags, "TMPFILE") || strings.Contains(o.Flags, "EXCHANGE")
 }
 
 func (g *gen) anyOp() Op {
