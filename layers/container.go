@@ -23,12 +23,9 @@ var containerName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 // CreateContainer makes a writable layer on an image, with the init layer of
 // the image between them. An empty name is generated.
-func (s *Store) CreateContainer(ctx context.Context, imageRef, name string, o CreateOptions) (_ *Container, err error) {
+func (s *Store) CreateContainer(ctx context.Context, imageRef, name string) (_ *Container, err error) {
 	if name != "" && !containerName.MatchString(name) {
 		return nil, fmt.Errorf("%w: container name %q: letters, digits, '_', '.' and '-' only, 128 at most, a letter or digit first", ErrInvalid, name)
-	}
-	if o.UID < 0 || o.GID < 0 {
-		return nil, fmt.Errorf("%w: owner %d:%d", ErrInvalid, o.UID, o.GID)
 	}
 	if err := s.sweep(ctx); err != nil {
 		return nil, err
@@ -47,7 +44,7 @@ func (s *Store) CreateContainer(ctx context.Context, imageRef, name string, o Cr
 	if err != nil {
 		return nil, err
 	}
-	initLayer, err := s.ensureInit(ctx, lease, img.ChainID, o)
+	initLayer, err := s.ensureInit(ctx, lease, img.ChainID)
 	if err != nil {
 		return nil, fmt.Errorf("init layer: %w", err)
 	}

@@ -20,7 +20,7 @@ import (
 
 func create(t testing.TB, s *Store, image, name string) *Container {
 	t.Helper()
-	c, err := s.CreateContainer(t.Context(), image, name, CreateOptions{UID: os.Getuid(), GID: os.Getgid()})
+	c, err := s.CreateContainer(t.Context(), image, name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,11 +85,11 @@ func TestContainerNames(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]error{c.Name: ErrExists, "../x": ErrInvalid, "-x": ErrInvalid} {
-		if _, err := s.CreateContainer(t.Context(), "a", name, CreateOptions{}); !errors.Is(err, want) {
+		if _, err := s.CreateContainer(t.Context(), "a", name); !errors.Is(err, want) {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
-	if _, err := s.CreateContainer(t.Context(), "nothere", "x", CreateOptions{}); !errors.Is(err, ErrNotFound) {
+	if _, err := s.CreateContainer(t.Context(), "nothere", "x"); !errors.Is(err, ErrNotFound) {
 		t.Error(err)
 	}
 	clean(t, s)

@@ -64,7 +64,7 @@ func helper(role string) error {
 		_, err = s.Load(ctx, Source{Reader: f}, LoadOptions{})
 		return err
 	case "create":
-		_, err := s.CreateContainer(ctx, "base", "c", CreateOptions{})
+		_, err := s.CreateContainer(ctx, "base", "c")
 		return err
 	case "list":
 		for range 20 {

@@ -40,8 +40,8 @@ var initEntries = []struct {
 // its attributes from the image, and an entry below a link goes where the link
 // leads inside the image. It is shared by all containers of the image (and its
 // directory by all images that lack the same), and it is not committed.
-func (s *Store) ensureInit(ctx context.Context, lease string, top digest.Digest, o CreateOptions) (metadata.Layer, error) {
-	raw, err := s.initTar(ctx, top, o)
+func (s *Store) ensureInit(ctx context.Context, lease string, top digest.Digest) (metadata.Layer, error) {
+	raw, err := s.initTar(ctx, top)
 	if err != nil {
 		return metadata.Layer{}, err
 	}
@@ -80,9 +80,9 @@ func (s *Store) ensureInit(ctx context.Context, lease string, top digest.Digest,
 	return l, err
 }
 
-// initTar is the init layer's tar: the same bytes for the same image tree and
-// owner. nil: there is nothing to add.
-func (s *Store) initTar(ctx context.Context, top digest.Digest, o CreateOptions) ([]byte, error) {
+// initTar is the init layer's tar: the same bytes for the same image tree, whoever
+// asks. nil: there is nothing to add.
+func (s *Store) initTar(ctx context.Context, top digest.Digest) ([]byte, error) {
 	stack, err := s.stackOf(ctx, top)
 	if err != nil {
 		return nil, err
@@ -112,7 +112,7 @@ func (s *Store) initTar(ctx context.Context, top digest.Digest, o CreateOptions)
 		if have != nil {
 			continue
 		}
-		h := &tar.Header{Name: at, Typeflag: e.typ, Mode: e.mode, Linkname: e.link, Uid: o.UID, Gid: o.GID, ModTime: time.Unix(0, 0), Format: tar.FormatPAX}
+		h := &tar.Header{Name: at, Typeflag: e.typ, Mode: e.mode, Linkname: e.link, ModTime: time.Unix(0, 0), Format: tar.FormatPAX}
 		if e.typ == tar.TypeDir {
 			h.Name += "/"
 		}

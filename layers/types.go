@@ -80,12 +80,6 @@ type RemoveAction struct {
 	Ref  string `json:"ref"`
 }
 
-// CreateOptions configure [Store.CreateContainer].
-type CreateOptions struct {
-	UID int `json:"uid"` // owner of the init layer's entries
-	GID int `json:"gid"`
-}
-
 // CommitOptions configure [Store.Commit].
 type CommitOptions struct {
 	Author   string

@@ -161,7 +161,7 @@ func (l *Local) Export(ctx context.Context, r NameRequest, w io.Writer) error {
 
 // Create implements Service.
 func (l *Local) Create(ctx context.Context, r CreateRequest) (layers.Container, error) {
-	c, err := l.store.CreateContainer(ctx, r.Image, r.Name, layers.CreateOptions{UID: os.Geteuid(), GID: os.Getegid()})
+	c, err := l.store.CreateContainer(ctx, r.Image, r.Name)
 	if err != nil {
 		return layers.Container{}, err
 	}

@@ -138,7 +138,7 @@ func (l *Local) subjectOf(ctx context.Context, r MountRequest, alive []assessmen
 		st, err := l.store.ImageStack(ctx, img.ID.String())
 		return subject{image: img, stack: st}, err
 	}
-	c, err = l.store.CreateContainer(ctx, r.Source, r.Name, layers.CreateOptions{UID: os.Geteuid(), GID: os.Getegid()})
+	c, err = l.store.CreateContainer(ctx, r.Source, r.Name)
 	if err != nil {
 		return subject{}, err
 	}
