@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
-	"github.com/plyfs/plyfs/whiteout"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 const (
@@ -19,32 +19,30 @@ const (
 	permBits = unix.S_ISUID | unix.S_ISGID | unix.S_ISVTX | 0o777
 )
 
-// attrs are the attributes of one object, with xattr names as they are on disk.
+// attrs are the attributes of one object, with xattr names as an image calls them.
 type attrs struct {
 	mode         uint32 // permission bits with suid, sgid and sticky
 	uid, gid     int
 	atime, mtime time.Time
 	xattrs       []xattr // sorted
 
-	// Of a device: its type, and its number. A store without privileges has
-	// an empty file in its place.
-	device uint32
-	rdev   uint64
+	// Of a device, fifo or socket: its type (S_IFMT), and a device's number. A
+	// store without privileges has an empty file in its place.
+	special uint32
+	rdev    uint64
 }
 
 type xattr struct {
 	name  string
 	value string
-	lost  bool // the file does not have it
+	lost  bool // the file could not be given it
 }
 
 // droppedXattrs carry meaning only for the machine the tar was made on.
 var droppedXattrs = map[string]bool{"security.selinux": true, "system.nfs4_acl": true}
 
-// headerAttrs takes the attributes out of a tar header for a layer in dialect
-// d. Names that the dialect keeps for itself are escaped: an image cannot forge
-// whiteouts, opaque directories or redirects.
-func headerAttrs(h *tar.Header, limit int64, d whiteout.Dialect) (*attrs, error) {
+// headerAttrs takes the attributes out of a tar header.
+func headerAttrs(h *tar.Header, limit int64) (*attrs, error) {
 	a := &attrs{mode: uint32(h.Mode) & permBits, uid: h.Uid, gid: h.Gid, mtime: h.ModTime, atime: h.AccessTime}
 	if a.uid < 0 || a.gid < 0 || int64(a.uid) >= 1<<32-1 || int64(a.gid) >= 1<<32-1 {
 		return nil, fmt.Errorf("%w: owner %d:%d is out of range", ErrCorrupt, a.uid, a.gid)
@@ -59,37 +57,45 @@ func headerAttrs(h *tar.Header, limit int64, d whiteout.Dialect) (*attrs, error)
 			return nil, fmt.Errorf("%w: extended attribute %q has no usable name", ErrCorrupt, name)
 		}
 		size += int64(len(name) + len(v))
-		a.xattrs = append(a.xattrs, xattr{name: d.ToDisk(name), value: v})
+		a.xattrs = append(a.xattrs, xattr{name: name, value: v})
 	}
 	if size > limit {
 		return nil, fmt.Errorf("%w: %d bytes of extended attributes, the limit is %d", ErrUnsupported, size, limit)
 	}
-	sort.Slice(a.xattrs, func(i, j int) bool { return a.xattrs[i].name < a.xattrs[j].name })
+	a.sortXattrs()
 	return a, nil
 }
 
-// readAttrs takes the attributes of an object of a layer in dialect d; fd may
-// be O_PATH. Names private to the dialect are left out, escaped ones stay
-// escaped.
-func readAttrs(fd int, d whiteout.Dialect) (*attrs, unix.Stat_t, error) {
+func (a *attrs) sortXattrs() {
+	sort.Slice(a.xattrs, func(i, j int) bool { return a.xattrs[i].name < a.xattrs[j].name })
+}
+
+// readAttrs takes the attributes of an object as far as its file tells them, and
+// completes what stat(2) says about the file; fd may be O_PATH. Names private to
+// the encoding are left out.
+func readAttrs(fd int, e encoding) (*attrs, unix.Stat_t, error) {
 	var st unix.Stat_t
 	if err := fsat.Fstat(fd, &st); err != nil {
+		return nil, st, err
+	}
+	if err := e.stat(fd, "", &st); err != nil {
 		return nil, st, err
 	}
 	a := &attrs{
 		mode: st.Mode & permBits, uid: int(st.Uid), gid: int(st.Gid),
 		atime: time.Unix(st.Atim.Sec, st.Atim.Nsec), mtime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec),
 	}
+	a.setType(st.Mode, st.Rdev)
 	names, err := fsat.Listxattr(fd, "")
 	if err != nil {
 		return nil, st, err
 	}
-	sort.Strings(names)
-	for _, n := range names {
-		if _, visible := d.FromDisk(n); !visible || droppedXattrs[n] {
+	for _, disk := range names {
+		n, visible := e.fromDisk(disk)
+		if !visible || droppedXattrs[n] {
 			continue
 		}
-		v, err := fsat.GetxattrValue(fd, "", n)
+		v, err := fsat.GetxattrValue(fd, "", disk)
 		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EPERM) {
 			continue
 		}
@@ -98,7 +104,43 @@ func readAttrs(fd int, d whiteout.Dialect) (*attrs, unix.Stat_t, error) {
 		}
 		a.xattrs = append(a.xattrs, xattr{name: n, value: string(v)})
 	}
+	a.sortXattrs()
 	return a, st, nil
+}
+
+// setType remembers what mode, a st_mode, says of an object that is neither file
+// nor directory nor link.
+func (a *attrs) setType(mode uint32, rdev uint64) {
+	switch t := mode & unix.S_IFMT; t {
+	case unix.S_IFCHR, unix.S_IFBLK:
+		a.special, a.rdev = t, rdev
+	case unix.S_IFIFO, unix.S_IFSOCK:
+		a.special = t
+	}
+}
+
+// stat is what an object of kind k is, in the terms of package override.
+func (a *attrs) stat(k kind) override.Stat {
+	s := override.Stat{UID: uint32(a.uid), GID: uint32(a.gid), Mode: a.special | a.mode, Rdev: a.rdev}
+	switch {
+	case a.special != 0:
+	case k == kindDir:
+		s.Mode |= unix.S_IFDIR
+	case k == kindSymlink:
+		s.Mode |= unix.S_IFLNK
+	default:
+		s.Mode |= unix.S_IFREG
+	}
+	return s
+}
+
+// overrule puts the object in the place of what its file is: st.
+func (a *attrs) overrule(st *unix.Stat_t) {
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK { // whose mode says nothing
+		st.Uid, st.Gid = uint32(a.uid), uint32(a.gid)
+		return
+	}
+	a.stat(kindFile).Apply(st)
 }
 
 func (a *attrs) times() [2]unix.Timespec {
@@ -124,77 +166,4 @@ func (a *attrs) String() string {
 		fmt.Fprintf(&b, " %q=%q", x.name, x.value)
 	}
 	return b.String()
-}
-
-// powers is what this process may do to files of the store.
-type powers struct {
-	privileged bool // trusted.* and any owner: the initial user namespace's root
-	dialect    whiteout.Dialect
-}
-
-// apply sets the attributes of the object (dirfd, name), or of dirfd itself, in
-// the order in which they do not undo each other: chown clears suid bits and
-// capabilities, an ACL changes the group bits, and times come last. What the
-// object has got by being made is not set again. apply reports whether
-// everything could be applied; a store without privileges goes on with what it
-// can do, and the tar-split record keeps the rest.
-func (p powers) apply(dirfd int, name string, k kind, a *attrs, has *made) (complete bool, err error) {
-	complete = true
-	if has == nil || has.uid != a.uid || has.gid != a.gid {
-		if err := fsat.Chown(dirfd, name, a.uid, a.gid); err != nil {
-			if p.privileged {
-				return false, fmt.Errorf("set owner %d:%d: %w", a.uid, a.gid, err)
-			}
-			complete = false
-		}
-	}
-	if k != kindSymlink {
-		mode := p.fileMode(k, a)
-		complete = complete && mode == a.mode
-		if has == nil || has.mode != mode {
-			if err := fsat.Chmod(dirfd, name, mode); err != nil {
-				return false, fmt.Errorf("set mode %#o: %w", mode, err)
-			}
-		}
-	}
-	for i, x := range a.xattrs {
-		err := fsat.Setxattr(dirfd, name, x.name, []byte(x.value), 0)
-		switch {
-		case err == nil:
-		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !p.privileged,
-			errors.Is(err, unix.EINVAL) && strings.HasPrefix(x.name, "system."):
-			complete, a.xattrs[i].lost = false, true
-		default:
-			return false, fmt.Errorf("set extended attribute %q (%d bytes): %w", x.name, len(x.value), err)
-		}
-	}
-	if name == "" && k == kindFile {
-		err = setTimes(dirfd, a.times())
-	} else {
-		err = fsat.Utimes(dirfd, name, a.times())
-	}
-	if err != nil {
-		return false, fmt.Errorf("set times: %w", err)
-	}
-	return complete, nil
-}
-
-// fileMode is the mode that an object gets on disk.
-func (p powers) fileMode(k kind, a *attrs) uint32 {
-	switch {
-	case p.privileged:
-		return a.mode
-	// Readable to us, whatever the image says: we have to read it back. Never
-	// suid under a foreign owner.
-	case k == kindDir:
-		return a.mode&^(unix.S_ISUID|unix.S_ISGID) | 0o700
-	}
-	return a.mode&^(unix.S_ISUID|unix.S_ISGID) | 0o400
-}
-
-// tarXattr is the name that an attribute stored as name in a layer of dialect d
-// has in a layer tar: the inverse of what import does.
-func tarXattr(d whiteout.Dialect, name string) string {
-	user, _ := d.FromDisk(name) // readAttrs has left out what is not visible
-	return user
 }

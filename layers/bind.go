@@ -186,12 +186,7 @@ func (u *unpacker) inherit(v *view, n *node, lower *vnode, note func(string, ...
 		note("new %q", n.path())
 		return nil
 	}
-	fd, err := v.open(lower)
-	if err != nil {
-		return err
-	}
-	defer fsat.Close(fd)
-	a, _, err := readAttrs(fd, v.layers[lower.layer].dialect)
+	a, err := v.attrs(lower)
 	if err != nil {
 		return err
 	}
@@ -272,7 +267,7 @@ func (u *unpacker) copyUp(ctx context.Context, v *view, src *vnode, n *node) err
 		return err
 	}
 	defer fsat.Close(p)
-	a, st, err := readAttrs(p, v.layers[src.layer].dialect)
+	a, st, err := v.attrsOf(src, p)
 	if err != nil {
 		return err
 	}
@@ -293,7 +288,7 @@ func (u *unpacker) copyUp(ctx context.Context, v *view, src *vnode, n *node) err
 		}
 	default:
 		n.kind = kindNode
-		err = fsat.Mknod(dirfd, n.name, st.Mode&unix.S_IFMT|0o600, st.Rdev)
+		err = u.powers.mknod(dirfd, n.name, st.Mode&unix.S_IFMT, st.Rdev)
 	}
 	if err != nil {
 		return err

@@ -1,13 +1,11 @@
 package layers
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -20,18 +18,22 @@ import (
 	"github.com/plyfs/plyfs/metadata"
 	"github.com/plyfs/plyfs/metadata/chainindex"
 	"github.com/plyfs/plyfs/whiteout/merge"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // The index of a chain lies in chains/<chainID>-<id>.idx. The id, which is also
 // in the file, is a digest of everything that the index depends on and that can
-// differ for one chainID: which directories the layers are in, whether these are
-// the directories that were indexed or copies of them, and, where owners are
-// not those of the tar, how user IDs are mapped. So an index is never taken for
-// one of another stack, whoever wrote it and when.
+// differ for one chainID: which directories the layers are in, and whether these
+// are the directories that were indexed or copies of them. So an index is never
+// taken for one of another stack, whoever wrote it and when.
 
-// chainVersion is part of every id: what is merged in another way is another
-// index.
-const chainVersion = "plyfs chain 1"
+// The version is part of every id: what is merged in another way is another
+// index. Version 1 showed what the files are also in a store without privileges;
+// of the layers of a store of root, the two versions are the same.
+const (
+	chainVersion     = "plyfs chain 1"
+	userChainVersion = "plyfs chain 2"
+)
 
 // verifyMax is the size up to which an index that is there is read as a whole
 // before it is used. A larger one is checked block by block while it is used.
@@ -75,8 +77,13 @@ const chainExt = ".idx"
 // stackID identifies a list of layer directories.
 func (s *Store) stackID(lowers []LayerDir) (string, error) {
 	sum := sha256.New()
-	fmt.Fprintln(sum, chainVersion)
-	virtual := false
+	version := chainVersion
+	for _, d := range lowers {
+		if d.Override != override.None || d.Virtual {
+			version = userChainVersion
+		}
+	}
+	fmt.Fprintln(sum, version)
 	for _, d := range lowers {
 		var st unix.Stat_t
 		if !validID(d.CacheID) {
@@ -86,17 +93,6 @@ func (s *Store) stackID(lowers []LayerDir) (string, error) {
 			return "", fmt.Errorf("%w: layer directory %s: %w", ErrCorrupt, d.Path, err)
 		}
 		fmt.Fprintf(sum, "%s %s %d %d.%d\n", d.CacheID, d.Dialect, st.Ino, st.Ctim.Sec, st.Ctim.Nsec)
-		virtual = virtual || d.Virtual
-	}
-	for _, name := range []string{"uid_map", "gid_map"} {
-		if !virtual {
-			break
-		}
-		raw, err := os.ReadFile("/proc/self/" + name)
-		if err != nil {
-			return "", err
-		}
-		fmt.Fprintf(sum, "%s %q\n", name, bytes.Fields(raw))
 	}
 	return digest.NewDigest(digest.SHA256, sum).String(), nil
 }
@@ -142,7 +138,7 @@ func (s *Store) renewIndex(ctx context.Context, d LayerDir) error {
 		return err
 	}
 	defer l.Close()
-	x, err := readLayerIndex(l, d.CacheID)
+	x, err := readLayerIndex(l, d.indexID())
 	if err == nil {
 		err = errors.Join(x.Verify(), x.Close())
 	}
@@ -155,23 +151,17 @@ func (s *Store) renewIndex(ctx context.Context, d LayerDir) error {
 
 func (s *Store) tryBuildChain(ctx context.Context, lowers []LayerDir, path, id string) (err error) {
 	var indexes []*chainindex.Index
-	real := realOwners{s: s, lowers: lowers, fd: -1}
 	defer func() {
-		real.close()
 		for _, x := range indexes {
 			err = errors.Join(err, x.Close())
 		}
 	}()
-	opt := chainindex.MergeOptions{Rule: unionRule, Step: ctx.Err}
 	for _, d := range lowers {
 		x, err := s.layerIndex(ctx, d)
 		if err != nil {
 			return err
 		}
 		indexes = append(indexes, x)
-		if d.Virtual {
-			opt.Adjust = real.adjust
-		}
 	}
 	w, err := chainindex.NewWriter(chainindex.WriterOptions{
 		Kind: chainindex.KindChain, ID: id, Layers: len(lowers), TempDir: filepath.Dir(path),
@@ -180,7 +170,7 @@ func (s *Store) tryBuildChain(ctx context.Context, lowers []LayerDir, path, id s
 		return err
 	}
 	defer w.Discard()
-	if err := chainindex.Merge(w, indexes, opt); err != nil {
+	if err := chainindex.Merge(w, indexes, chainindex.MergeOptions{Rule: unionRule, Step: ctx.Err}); err != nil {
 		return err
 	}
 	if err := s.fault("before-chain"); err != nil {
@@ -220,47 +210,6 @@ func unionRule(dirs []chainindex.LayerDir) ([]chainindex.MergedEntry, error) {
 		}
 	}
 	return out, nil
-}
-
-// realOwners gives the objects of layers whose files do not have the owners of
-// the tar the modes, owners and types that the files have. A mount shows what
-// the files are, with an index and without.
-type realOwners struct {
-	s      *Store
-	lowers []LayerDir
-	layer  int
-	dir    string
-	fd     int // of dir in layer, or -1
-}
-
-func (r *realOwners) adjust(at string, o *chainindex.Object) error {
-	layer := int(o.Layer)
-	if !r.lowers[layer].Virtual {
-		return nil
-	}
-	dir, name := path.Split(at)
-	if dir = strings.TrimSuffix(dir, "/"); r.fd < 0 || layer != r.layer || dir != r.dir {
-		r.close()
-		var err error
-		diff := r.lowers[layer].CacheID + "/" + diffName
-		if r.fd, err = fsat.OpenBeneath(r.s.layersFd, join(diff, dir), unix.O_PATH|unix.O_DIRECTORY); err != nil {
-			r.fd = -1
-			return fmt.Errorf("directory %q of layer %s: %w", dir, r.lowers[layer].CacheID, err)
-		}
-		r.layer, r.dir = layer, dir
-	}
-	var st unix.Stat_t
-	if err := fsat.Stat(r.fd, name, &st); err != nil {
-		return fmt.Errorf("%q of layer %s: %w", at, r.lowers[layer].CacheID, err)
-	}
-	real := inodeOf(&st)
-	o.Mode, o.UID, o.GID, o.Rdev = real.Mode, real.UID, real.GID, real.Rdev
-	return nil
-}
-
-func (r *realOwners) close() {
-	fsat.Close(r.fd)
-	r.fd = -1
 }
 
 // tempAge is how old the unfinished file of an index must be for nobody to be

@@ -125,7 +125,7 @@ func TestForeignIndexes(t *testing.T) {
 	// The directory is another one, with other inodes.
 	d := st.Lowers[1].Path
 	must(t, os.Rename(d, d+".old"))
-	v, err := openView([]LayerDir{{Path: d + ".old", Dialect: st.Lowers[1].Dialect}})
+	v, err := openView(t.Context(), []LayerDir{{Path: d + ".old", Dialect: st.Lowers[1].Dialect}})
 	must(t, err)
 	defer v.Close()
 	copyTree(t, d+".old", d)

@@ -6,9 +6,12 @@ import (
 	"math"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/metadata"
 	"github.com/plyfs/plyfs/metadata/chainindex"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // index checks a layer's index, and when deep compares it with the directory.
@@ -18,7 +21,7 @@ func (c *checker) index(row metadata.Cache, l layerFiles, object string) error {
 		return nil // K5 tells
 	}
 	repair := func() error { return c.s.rebuildIndex(c.ctx, l, d) }
-	x, err := readLayerIndex(l, row.CacheID)
+	x, err := readLayerIndex(l, d.indexID())
 	if fsat.IsAbsent(err) {
 		c.found("K23", object, "it has no index", "write it anew", repair)
 		return nil
@@ -58,7 +61,7 @@ func (c *checker) compareIndex(x *chainindex.Index, l layerFiles, d LayerDir) (s
 	for stack := []pair{{"", chainindex.Root, chainindex.Root}}; len(stack) > 0; {
 		p := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
-		if diff, err := compareObject(x, disk, p.x, p.y); diff != "" || err != nil {
+		if diff, err := compareObject(x, disk, p.x, p.y, d); diff != "" || err != nil {
 			return fmt.Sprintf("%q: %s", "/"+p.path, diff), err
 		}
 		if n, err := disk.Len(p.y); err != nil { // no directory
@@ -73,7 +76,7 @@ func (c *checker) compareIndex(x *chainindex.Index, l layerFiles, d LayerDir) (s
 		}
 		for i, ex := range bx.Entries {
 			ey := by.Entries[i]
-			if !bytes.Equal(ex.Name, ey.Name) || ex.Type != ey.Type || ex.Whiteout != ey.Whiteout {
+			if !bytes.Equal(ex.Name, ey.Name) || ex.Type != ey.Type && !d.Virtual || ex.Whiteout != ey.Whiteout {
 				return fmt.Sprintf("%q: entry %q, the directory has %q", "/"+p.path, ex.Name, ey.Name), nil
 			}
 			if ex.Slot != 0 {
@@ -85,8 +88,9 @@ func (c *checker) compareIndex(x *chainindex.Index, l layerFiles, d LayerDir) (s
 }
 
 // compareObject compares what an index says about an object with what the disk
-// says. Access times may differ.
-func compareObject(x, disk *chainindex.Index, sx, sy chainindex.Slot) (string, error) {
+// says. Access times may differ, and what files cannot tell: of that, the index
+// may know more than one that is made anew.
+func compareObject(x, disk *chainindex.Index, sx, sy chainindex.Slot, d LayerDir) (string, error) {
 	a, err := x.Object(sx)
 	if err != nil {
 		return "", err
@@ -99,6 +103,9 @@ func compareObject(x, disk *chainindex.Index, sx, sy chainindex.Slot) (string, e
 	a.Flags, b.Flags = a.Flags&^chainindex.FlagImplicit, b.Flags&^chainindex.FlagImplicit
 	a.Atime, b.Atime = chainindex.Time{}, chainindex.Time{}
 	a.Origin, b.Origin = 0, 0
+	if d.Virtual || d.Override != override.None && a.Type() == unix.DT_LNK {
+		b.Mode, b.UID, b.GID, b.Rdev, b.Xattrs = a.Mode, a.UID, a.GID, a.Rdev, a.Xattrs
+	}
 	switch {
 	case a.Inode != b.Inode:
 		return fmt.Sprintf("%+v, the directory has %+v", a.Inode, b.Inode), nil

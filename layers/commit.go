@@ -135,19 +135,15 @@ func (s *Store) commitLayer(ctx context.Context, lease string, c metadata.Contai
 // written out: the layer needs nothing that an image cannot say.
 func writeUpper(ctx context.Context, w io.Writer, st Stack) (empty bool, err error) {
 	c := committer{t: newTreeWriter(ctx, w)}
-	if c.union, err = openUnion(st); err != nil {
+	if c.union, err = openUnion(ctx, st); err != nil {
 		return false, err
 	}
 	defer c.union.Close()
-	if c.lower, err = openView(st.Lowers); err != nil {
+	if c.lower, err = openView(ctx, st.Lowers); err != nil {
 		return false, err
 	}
 	defer c.lower.Close()
 	if c.links, err = c.union.otherLinks(ctx, true); err != nil {
-		return false, err
-	}
-	changed, err := rootChanged(c.union, c.lower)
-	if err != nil {
 		return false, err
 	}
 	root, err := c.union.root()
@@ -158,6 +154,10 @@ func writeUpper(ctx context.Context, w io.Writer, st Stack) (empty bool, err err
 	if err != nil {
 		return false, err
 	}
+	changed, err := c.rootChanged(root, below)
+	if err != nil {
+		return false, err
+	}
 	if err := c.dir(root, below, false); err != nil {
 		return false, err
 	}
@@ -165,28 +165,28 @@ func writeUpper(ctx context.Context, w io.Writer, st Stack) (empty bool, err err
 	return c.t.count == 1 && !changed, c.t.close()
 }
 
-// rootChanged compares everything of the roots but their times.
-func rootChanged(upper, lower *view) (bool, error) {
-	if len(lower.layers) == 0 {
-		return false, nil
-	}
-	a, _, err := readAttrs(upper.layers[0].fd, upper.layers[0].dialect)
-	if err != nil {
-		return false, err
-	}
-	b, _, err := readAttrs(lower.layers[0].fd, lower.layers[0].dialect)
-	if err != nil {
-		return false, err
-	}
-	a.mtime = b.mtime
-	return a.String() != b.String(), nil
-}
-
 // committer writes a layer that turns the lower layers into the union.
 type committer struct {
 	t            *treeWriter
 	union, lower *view
 	links        nameSet // to be written although the upper does not have them
+}
+
+// rootChanged compares everything of the roots but their times.
+func (c *committer) rootChanged(root, below *vnode) (bool, error) {
+	if below == nil {
+		return false, nil
+	}
+	a, err := c.union.attrs(root)
+	if err != nil {
+		return false, err
+	}
+	b, err := c.lower.attrs(below)
+	if err != nil {
+		return false, err
+	}
+	a.mtime = b.mtime
+	return a.String() != b.String(), nil
 }
 
 // dir writes one directory of the union: itself, what it deletes, what it

@@ -107,16 +107,18 @@ func (s *Store) makeRW(ctx context.Context, c metadata.Container) error {
 	if err != nil {
 		return err
 	}
-	v, err := openView(stack)
+	v, err := openView(ctx, stack)
 	if err != nil {
 		return err
 	}
 	defer v.Close()
 	root := &attrs{mode: 0o755, mtime: time.Now()}
-	if len(v.layers) > 0 {
-		if root, _, err = readAttrs(v.layers[0].fd, v.layers[0].dialect); err != nil {
-			return err
-		}
+	below, err := v.root()
+	if err == nil && below != nil {
+		root, err = v.attrs(below)
+	}
+	if err != nil {
+		return err
 	}
 	if err := fsat.Mkdir(s.stageFd, c.MountID, 0o700); err != nil {
 		return err
@@ -322,7 +324,7 @@ func (s *Store) containerStackTx(tx *metadata.Tx, c metadata.Container) (Stack, 
 		return Stack{}, fmt.Errorf("container %q: %w: %w", c.Name, ErrCorrupt, err)
 	}
 	rw := filepath.Join(s.root, rwName, c.MountID)
-	st := Stack{Upper: filepath.Join(rw, upperName), Work: filepath.Join(rw, workName), Dialect: d, ChainID: c.Chain}
+	st := Stack{Upper: filepath.Join(rw, upperName), Work: filepath.Join(rw, workName), Dialect: d, Override: upperOverride(d), ChainID: c.Chain}
 	if st.Lowers, err = s.stackTx(tx, c.Chain); err != nil {
 		return Stack{}, err
 	}

@@ -26,11 +26,11 @@ func (s *Store) Diff(ctx context.Context, nameOrID string) ([]Change, error) {
 
 func diffStack(ctx context.Context, st Stack) (_ []Change, err error) {
 	d := differ{ctx: ctx}
-	if d.union, err = openUnion(st); err != nil {
+	if d.union, err = openUnion(ctx, st); err != nil {
 		return nil, err
 	}
 	defer d.union.Close()
-	if d.lower, err = openView(st.Lowers); err != nil {
+	if d.lower, err = openView(ctx, st.Lowers); err != nil {
 		return nil, err
 	}
 	defer d.lower.Close()
@@ -191,7 +191,7 @@ func (s *Store) DiffImages(ctx context.Context, a, b string) ([]Change, error) {
 		if err != nil {
 			return nil, err
 		}
-		if views[i], err = openView(dirs); err != nil {
+		if views[i], err = openView(ctx, dirs); err != nil {
 			return nil, err
 		}
 		defer views[i].Close()
@@ -283,7 +283,7 @@ func (c *comparer) name(na, nb *vnode) (changed bool, err error) {
 }
 
 func (c *comparer) same(na, nb *vnode) (bool, error) {
-	if na.st.Mode != nb.st.Mode || na.st.Uid != nb.st.Uid || na.st.Gid != nb.st.Gid {
+	if (na.st.Mode^nb.st.Mode)&unix.S_IFMT != 0 {
 		return false, nil
 	}
 	if na.st.Dev == nb.st.Dev && na.st.Ino == nb.st.Ino {
@@ -299,11 +299,11 @@ func (c *comparer) same(na, nb *vnode) (bool, error) {
 		return false, err
 	}
 	defer fsat.Close(fb)
-	aa, _, err := readAttrs(fa, c.a.layers[na.layer].dialect)
+	aa, _, err := c.a.attrsOf(na, fa)
 	if err != nil {
 		return false, err
 	}
-	ab, _, err := readAttrs(fb, c.b.layers[nb.layer].dialect)
+	ab, _, err := c.b.attrsOf(nb, fb)
 	if err != nil || aa.String() != ab.String() {
 		return false, err
 	}

@@ -18,10 +18,13 @@ import (
 // for one thing: which directories the tar does not mention. They have got
 // their attributes then, so it makes no difference to a mount.
 func indexDirectory(ctx context.Context, l layerFiles, d LayerDir, w *chainindex.Writer) error {
-	t := dirIndexer{layer: viewLayer{fd: l.diff, dialect: d.Dialect}, w: w, links: map[uint64]chainindex.Slot{}}
-	if d.Virtual {
-		var err error
-		if t.tar, err = l.tarAttrs(ctx, d.Dialect); err != nil {
+	layer, err := newViewLayer(l.diff, d)
+	if err != nil {
+		return err
+	}
+	t := dirIndexer{layer: layer, w: w, links: map[uint64]chainindex.Slot{}}
+	if layer.mapped {
+		if t.tar, err = l.tarAttrs(ctx); err != nil {
 			return err
 		}
 	}
@@ -56,7 +59,7 @@ type listedDir struct {
 
 type dirIndexer struct {
 	layer viewLayer
-	tar   *node // attributes in the tar; nil: the files have them
+	tar   *node // attributes in the tar; nil: the files have them all
 	w     *chainindex.Writer
 	links map[uint64]chainindex.Slot // by inode number, of objects with several names
 }
@@ -117,8 +120,18 @@ func (t *dirIndexer) object(dirfd int, name, path string) (o *chainindex.Object,
 	if err := fsat.Stat(dirfd, name, &st); err != nil {
 		return nil, nil, err
 	}
+	typ := st.Mode & unix.S_IFMT
+	if err := t.layer.stat(dirfd, name, &st); err != nil {
+		return nil, nil, err
+	}
+	n := t.tar.find(path)
+	named := n != nil && n.attrs != nil && (n.kind == kindDir) == (typ == unix.S_IFDIR)
+	silent := named && (t.layer.virtual || typ == unix.S_IFLNK) // the file tells nothing
+	if silent {
+		n.attrs.overrule(&st)
+	}
 	o = &chainindex.Object{Inode: inodeOf(&st)}
-	switch st.Mode & unix.S_IFMT {
+	switch typ {
 	case unix.S_IFLNK:
 		if o.Target, err = fsat.Readlink(dirfd, name); err != nil {
 			return nil, nil, err
@@ -135,15 +148,17 @@ func (t *dirIndexer) object(dirfd int, name, path string) (o *chainindex.Object,
 		if opaque || l.Opaque {
 			o.Flags |= chainindex.FlagOpaque
 		}
+		if t.tar != nil && !named {
+			o.Flags |= chainindex.FlagImplicit
+		}
 		listing = &l
 	}
-	if o.Xattrs, err = userXattrs(dirfd, name, t.layer.dialect); err != nil {
-		return nil, nil, err
+	if !silent {
+		o.Xattrs, err = userXattrs(dirfd, name, t.layer.encoding)
+		return o, listing, err
 	}
-	if n := t.tar.find(path); n != nil && n.attrs != nil && (n.kind == kindDir) == o.IsDir() {
-		n.attrs.overrule(&o.Inode)
-	} else if t.tar != nil && o.IsDir() {
-		o.Flags |= chainindex.FlagImplicit
+	for _, x := range n.attrs.xattrs {
+		o.Xattrs = append(o.Xattrs, chainindex.Xattr{Name: x.name, Value: []byte(x.value)})
 	}
 	return o, listing, nil
 }

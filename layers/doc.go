@@ -16,9 +16,35 @@
 //	reserve                        space given up when a full disk must be freed
 //
 // As root, layers are in the overlay dialect (character device 0:0,
-// trusted.overlay.opaque=y) with the owners of the tar. Without privileges they
-// are in the userxattr dialect; owners, suid bits and devices that cannot be
-// set stand in the tar-split record alone.
+// trusted.overlay.opaque=y) with the owners of the tar, without privileges in the
+// userxattr dialect, and as follows.
+//
+// # Stores without privileges
+//
+// All files of a user's store are his, also in a user namespace where he could
+// give them to others: one store serves his shell and all of his namespaces, and
+// rm -rf removes it. No file has setuid or setgid, he can read and write every
+// one, and an empty file stands for a device, fifo or socket. What an object is
+// instead is told elsewhere, so that mounts, diff, commit and export have the same
+// owners, modes, types and attributes as in a store of root, and make the same
+// layers:
+//
+//	object                                  told by
+//	file, directory, device, fifo, socket   user.containers.override_stat, if there is
+//	                                        more to tell than "root, with this mode"
+//	their security.*, trusted.* and ACLs    attributes under the same prefix
+//	symbolic link: owner, attributes        the layer's index, and its tar-split record
+//	symbolic link of an upper               nothing: it belongs to root
+//
+// The names are those of package whiteout/override, and uppers use them too. An
+// image cannot write them: what it brings under such a name is kept under another
+// one. In a store of root they mean nothing.
+//
+// A layer is virtual if it has no such attributes: an older version has unpacked it,
+// or the file system knows none. Then the index tells everything. One that is made
+// anew takes it from the tar-split record, and of what no tar mentions it knows
+// nothing: a copy that a hard link into a lower layer has become (in other layers:
+// a copy of a symbolic link) belongs to root from then on.
 //
 // # One directory, several chains
 //
@@ -32,17 +58,16 @@
 //
 // A layer's index says what lstat, readlink and listxattr say about each object
 // of its directory, so that nobody has to ask them; in a store without
-// privileges it has the modes, owners and devices of the tar instead of what
-// the files have. It is written with the layer. One that is missing (an older
+// privileges it has the types, modes, owners and attributes of the tar instead of
+// what the files have. It is written with the layer. One that is missing (an older
 // store), damaged, or of a directory that this one is a copy of, is made anew
 // when it is needed.
 //
 // A chain's index is the merged tree of its layers, made by the first mount of
-// an image or container. It shows what the files are, also without privileges:
-// a mount is the same with an index and without one. Its id is a digest of the
-// directories that were indexed, and of the mapping of user IDs where that
-// matters, so it is never taken for the index of another stack that has the
-// same chainID. Where it cannot be made, mounts do without.
+// an image or container. Its id is a digest of the directories that were indexed,
+// so it is never taken for the index of another stack that has the same chainID,
+// and it does not depend on who asks. Where it cannot be made, mounts do without,
+// and without what only an index tells.
 //
 // # Writable layers are not image layers
 //
@@ -134,7 +159,11 @@
 //     refuse such layers.)
 //   - A path through a symbolic link that only a lower layer has makes a real
 //     directory, as kernel overlayfs shows such layers.
-//   - Extended attributes named {trusted,user}.overlay.* or user.fuseoverlayfs.*
-//     are stored escaped; security.selinux and system.nfs4_acl are dropped.
+//   - Extended attributes named {trusted,user}.overlay.* or user.fuseoverlayfs.*,
+//     and without privileges user.containers.override_*, are stored escaped;
+//     security.selinux and system.nfs4_acl are dropped.
+//   - Without privileges, capabilities and ACLs are kept as the tar has them: no
+//     kernel has looked at them. A name of more than 230 bytes that has to be kept
+//     under a prefix is lost.
 //   - The init layer adds what the image lacks and changes nothing it has.
 package layers

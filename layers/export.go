@@ -48,9 +48,9 @@ func (s *Store) Export(ctx context.Context, nameOrRef string, w io.Writer) error
 	}
 	var v *view
 	if st.Upper != "" {
-		v, err = openUnion(st)
+		v, err = openUnion(ctx, st)
 	} else {
-		v, err = openView(st.Lowers)
+		v, err = openView(ctx, st.Lowers)
 	}
 	if err != nil {
 		return err

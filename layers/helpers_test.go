@@ -248,6 +248,22 @@ func openStore(t testing.TB) *Store {
 	return openAt(t, filepath.Join(t.TempDir(), "store"))
 }
 
+// userStore is a store without privileges. As root, it is one that this process
+// treats as if it had none.
+func userStore(t testing.TB) *Store {
+	t.Helper()
+	s := openStore(t)
+	asUser(t, s)
+	return s
+}
+
+func asUser(t testing.TB, s *Store) {
+	t.Helper()
+	p, err := probeUser(s.stageFd)
+	must(t, err)
+	s.powers = p
+}
+
 func openAt(t testing.TB, root string) *Store {
 	t.Helper()
 	s, err := Open(context.Background(), root, Options{})

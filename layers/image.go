@@ -446,7 +446,7 @@ func (s *Store) ImageStack(ctx context.Context, nameOrID string) (st Stack, err 
 		if err != nil {
 			return err
 		}
-		st = Stack{Dialect: s.powers.dialect, ChainID: row.TopChain}
+		st = Stack{Dialect: s.powers.dialect, Override: upperOverride(s.powers.dialect), ChainID: row.TopChain}
 		st.Lowers, err = s.stackTx(tx, row.TopChain)
 		return err
 	})

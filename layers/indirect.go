@@ -55,8 +55,8 @@ func (x *linkIndex) close() {
 }
 
 // openUnion opens a container's stack.
-func openUnion(st Stack) (*view, error) {
-	v, err := openView(append([]LayerDir{{Path: st.Upper, Dialect: st.Dialect}}, st.Lowers...))
+func openUnion(ctx context.Context, st Stack) (*view, error) {
+	v, err := openView(ctx, append([]LayerDir{{Path: st.Upper, Dialect: st.Dialect, Override: st.Override}}, st.Lowers...))
 	if err != nil {
 		return nil, err
 	}
@@ -260,7 +260,11 @@ func (v *view) lookInIndex(n *vnode) error {
 		return nil
 	}
 	var st unix.Stat_t
-	if err := fsat.Stat(v.index.fd, entry, &st); err != nil {
+	err = fsat.Stat(v.index.fd, entry, &st)
+	if err == nil {
+		err = v.layers[0].stat(v.index.fd, entry, &st)
+	}
+	if err != nil {
 		return fmt.Errorf("link index: %w", err)
 	}
 	if st.Mode&unix.S_IFMT != n.st.Mode&unix.S_IFMT {

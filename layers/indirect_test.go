@@ -166,12 +166,9 @@ func viewLines(t testing.TB, v *view) (out []string) {
 			return err
 		}
 		defer fsat.Close(fd)
-		a, st, err := readAttrs(fd, v.layers[n.layer].dialect)
+		a, st, err := v.attrsOf(n, fd)
 		if err != nil {
 			return err
-		}
-		for i, x := range a.xattrs {
-			a.xattrs[i].name = tarXattr(v.layers[n.layer].dialect, x.name)
 		}
 		line := fmt.Sprintf("%q %o %s", n.path, st.Mode&unix.S_IFMT, a)
 		switch st.Mode & unix.S_IFMT {
@@ -424,16 +421,16 @@ func sameTree(t testing.TB, s *Store, st Stack, layer []byte) {
 	tars := [][]byte{layer}
 	for i, l := range st.Lowers {
 		var buf bytes.Buffer
-		_, err := writeUpper(t.Context(), &buf, Stack{Upper: l.Path, Dialect: l.Dialect, Lowers: st.Lowers[i+1:]})
+		_, err := writeUpper(t.Context(), &buf, Stack{Upper: l.Path, Dialect: l.Dialect, Override: l.Override, Lowers: st.Lowers[i+1:]})
 		must(t, err)
 		tars = append(tars, buf.Bytes())
 	}
 	slices.Reverse(tars)
 	made := loadLayers(t, s, tars...)
-	union, err := openUnion(st)
+	union, err := openUnion(t.Context(), st)
 	must(t, err)
 	defer union.Close()
-	plain, err := openView(made.Lowers)
+	plain, err := openView(t.Context(), made.Lowers)
 	must(t, err)
 	defer plain.Close()
 	if d := gocmp.Diff(viewLines(t, union), viewLines(t, plain)); d != "" {

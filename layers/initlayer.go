@@ -87,7 +87,7 @@ func (s *Store) initTar(ctx context.Context, top digest.Digest) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	v, err := openView(stack)
+	v, err := openView(ctx, stack)
 	if err != nil {
 		return nil, err
 	}

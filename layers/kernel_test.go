@@ -39,7 +39,7 @@ func TestUppersOfTheKernel(t *testing.T) {
 				if want == nil {
 					t.Skip("needs to mount kernel overlayfs with redirect_dir, metacopy and index")
 				}
-				union, err := openUnion(st)
+				union, err := openUnion(t.Context(), st)
 				must(t, err)
 				d := cmp.Diff(want, viewLines(t, union))
 				union.Close()
@@ -65,10 +65,10 @@ func sameChanges(t testing.TB, st Stack) {
 	t.Helper()
 	got, err := diffStack(t.Context(), st)
 	must(t, err)
-	union, err := openUnion(st)
+	union, err := openUnion(t.Context(), st)
 	must(t, err)
 	defer union.Close()
-	lower, err := openView(st.Lowers)
+	lower, err := openView(t.Context(), st.Lowers)
 	must(t, err)
 	defer lower.Close()
 	a, err := lower.root()
@@ -235,7 +235,7 @@ func treeLines(t testing.TB, root string) (out []string) {
 		}
 		must(t, err)
 		defer fsat.Close(fd)
-		a, st, err := readAttrs(fd, whiteout.Overlay)
+		a, st, err := readAttrs(fd, encoding{dialect: whiteout.Overlay})
 		must(t, err)
 		line := fmt.Sprintf("%q %o %s", rel, st.Mode&unix.S_IFMT, a)
 		switch st.Mode & unix.S_IFMT {

@@ -11,6 +11,7 @@ import (
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/metadata"
 	"github.com/plyfs/plyfs/whiteout"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // layerDir returns the directory of a content row.
@@ -22,10 +23,35 @@ func (s *Store) layerDir(c metadata.Cache) (LayerDir, error) {
 	if !validID(c.CacheID) {
 		return LayerDir{}, fmt.Errorf("%w: the database names the layer directory %q", ErrCorrupt, c.CacheID)
 	}
-	return LayerDir{
-		Path: filepath.Join(s.root, layersName, c.CacheID, diffName), Dialect: d, DiffID: c.DiffID,
-		CacheID: c.CacheID, Virtual: c.Owners != ownersReal,
-	}, nil
+	dir := LayerDir{Path: filepath.Join(s.root, layersName, c.CacheID, diffName), Dialect: d, DiffID: c.DiffID, CacheID: c.CacheID}
+	dir.setOwners(c.Owners)
+	return dir, nil
+}
+
+// setOwners sets what follows from what a row says about owners.
+func (d *LayerDir) setOwners(owners string) {
+	switch owners {
+	case ownersReal:
+	case ownersOverride:
+		d.Override = override.Containers
+	default:
+		d.Virtual = true
+	}
+}
+
+// indexID is the ID of the layer's index.
+func (d LayerDir) indexID() string {
+	return indexID(d.CacheID, d.Override == override.None && !d.Virtual)
+}
+
+// upperOverride is how an upper in a dialect of ours says who owns its objects.
+// Uppers of older versions have no attributes, and all their files belong to root,
+// as far as that goes: there never was anything else.
+func upperOverride(d whiteout.Dialect) override.Form {
+	if d == whiteout.UserXattr {
+		return override.Containers
+	}
+	return override.None
 }
 
 // stackOf returns the directories of a chain, topmost first.

@@ -13,15 +13,26 @@ import (
 
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/metadata/chainindex"
-	"github.com/plyfs/plyfs/whiteout"
 )
 
 // The index of a layer says what lstat(2), readlink(2) and listxattr(2) say
 // about every object of its directory, so that nobody has to ask them. In a
-// store without privileges it has the modes, owners and devices of the tar,
-// which the files cannot have. It is written when the layer is made
+// store without privileges it has the types, modes, owners and attributes of the
+// tar, whatever the files are. It is written when the layer is made
 // (treeindex.go), and made anew from the directory when it is missing or
 // damaged (dirindex.go).
+
+// indexID is the ID of a layer's index. In a store without privileges it is not
+// that which older versions gave it: they had the files' owners in it where the tar
+// says nothing, so theirs are made anew.
+func indexID(cacheID string, privileged bool) string {
+	if privileged {
+		return cacheID
+	}
+	return cacheID + tarIndex
+}
+
+const tarIndex = " as in the tar"
 
 // inodeOf is what the kernel says about an object.
 func inodeOf(st *unix.Stat_t) chainindex.Inode {
@@ -37,7 +48,7 @@ func inodeOf(st *unix.Stat_t) chainindex.Inode {
 }
 
 // userXattrs reads the extended attributes of an object as a mount shows them.
-func userXattrs(dirfd int, name string, d whiteout.Dialect) (out []chainindex.Xattr, err error) {
+func userXattrs(dirfd int, name string, e encoding) (out []chainindex.Xattr, err error) {
 	disk, err := fsat.Listxattr(dirfd, name)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, nil
@@ -46,7 +57,7 @@ func userXattrs(dirfd int, name string, d whiteout.Dialect) (out []chainindex.Xa
 		return nil, fmt.Errorf("list extended attributes: %w", err)
 	}
 	for _, n := range disk {
-		user, visible := d.FromDisk(n)
+		user, visible := e.fromDisk(n)
 		if !visible {
 			continue
 		}
@@ -62,14 +73,14 @@ func userXattrs(dirfd int, name string, d whiteout.Dialect) (out []chainindex.Xa
 	return out, nil
 }
 
-func newLayerIndex(cacheID, tempDir string) (*chainindex.Writer, error) {
-	return chainindex.NewWriter(chainindex.WriterOptions{Kind: chainindex.KindLayer, ID: cacheID, Layers: 1, TempDir: tempDir})
+func newLayerIndex(id, tempDir string) (*chainindex.Writer, error) {
+	return chainindex.NewWriter(chainindex.WriterOptions{Kind: chainindex.KindLayer, ID: id, Layers: 1, TempDir: tempDir})
 }
 
 // readLayerIndex opens the index in a layer's directory. ErrCorrupt, ErrVersion
 // and ErrFault of package chainindex, and fs.ErrNotExist, say that it has to be
 // made anew.
-func readLayerIndex(l layerFiles, cacheID string) (*chainindex.Index, error) {
+func readLayerIndex(l layerFiles, id string) (*chainindex.Index, error) {
 	fd, err := fsat.OpenRegular(l.dir, indexName, unix.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("open index: %w", err)
@@ -82,7 +93,7 @@ func readLayerIndex(l layerFiles, cacheID string) (*chainindex.Index, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := describes(x, l.diff, cacheID); err != nil {
+	if err := describes(x, l.diff, id); err != nil {
 		return nil, errors.Join(err, x.Close())
 	}
 	return x, nil
@@ -90,9 +101,12 @@ func readLayerIndex(l layerFiles, cacheID string) (*chainindex.Index, error) {
 
 // describes checks that x is the index of the layer directory diff: not of
 // another one, and not of one that this is a copy of, which has other inodes.
-func describes(x *chainindex.Index, diff int, cacheID string) error {
-	if x.Kind() != chainindex.KindLayer || x.ID() != cacheID {
-		return fmt.Errorf("%w: it is the index of %v %q, expected layer %q", chainindex.ErrCorrupt, x.Kind(), x.ID(), cacheID)
+func describes(x *chainindex.Index, diff int, id string) error {
+	if x.Kind() == chainindex.KindLayer && x.ID()+tarIndex == id {
+		return fmt.Errorf("%w: an older version has written it, without all the owners of the tar", chainindex.ErrVersion)
+	}
+	if x.Kind() != chainindex.KindLayer || x.ID() != id {
+		return fmt.Errorf("%w: it is the index of %v %q, expected layer %q", chainindex.ErrCorrupt, x.Kind(), x.ID(), id)
 	}
 	var st unix.Stat_t
 	if err := fsat.Fstat(diff, &st); err != nil {
@@ -116,7 +130,7 @@ func (s *Store) layerIndex(ctx context.Context, d LayerDir) (*chainindex.Index, 
 		return nil, err
 	}
 	defer l.Close()
-	x, err := readLayerIndex(l, d.CacheID)
+	x, err := readLayerIndex(l, d.indexID())
 	if err == nil {
 		return x, nil
 	}
@@ -130,13 +144,13 @@ func (s *Store) layerIndex(ctx context.Context, d LayerDir) (*chainindex.Index, 
 		s.log.Warn("index of a layer is not kept", zap.String("layer", d.CacheID), zap.Error(err))
 		return indexInMemory(ctx, l, d)
 	}
-	return readLayerIndex(l, d.CacheID)
+	return readLayerIndex(l, d.indexID())
 }
 
 // rebuildIndex writes a layer's index from its directory.
 func (s *Store) rebuildIndex(ctx context.Context, l layerFiles, d LayerDir) error {
 	dir := filepath.Join(s.root, layersName, d.CacheID)
-	w, err := newLayerIndex(d.CacheID, dir)
+	w, err := newLayerIndex(d.indexID(), dir)
 	if err != nil {
 		return err
 	}
@@ -148,7 +162,7 @@ func (s *Store) rebuildIndex(ctx context.Context, l layerFiles, d LayerDir) erro
 }
 
 func indexInMemory(ctx context.Context, l layerFiles, d LayerDir) (*chainindex.Index, error) {
-	w, err := newLayerIndex(d.CacheID, "")
+	w, err := newLayerIndex(d.indexID(), "")
 	if err != nil {
 		return nil, err
 	}

@@ -48,7 +48,7 @@ func (st *stage) commit(ctx context.Context, t target) (metadata.Layer, error) {
 
 // bind finishes the stage on top of a stack, which is that of t.parent.
 func (st *stage) bind(ctx context.Context, t target, stack []LayerDir) (*bound, error) {
-	v, err := openView(stack)
+	v, err := openView(ctx, stack)
 	if err != nil {
 		return nil, err
 	}
@@ -67,19 +67,21 @@ func (st *stage) bind(ctx context.Context, t target, stack []LayerDir) (*bound, 
 		Blob: t.blob, BlobSize: t.blobSize, Origin: t.origin, Created: now,
 	}
 	b.cache = metadata.Cache{
-		CacheID: st.id, DiffID: diffID, Bind: bind, Dialect: st.u.powers.dialect.String(), Owners: ownersReal,
+		CacheID: st.id, DiffID: diffID, Bind: bind, Dialect: st.u.powers.dialect.String(), Owners: st.u.powers.owners(),
 		TarSize: st.u.stats.tarSize, SplitSHA: st.u.split.digest(), SplitSize: st.u.split.size,
 		Duplicates: st.u.stats.duplicates, Created: now,
-	}
-	if !st.u.powers.privileged {
-		b.cache.Owners = ownersVirtual
 	}
 	return b, nil
 }
 
 // dir is the stage as a layer below others that are bound after it.
 func (b *bound) dir() LayerDir {
-	return LayerDir{Path: b.st.path() + "/" + diffName, Dialect: b.st.u.powers.dialect, DiffID: b.layer.DiffID}
+	d := LayerDir{Path: b.st.path() + "/" + diffName, Dialect: b.st.u.powers.dialect, DiffID: b.layer.DiffID}
+	d.setOwners(b.cache.Owners)
+	if !b.st.u.powers.privileged {
+		d.tree = b.st.u.root
+	}
+	return d
 }
 
 // publish makes bound stages, each the parent of the next, layers: durable,
@@ -178,7 +180,7 @@ func describeAll(ctx context.Context, bs []*bound) error {
 // stage was synced before, and is once more after.
 func (b *bound) describe(ctx context.Context) error {
 	st := b.st
-	w, err := newLayerIndex(st.id, st.path())
+	w, err := newLayerIndex(indexID(st.id, st.u.powers.privileged), st.path())
 	if err != nil {
 		return err
 	}
@@ -199,7 +201,7 @@ func (b *bound) describe(ctx context.Context) error {
 		return fmt.Errorf("write %s: %w", indexName, err)
 	}
 	b.cache.Apparent, b.cache.Allocated, b.cache.Inodes = st.u.stats.apparent, st.u.stats.allocated, st.u.stats.inodes
-	side := Sidecar{Version: 1, Cache: b.cache, Layer: b.layer, Incomplete: st.u.stats.incomplete, Placeholders: st.u.stats.placeholder}
+	side := Sidecar{Version: 1, Cache: b.cache, Layer: b.layer, Incomplete: st.u.stats.incomplete}
 	for d := range st.u.displaced {
 		side.Displaced = append(side.Displaced, d)
 	}

@@ -20,9 +20,8 @@ type Sidecar struct {
 	Layer     metadata.Layer `json:"layer"` // the chain it was first unpacked for
 	Displaced []int          `json:"displaced,omitempty"`
 	// Incomplete: some attributes could not be applied to the files and are
-	// only in the tar-split record.
-	Incomplete   bool `json:"incomplete,omitempty"`
-	Placeholders int  `json:"placeholders,omitempty"` // devices that are empty files
+	// only in the index and in the tar-split record.
+	Incomplete bool `json:"incomplete,omitempty"`
 }
 
 func (c *Sidecar) displaced() map[int]bool {

@@ -37,8 +37,13 @@ const (
 
 // What a content directory's row says about owners.
 const (
-	ownersReal    = "real"    // files have the modes and owners of the tar
-	ownersVirtual = "virtual" // they have what a process without privileges can give
+	ownersReal = "real" // files have the modes and owners of the tar
+	// Files have what a process without privileges can give, and an attribute
+	// that says what the object is (package whiteout/override).
+	ownersOverride = "override"
+	// The same without the attribute, which the file system, or an older version,
+	// does not have: only the layer's index tells.
+	ownersVirtual = "virtual"
 )
 
 var base32Lower = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
@@ -131,8 +136,8 @@ func (st *stage) unpackFrom(ctx context.Context, r io.Reader) error {
 	}
 	f := os.NewFile(uintptr(fd), splitName)
 	st.u = &unpacker{powers: st.s.powers, limits: st.s.limits, dir: st.dir, diff: st.diff, root: newRoot(), curFd: -1}
-	shown, err := userXattrs(st.diff, "", st.s.powers.dialect)
-	st.u.foreignXattrs = len(shown) > 0
+	foreign, err := fsat.Listxattr(st.diff, "")
+	st.u.foreignXattrs = len(foreign) > 0
 	if err == nil {
 		st.u.maker, err = newMaker(st.diff, st.u.foreignXattrs)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/metadata"
 	"github.com/plyfs/plyfs/whiteout"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // Store is a layer and image store in one directory. Its methods may be called
@@ -85,37 +86,50 @@ func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
 // probe finds out what we may do: a root that cannot set trusted attributes is
 // one of a user namespace.
 func probe(stageFd int) (powers, error) {
-	p := powers{dialect: whiteout.UserXattr}
+	root := powers{privileged: true, encoding: encoding{dialect: whiteout.Overlay}}
 	name := "probe-" + newID()
 	if os.Geteuid() != 0 {
-		return p, nil
+		return probeUser(stageFd)
 	}
 	switch err := fsat.Mkdir(stageFd, name, 0o700); {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EROFS):
 		// Looking and removing must still be possible.
 		if initialUserNS() {
-			p = powers{privileged: true, dialect: whiteout.Overlay}
+			return root, nil
 		}
-		return p, nil
+		return probeUser(stageFd)
 	case err != nil:
-		return p, fmt.Errorf("write to the store: %w", err)
+		return powers{}, fmt.Errorf("write to the store: %w", err)
 	}
 	defer func() { _ = fsat.Rmdir(stageFd, name) }() // swept otherwise
 	fd, err := fsat.OpenName(stageFd, name, unix.O_PATH, 0)
 	if err != nil {
-		return p, err
+		return powers{}, err
 	}
 	defer fsat.Close(fd)
 	switch err := whiteout.Overlay.SetOpaque(fd); {
 	case err == nil:
-		return powers{privileged: true, dialect: whiteout.Overlay}, nil
+		return root, nil
 	case errors.Is(err, unix.EPERM):
-		return p, nil
+		return probeUser(stageFd)
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return p, fmt.Errorf("%w: the file system of the store has no trusted.* extended attributes", ErrUnsupported)
+		return powers{}, fmt.Errorf("%w: the file system of the store has no trusted.* extended attributes", ErrUnsupported)
 	default:
-		return p, fmt.Errorf("set an extended attribute in the store: %w", err)
+		return powers{}, fmt.Errorf("set an extended attribute in the store: %w", err)
 	}
+}
+
+// probeUser finds out what somebody without privileges may do.
+func probeUser(stageFd int) (powers, error) {
+	p := powers{encoding: encoding{dialect: whiteout.UserXattr, override: override.Containers}}
+	_, err := fsat.Getxattr(stageFd, "", p.override.Attr(), nil)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP): // the file system has no user attributes
+		p.override = override.None
+	case err != nil && !errors.Is(err, unix.ENODATA):
+		return p, fmt.Errorf("read an extended attribute in the store: %w", err)
+	}
+	return p, nil
 }
 
 // initialUserNS reports whether all IDs are mapped to themselves.

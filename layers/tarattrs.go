@@ -20,7 +20,7 @@ import (
 
 // tarAttrs reads from the tar-split record which attributes the layer's tar
 // gives to the objects of the layer. Contents are not looked at.
-func (l layerFiles) tarAttrs(ctx context.Context, d whiteout.Dialect) (*node, error) {
+func (l layerFiles) tarAttrs(ctx context.Context) (*node, error) {
 	fd, err := fsat.OpenRegular(l.dir, splitName, unix.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", splitName, err)
@@ -40,7 +40,7 @@ func (l layerFiles) tarAttrs(ctx context.Context, d whiteout.Dialect) (*node, er
 			return root, nil
 		}
 		if err == nil || errors.Is(err, tar.ErrInsecurePath) {
-			err = root.note(h, d)
+			err = root.note(h)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, splitName, err)
@@ -49,7 +49,7 @@ func (l layerFiles) tarAttrs(ctx context.Context, d whiteout.Dialect) (*node, er
 }
 
 // note adds an entry of a tar to a tree that has attributes only.
-func (n *node) note(h *tar.Header, d whiteout.Dialect) error {
+func (n *node) note(h *tar.Header) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
@@ -57,7 +57,7 @@ func (n *node) note(h *tar.Header, d whiteout.Dialect) error {
 	if err != nil {
 		return err
 	}
-	a, err := headerAttrs(h, 1<<40, d)
+	a, err := headerAttrs(h, 1<<40)
 	if err != nil {
 		return err
 	}
@@ -90,7 +90,7 @@ func (n *node) note(h *tar.Header, d whiteout.Dialect) error {
 		c.kind, c.target = kindSymlink, h.Linkname
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		c.kind = kindNode
-		a.setDevice(h)
+		a.setType(specialOf(h))
 	case tar.TypeLink:
 		comps, err := tarPath(h.Linkname, 1<<20)
 		if err != nil || len(comps) == 0 {
@@ -113,17 +113,17 @@ func (n *node) note(h *tar.Header, d whiteout.Dialect) error {
 	return nil
 }
 
-// setDevice remembers what kind of device an entry is.
-func (a *attrs) setDevice(h *tar.Header) {
+// specialOf returns the type (S_IFMT) and the number of the device or fifo that an
+// entry is.
+func specialOf(h *tar.Header) (typ uint32, rdev uint64) {
+	rdev = unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
 	switch h.Typeflag {
 	case tar.TypeChar:
-		a.device = unix.S_IFCHR
+		return unix.S_IFCHR, rdev
 	case tar.TypeBlock:
-		a.device = unix.S_IFBLK
-	default:
-		return
+		return unix.S_IFBLK, rdev
 	}
-	a.rdev = unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
+	return unix.S_IFIFO, 0
 }
 
 // find returns the node at a canonical path; nil if there is none.

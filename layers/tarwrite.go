@@ -45,7 +45,7 @@ func (t *treeWriter) object(v *view, n *vnode) error {
 	}
 	defer fsat.Close(fd)
 	d := v.layers[n.layer].dialect
-	a, st, err := readAttrs(fd, d)
+	a, st, err := v.attrsOf(n, fd)
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func (t *treeWriter) object(v *view, n *vnode) error {
 		PAXRecords: map[string]string{},
 	}
 	for _, x := range a.xattrs {
-		h.PAXRecords[paxXattr+tarXattr(d, x.name)] = x.value
+		h.PAXRecords[paxXattr+x.name] = x.value
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:

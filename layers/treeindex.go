@@ -10,6 +10,7 @@ import (
 
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/metadata/chainindex"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // index describes the finished tree: it writes the layer's index and computes
@@ -123,7 +124,11 @@ func (t *treeIndexer) child(dir chainindex.Slot, n *node, dirfd int) (chainindex
 }
 
 func (t *treeIndexer) object(n *node, dirfd int, name string, st *unix.Stat_t) (*chainindex.Object, error) {
-	o := &chainindex.Object{Inode: inodeOf(st)}
+	told := *st
+	if n.attrs != nil && !t.u.powers.privileged {
+		n.attrs.overrule(&told)
+	}
+	o := &chainindex.Object{Inode: inodeOf(&told)}
 	if n.opaque {
 		o.Flags |= chainindex.FlagOpaque
 	}
@@ -133,45 +138,33 @@ func (t *treeIndexer) object(n *node, dirfd int, name string, st *unix.Stat_t) (
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		o.Target = n.target
 	}
-	if n.attrs != nil && !t.u.powers.privileged && !n.implicit {
-		n.attrs.overrule(&o.Inode)
-	}
 	var err error
-	o.Xattrs, err = t.u.shownXattrs(n.attrs, dirfd, name)
+	o.Xattrs, err = t.u.shownXattrs(n, dirfd, name)
 	return o, err
 }
 
-// overrule puts the mode, owner and device of the tar in the place of what a
-// store without privileges could give the file.
-func (a *attrs) overrule(n *chainindex.Inode) {
-	n.UID, n.GID = uint32(a.uid), uint32(a.gid)
-	if n.Mode&unix.S_IFMT != unix.S_IFLNK {
-		n.Mode = n.Mode&unix.S_IFMT | a.mode
-	}
-	if a.device != 0 {
-		n.Mode, n.Rdev = n.Mode&^unix.S_IFMT|a.device, a.rdev
-	}
-}
-
-// shownXattrs are the extended attributes that an object has on disk and shows.
-// Those in which the kernel has a say are read again.
-func (u *unpacker) shownXattrs(a *attrs, dirfd int, name string) ([]chainindex.Xattr, error) {
-	reread := u.foreignXattrs
-	if a != nil {
-		for _, x := range a.xattrs {
-			reread = reread || !strings.HasPrefix(x.name, "user.") && !strings.HasPrefix(x.name, "trusted.")
+// shownXattrs are the extended attributes of an object: those that it has on disk
+// and shows, or, where a file can have none, those of the tar. Those in which the
+// kernel has a say are read again.
+func (u *unpacker) shownXattrs(n *node, dirfd int, name string) (out []chainindex.Xattr, err error) {
+	a := n.attrs
+	if u.powers.privileged {
+		reread := u.foreignXattrs
+		for i := 0; a != nil && i < len(a.xattrs); i++ {
+			x := a.xattrs[i].name
+			reread = reread || !strings.HasPrefix(x, "user.") && !strings.HasPrefix(x, "trusted.")
+		}
+		if reread {
+			return userXattrs(dirfd, name, u.powers.encoding)
 		}
 	}
-	switch {
-	case reread:
-		return userXattrs(dirfd, name, u.powers.dialect)
-	case a == nil:
+	if a == nil {
 		return nil, nil
 	}
-	var out []chainindex.Xattr
+	all := !u.powers.privileged && (n.kind == kindSymlink || u.powers.override == override.None)
 	for _, x := range a.xattrs {
-		if user, visible := u.powers.dialect.FromDisk(x.name); visible && !x.lost {
-			out = append(out, chainindex.Xattr{Name: user, Value: []byte(x.value)})
+		if all || !x.lost {
+			out = append(out, chainindex.Xattr{Name: x.name, Value: []byte(x.value)})
 		}
 	}
 	return out, nil

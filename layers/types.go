@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/plyfs/plyfs/whiteout"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // Options configure [Open].
@@ -180,8 +181,14 @@ type LayerDir struct {
 	Dialect whiteout.Dialect `json:"dialect"`
 	DiffID  digest.Digest    `json:"diffID,omitempty"` // empty for the init layer
 	CacheID string           `json:"cacheID,omitempty"`
-	// Virtual: the files do not have the owners and modes of the tar.
+	// Override is how files say what they are in a store without privileges.
+	// Symbolic links cannot; only the index knows their owners.
+	Override override.Form `json:"override,omitempty"`
+	// Virtual: the files say nothing, neither by what they are nor by Override.
+	// Only the index knows owners, modes and types.
 	Virtual bool `json:"virtual,omitempty"`
+
+	tree *node // of a stage without privileges: what its index will say
 }
 
 // Stack is what a mount is made of. Lowers[0] is the topmost.
@@ -190,6 +197,8 @@ type Stack struct {
 	Upper   string           `json:"upper,omitempty"`
 	Work    string           `json:"work,omitempty"`
 	Dialect whiteout.Dialect `json:"dialect"` // of the upper
+	// Override is how files of the upper say what they are.
+	Override override.Form `json:"override,omitempty"`
 	// ChainID is the chain that Lowers are, if they are one.
 	ChainID digest.Digest `json:"chainID,omitempty"`
 }

@@ -54,17 +54,16 @@ func (u *unpacker) keep(a *attrs) *attrs {
 }
 
 type unpackStats struct {
-	entries     int64
-	tarSize     int64
-	apparent    int64
-	allocated   int64
-	inodes      int64
-	contents    int64 // bytes of file content, for the limit
-	duplicates  bool
-	ended       bool // the tar has an end mark
-	incomplete  bool // some attribute could not be applied
-	placeholder int  // devices that could not be made
-	diffID      digest.Digest
+	entries    int64
+	tarSize    int64
+	apparent   int64
+	allocated  int64
+	inodes     int64
+	contents   int64 // bytes of file content, for the limit
+	duplicates bool
+	ended      bool // the tar has an end mark
+	incomplete bool // some attribute could not be applied
+	diffID     digest.Digest
 }
 
 // ctxReader ends a stream when its context does.
@@ -164,7 +163,7 @@ func (u *unpacker) entry(h *tar.Header, tr *tar.Reader) error {
 	if err != nil {
 		return err
 	}
-	a, err := headerAttrs(h, u.limits.XattrBytes, u.powers.dialect)
+	a, err := headerAttrs(h, u.limits.XattrBytes)
 	if err != nil {
 		return err
 	}
@@ -382,37 +381,17 @@ func (u *unpacker) applyName(dirfd int, base string, k kind, a *attrs) error {
 }
 
 func (u *unpacker) special(parent *node, base string, dirfd int, a *attrs, h *tar.Header) error {
-	var mode uint32
-	var rdev uint64
-	switch h.Typeflag {
-	case tar.TypeFifo:
-		mode = unix.S_IFIFO
-	case tar.TypeChar:
-		mode = unix.S_IFCHR
-	case tar.TypeBlock:
-		mode = unix.S_IFBLK
+	typ, rdev := specialOf(h)
+	if typ != unix.S_IFIFO && (h.Devmajor < 0 || h.Devminor < 0 || h.Devmajor >= 1<<12 || h.Devminor >= 1<<20) {
+		return fmt.Errorf("%w: device number %d:%d is out of range", ErrCorrupt, h.Devmajor, h.Devminor)
 	}
-	if mode != unix.S_IFIFO {
-		if h.Devmajor < 0 || h.Devminor < 0 || h.Devmajor >= 1<<12 || h.Devminor >= 1<<20 {
-			return fmt.Errorf("%w: device number %d:%d is out of range", ErrCorrupt, h.Devmajor, h.Devminor)
-		}
-		rdev = unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
-	}
-	if whiteout.IsDevice(mode, rdev) {
+	if whiteout.IsDevice(typ, rdev) {
 		return fmt.Errorf("%w: character device 0:0 is how overlay file systems write a whiteout; an image must not contain one", ErrUnsupported)
 	}
-	err := fsat.Mknod(dirfd, base, mode|0o600, rdev)
-	if errors.Is(err, unix.EPERM) && !u.powers.privileged {
-		// Something must hold the place, or the file of that name in a lower
-		// layer would show.
-		u.stats.placeholder++
-		u.stats.incomplete = true
-		err = fsat.Mknod(dirfd, base, unix.S_IFREG|0o600, 0)
-	}
-	if err != nil {
+	if err := u.powers.mknod(dirfd, base, typ, rdev); err != nil {
 		return fmt.Errorf("make device or fifo: %w", err)
 	}
-	a.setDevice(h)
+	a.setType(typ, rdev)
 	parent.add(&node{name: base, kind: kindNode, payload: -1, attrs: u.keep(a)})
 	return u.applyName(dirfd, base, kindNode, a)
 }

@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -14,22 +15,28 @@ import (
 // view reads a stack of layer directories as the union they make. It holds one
 // descriptor per layer, and no other between calls.
 type view struct {
-	layers []viewLayer // topmost first
+	ctx    context.Context // of the work that the view was opened for
+	layers []viewLayer     // topmost first
 	// upper: layers[0] is a container's writable layer, in which objects may
 	// say that a part of them is elsewhere. In other layers nothing may.
 	upper bool
 	index linkIndex
 }
 
-func openView(dirs []LayerDir) (*view, error) {
-	v := &view{}
+func openView(ctx context.Context, dirs []LayerDir) (*view, error) {
+	v := &view{ctx: ctx}
 	for _, d := range dirs {
 		fd, err := fsat.OpenTrusted(d.Path)
 		if err != nil {
 			v.Close()
 			return nil, fmt.Errorf("%w: open layer directory %s: %w", ErrCorrupt, d.Path, err)
 		}
-		v.layers = append(v.layers, viewLayer{fd: fd, dialect: d.Dialect})
+		l, err := newViewLayer(fd, d)
+		v.layers = append(v.layers, l)
+		if err != nil {
+			v.Close()
+			return nil, fmt.Errorf("layer directory %s: %w", d.Path, err)
+		}
 	}
 	return v, nil
 }
@@ -37,6 +44,7 @@ func openView(dirs []LayerDir) (*view, error) {
 func (v *view) Close() {
 	for _, l := range v.layers {
 		fsat.Close(l.fd)
+		l.record.close()
 	}
 	v.layers = nil
 	v.index.close()
@@ -54,10 +62,10 @@ func (p part) in(name string) part { return part{p.layer, join(p.path, name)} }
 type vnode struct {
 	path  string // "" is the root
 	name  string
-	layer int    // that it shows from
-	at    string // its path there; another than path below a renamed directory
-	st    unix.Stat_t
-	parts []part // of a directory: the directories that are merged, topmost first
+	layer int         // that it shows from
+	at    string      // its path there; another than path below a renamed directory
+	st    unix.Stat_t // what the object is; owners of symbolic links only in attrs
+	parts []part      // of a directory: the directories that are merged, topmost first
 	indirection
 }
 
@@ -79,7 +87,37 @@ func (v *view) root() (*vnode, error) {
 	if len(n.parts) == 0 {
 		return nil, nil
 	}
-	return n, fsat.Fstat(v.layers[0].fd, &n.st)
+	return n, v.stat(n)
+}
+
+// stat sets what an object is.
+func (v *view) stat(n *vnode) error {
+	fd, err := v.open(n)
+	if err != nil {
+		return err
+	}
+	defer fsat.Close(fd)
+	if err := fsat.Fstat(fd, &n.st); err != nil {
+		return err
+	}
+	return v.complete(part{n.layer, n.at}, fd, &n.st)
+}
+
+// complete completes st, which is what the kernel says about the file fd at p, by
+// what the object is.
+func (v *view) complete(p part, fd int, st *unix.Stat_t) error {
+	l := &v.layers[p.layer]
+	if l.virtual {
+		a, _, err := l.record.attrs(v.ctx, p.path)
+		if err != nil {
+			return err
+		}
+		if a != nil {
+			a.overrule(st)
+			return nil
+		}
+	}
+	return l.stat(fd, "", st)
 }
 
 // open opens the object in the layer it shows from, O_PATH.
@@ -94,15 +132,60 @@ func (v *view) openPart(p part, flags int) (int, error) {
 	return fsat.OpenBeneath(v.layers[p.layer].fd, p.path, flags)
 }
 
-// attrs reads the attributes of an object.
+// attrs returns the attributes of an object.
 func (v *view) attrs(n *vnode) (*attrs, error) {
 	fd, err := v.open(n)
 	if err != nil {
 		return nil, err
 	}
 	defer fsat.Close(fd)
-	a, _, err := readAttrs(fd, v.layers[n.layer].dialect)
+	a, _, err := v.attrsOf(n, fd)
 	return a, err
+}
+
+// attrsOf returns the attributes of an object, whose file is fd, and what stat(2)
+// says about the file, completed by what the object is.
+func (v *view) attrsOf(n *vnode, fd int) (*attrs, unix.Stat_t, error) {
+	l := &v.layers[n.layer]
+	a, st, err := readAttrs(fd, l.encoding)
+	if err != nil || !l.virtual && st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return a, st, err
+	}
+	known, err := v.recorded(n)
+	if err != nil || known == nil {
+		return a, st, err
+	}
+	known.overrule(&st)
+	a.mode, a.uid, a.gid, a.xattrs = st.Mode&permBits, known.uid, known.gid, nil
+	a.setType(st.Mode, st.Rdev)
+	for _, x := range known.xattrs {
+		a.xattrs = append(a.xattrs, xattr{name: x.name, value: x.value})
+	}
+	return a, st, nil
+}
+
+// recorded returns what is known of an object whose file tells nothing; nil if that
+// is nothing, too, as in an upper.
+func (v *view) recorded(n *vnode) (*attrs, error) {
+	parts := n.parts
+	if !n.isDir() {
+		parts = []part{{n.layer, n.at}}
+	}
+	var first *attrs
+	for _, p := range parts {
+		a, bare, err := v.layers[p.layer].record.attrs(v.ctx, p.path)
+		if err != nil {
+			return nil, err
+		}
+		if a != nil && !bare {
+			return a, nil
+		}
+		// A directory that the tar does not mention is what it is below.
+		if first == nil {
+			first = a
+		}
+	}
+	return first, nil
 }
 
 // isOpaque reports whether a directory hides what lies below it.
@@ -162,6 +245,7 @@ func (v *view) consider(n *vnode, d part, name string, fd int) (stop bool, err e
 	if err := fsat.Fstat(fd, &st); err != nil {
 		return true, err
 	}
+	at := d.in(name)
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		if n.layer >= 0 {
 			return true, nil
@@ -174,14 +258,18 @@ func (v *view) consider(n *vnode, d part, name string, fd int) (stop bool, err e
 		}
 		w, err := l.isWhiteout(fd, &st, marked)
 		if err == nil && !w {
-			n.layer, n.at, n.st = d.layer, join(d.path, name), st
+			err = v.complete(at, fd, &st)
+			n.layer, n.at, n.st = at.layer, at.path, st
 		}
 		return true, err
 	}
 	if n.layer < 0 {
-		n.layer, n.at, n.st = d.layer, join(d.path, name), st
+		if err := v.complete(at, fd, &st); err != nil {
+			return true, err
+		}
+		n.layer, n.at, n.st = at.layer, at.path, st
 	}
-	n.parts = append(n.parts, d.in(name))
+	n.parts = append(n.parts, at)
 	m, err := l.dialect.Mark(fd)
 	return m == whiteout.Opaque, err
 }
@@ -216,12 +304,7 @@ func (v *view) merged(dir *vnode, m merge.Merged) (*vnode, error) {
 		return v.child(dir, m.Name) // its lower part may be elsewhere
 	}
 	n := &vnode{path: join(dir.path, m.Name), name: m.Name, layer: top.layer, at: top.path}
-	fd, err := v.open(n)
-	if err == nil {
-		err = fsat.Fstat(fd, &n.st)
-		fsat.Close(fd)
-	}
-	if err != nil {
+	if err := v.stat(n); err != nil {
 		return nil, fmt.Errorf("stat %q: %w", "/"+n.path, err)
 	}
 	if !n.isDir() {

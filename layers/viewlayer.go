@@ -8,13 +8,29 @@ import (
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/whiteout"
 	"github.com/plyfs/plyfs/whiteout/merge"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // viewLayer is one directory of a view.
 type viewLayer struct {
-	fd      int
-	dialect whiteout.Dialect
-	uuid    fsat.UUID // of its file system, if there is an index
+	fd int
+	encoding
+	virtual bool    // files tell nothing: record does
+	record  *record // nil: there is none
+	uuid    fsat.UUID
+}
+
+// newViewLayer looks at the directory fd, which is that of d.
+func newViewLayer(fd int, d LayerDir) (viewLayer, error) {
+	l := viewLayer{fd: fd, encoding: encoding{dialect: d.Dialect, override: d.Override}, virtual: d.Virtual, record: newRecord(d)}
+	if d.Override == override.None && !d.Virtual {
+		return l, nil
+	}
+	// Whoever made the directory made all that is in it.
+	var st unix.Stat_t
+	err := fsat.Fstat(fd, &st)
+	l.mapped, l.self = true, st.Uid
+	return l, err
 }
 
 // isWhiteout looks at one object of a layer; marked says that its directory

@@ -40,7 +40,7 @@ type Cache struct {
 	// that yields the same may share the directory.
 	Bind       string        `json:"bind,omitempty"`
 	Dialect    string        `json:"dialect"`
-	Owners     string        `json:"owners"` // "real", or "virtual" where chown was not possible
+	Owners     string        `json:"owners"` // how owners are told: "real", "override" or "virtual" (package layers)
 	Apparent   int64         `json:"apparent"`
 	Allocated  int64         `json:"allocated"`
 	Inodes     int64         `json:"inodes"`

@@ -1,0 +1,56 @@
+package layers
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/whiteout"
+	"github.com/plyfs/plyfs/whiteout/override"
+)
+
+// encoding is how a layer says what its objects are where their files cannot:
+// that a name is deleted, that a user's file is somebody else's, an attribute
+// whose name means something here or is not for everybody to set.
+type encoding struct {
+	dialect  whiteout.Dialect
+	override override.Form
+	// mapped: the files are those of a user without privileges, self. One of
+	// which nothing else is said belongs to root.
+	mapped bool
+	self   uint32
+}
+
+// toDisk returns the name under which an attribute that an image or a user calls
+// name is stored. The dialect escapes first: it is what a layer would be without
+// an override, whose prefix then covers the result.
+func (e encoding) toDisk(name string) string { return e.override.ToDisk(e.dialect.ToDisk(name)) }
+
+// fromDisk is the inverse of toDisk. visible is false for what belongs to the
+// encoding itself.
+func (e encoding) fromDisk(disk string) (name string, visible bool) {
+	if name, visible = e.override.FromDisk(disk); !visible {
+		return "", false
+	}
+	return e.dialect.FromDisk(name)
+}
+
+// stat completes st, which is what the kernel says about the file (dirfd, name),
+// by what the object is. Whether a file is a whiteout must be asked before.
+func (e encoding) stat(dirfd int, name string, st *unix.Stat_t) error {
+	if !e.mapped {
+		return nil
+	}
+	if e.override == override.None {
+		if st.Uid == e.self {
+			st.Uid, st.Gid = 0, 0
+		}
+		return nil
+	}
+	err := e.override.Stat(dirfd, name, st, int(e.self))
+	if errors.Is(err, override.ErrInvalid) {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return err
+}
