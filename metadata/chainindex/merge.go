@@ -36,13 +36,9 @@ type MergedEntry struct {
 // sorted. The index knows no rule of its own, so that it cannot disagree with the one that mounts use.
 type Rule func(dirs []LayerDir) ([]MergedEntry, error)
 
-// Adjust may change what is written about an object, whose content lies at path in layer o.Layer.
-type Adjust func(path string, o *Object) error
-
 // MergeOptions say how trees are merged.
 type MergeOptions struct {
-	Rule   Rule
-	Adjust Adjust // nil: everything is as the layers' indexes say
+	Rule Rule
 	// Step is called once for each directory; its error ends the work. May be nil.
 	Step func() error
 }
@@ -70,7 +66,7 @@ func Merge(w *Writer, layers []*Index, o MergeOptions) error {
 	if root.parts, err = m.visible(root.parts); err != nil {
 		return err
 	}
-	top, err := m.dirObject(root.parts, "")
+	top, err := m.dirObject(root.parts)
 	if err != nil {
 		return err
 	}
@@ -104,7 +100,6 @@ type LayerSlot struct {
 // pendingDir is a directory of the merged tree whose children are not written yet.
 type pendingDir struct {
 	slot  Slot
-	path  string      // for Adjust, otherwise empty
 	parts []LayerSlot // the layers' directories it consists of, topmost first
 }
 
@@ -152,18 +147,12 @@ func (m *merger) dir(d pendingDir) ([]pendingDir, error) {
 		}
 		top := e.Refs[0]
 		isDir := listings[top.Dir].Entries[top.Entry].Type == modeDir>>12
-		path := ""
-		if m.opt.Adjust != nil {
-			if path = e.Name; d.path != "" {
-				path = d.path + "/" + e.Name
-			}
-		}
-		slot, err := m.child(d.slot, e.Name, path, parts, isDir)
+		slot, err := m.child(d.slot, e.Name, parts, isDir)
 		if err != nil {
 			return nil, err
 		}
 		if isDir {
-			subdirs = append(subdirs, pendingDir{slot, path, parts})
+			subdirs = append(subdirs, pendingDir{slot, parts})
 		}
 	}
 	return subdirs, nil
@@ -200,9 +189,9 @@ func (m *merger) listing(p LayerSlot) (LayerDir, error) {
 	return l, nil
 }
 
-func (m *merger) child(dir Slot, name, path string, parts []LayerSlot, isDir bool) (Slot, error) {
+func (m *merger) child(dir Slot, name string, parts []LayerSlot, isDir bool) (Slot, error) {
 	if isDir {
-		o, err := m.dirObject(parts, path)
+		o, err := m.dirObject(parts)
 		if err != nil {
 			return 0, err
 		}
@@ -213,9 +202,6 @@ func (m *merger) child(dir Slot, name, path string, parts []LayerSlot, isDir boo
 		return m.w.Add(dir, Child{Name: name, Link: slot})
 	}
 	o, err := m.object(p)
-	if err == nil {
-		err = m.adjust(path, o)
-	}
 	if err != nil {
 		return 0, err
 	}
@@ -227,7 +213,7 @@ func (m *merger) child(dir Slot, name, path string, parts []LayerSlot, isDir boo
 }
 
 // dirObject makes the metadata of a directory out of its parts.
-func (m *merger) dirObject(parts []LayerSlot, path string) (*Object, error) {
+func (m *merger) dirObject(parts []LayerSlot) (*Object, error) {
 	var top *Object
 	var lowest Inode
 	named := false
@@ -256,14 +242,7 @@ func (m *merger) dirObject(parts []LayerSlot, path string) (*Object, error) {
 	if len(parts) > 1 {
 		top.Flags = FlagMerged
 	}
-	return top, m.adjust(path, top)
-}
-
-func (m *merger) adjust(path string, o *Object) error {
-	if m.opt.Adjust == nil {
-		return nil
-	}
-	return m.opt.Adjust(path, o)
+	return top, nil
 }
 
 // object reads everything about an object of a layer.
