@@ -13,6 +13,7 @@ import (
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd/holder"
 	"github.com/plyfs/plyfs/unionfs"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // subject is what a mount request names, resolved.
@@ -66,7 +67,10 @@ func (l *Local) Mount(ctx context.Context, r MountRequest) (res MountResult, err
 	if err := checkOverlap(target, stackDirs(sub.stack)); err != nil {
 		return res, marked(ErrMount, err)
 	}
-	spec := l.specOf(r, target, sub)
+	spec, err := l.specOf(r, target, sub)
+	if err != nil {
+		return res, err
+	}
 	l.addChain(ctx, &spec, sub.stack)
 	row := layers.Live{
 		Target: target, ReadOnly: spec.ReadOnly, BootID: holder.BootID(), Created: time.Now().UTC(),
@@ -168,7 +172,7 @@ func (l *Local) containerSubject(ctx context.Context, c *layers.Container, readO
 		return subject{}, err
 	}
 	if readOnly {
-		st.Lowers = append([]layers.LayerDir{{Path: st.Upper, Dialect: st.Dialect}}, st.Lowers...)
+		st.Lowers = append([]layers.LayerDir{{Path: st.Upper, Dialect: st.Dialect, Override: st.Override}}, st.Lowers...)
 		st.Upper, st.Work, st.ChainID = "", "", ""
 	}
 	return subject{container: c, stack: st}, nil
@@ -176,8 +180,8 @@ func (l *Local) containerSubject(ctx context.Context, c *layers.Container, readO
 
 func holderHint(a assessment) string { return fmt.Sprintf(" (holder %d)", a.row.Pid) }
 
-func (l *Local) specOf(r MountRequest, target string, sub subject) holder.Spec {
-	s := holder.Spec{
+func (l *Local) specOf(r MountRequest, target string, sub subject) (s holder.Spec, err error) {
+	s = holder.Spec{
 		ID: sub.image.ID.String(), Target: target,
 		ReadOnly: sub.stack.Upper == "", AllowOther: r.AllowOther || os.Geteuid() == 0,
 		NoSuid: !r.Suid, NoDev: !r.Dev, NoExec: r.NoExec, NoAtime: r.NoAtime,
@@ -188,17 +192,20 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) holder.Spec {
 	}
 	for _, d := range sub.stack.Lowers {
 		s.Lowers = append(s.Lowers, unionfs.Layer{
-			Path: d.Path, Dialect: d.Dialect,
+			Path: d.Path, Dialect: d.Dialect, Override: d.Override,
 			Direct: true, // unpacking escapes the attributes that would say otherwise
 		})
 	}
 	if sub.stack.Upper != "" {
-		s.Upper = unionfs.Layer{Path: sub.stack.Upper, Dialect: sub.stack.Dialect}
+		s.Upper = unionfs.Layer{Path: sub.stack.Upper, Dialect: sub.stack.Dialect, Override: sub.stack.Override}
 		s.Work = sub.stack.Work
 		// Nobody but us and root writes these uppers.
 		s.Redirect, s.Metacopy = unionfs.RedirectOn, true
 	}
-	return s
+	if sub.stack.Override != override.None {
+		s.Owners, err = ownersHere()
+	}
+	return s, err
 }
 
 // addChain gives a mount the merged index of its lowers. Without one it does the

@@ -133,7 +133,7 @@ func New(o Options) (*FS, error) {
 	}
 	fs.staticNlink, fs.shortInodes, fs.noXattrs, fs.noACL = o.StaticNlink, o.ShortInodes, o.NoXattrs, o.NoACL
 	fs.io = o.IO.resolve(o.Upper == "" && !fs.changing, fs.euid == 0)
-	fs.owners = newOwners(o.Owners, fs.euid)
+	fs.owners = newOwners(o.Owners)
 	fs.rules.redirect = o.Redirect >= RedirectFollow
 	fs.rules.metacopy = fs.rules.redirect && o.Metacopy
 	if err := fs.open(o); err != nil {

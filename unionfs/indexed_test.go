@@ -124,7 +124,7 @@ func buildChain(t testing.TB, lowers []Layer, id string) (path string) {
 			t.Fatal(err)
 		}
 	}
-	layers, mount, err := openLowers(lowers, &owners{plain: true, self: -1})
+	layers, mount, err := openLowers(lowers, &owners{plain: true})
 	must(err)
 	defer fsat.Close(mount)
 	var indexes []*chainindex.Index
@@ -410,7 +410,7 @@ func TestIndexAndDirectoriesAgree(t *testing.T) {
 				chain := buildChain(t, lowers, "the id")
 				var said [3]saying
 				for i := range said {
-					layers, mount, err := openLowers(lowers, &owners{plain: true, self: -1})
+					layers, mount, err := openLowers(lowers, &owners{plain: true})
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -20,6 +20,7 @@ type layer struct {
 	blksize uint32
 	nodev   bool // devices in it cannot be opened
 	*fileSystem
+	owner    int // of the root
 	override override.Form
 	owners   *owners
 	// mapped: the mount that the layer lies in maps ids, see Layer.Mapped.
@@ -42,7 +43,7 @@ func newLayer(fd int, path string, d whiteout.Dialect, on fileSystems) (*layer, 
 		return nil, fmt.Errorf("open layer %q: %w", path, err)
 	}
 	return &layer{
-		fileSystem: on.of(fd, st.Dev), path: path, dialect: d, root: fd, dev: st.Dev, blksize: uint32(st.Blksize),
+		fileSystem: on.of(fd, st.Dev), path: path, dialect: d, root: fd, dev: st.Dev, owner: int(st.Uid), blksize: uint32(st.Blksize),
 	}, nil
 }
 

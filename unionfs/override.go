@@ -19,12 +19,12 @@ import (
 // that is allowed.
 
 // says reports whether the object must say what it is, because its file does not.
-func (fs *FS) says(s *override.Stat) bool { return fs.owners.self < 0 || s.Needed() }
+func (fs *FS) says(s *override.Stat) bool { return !fs.owners.filesOfRoot || s.Needed() }
 
 // markOverride gives the root of the upper the attribute, which tells others the form that
 // the layer is in. Where files belong to root, that is known already.
 func (fs *FS) markOverride() error {
-	if fs.owners.self >= 0 {
+	if fs.owners.filesOfRoot {
 		return nil
 	}
 	var st unix.Stat_t
@@ -46,7 +46,7 @@ func (fs *FS) build(src cow.Source) (*cow.Temp, error) {
 	}
 	s := override.Stat{UID: uint32(src.Uid), GID: uint32(src.Gid), Mode: src.Mode, Rdev: src.Rdev}
 	src.AnyOwner = true
-	if src.Mode&unix.S_IFMT == unix.S_IFLNK && fs.owners.self < 0 {
+	if src.Mode&unix.S_IFMT == unix.S_IFLNK && !fs.owners.filesOfRoot {
 		return fs.work.Build(src)
 	}
 	src.Uid, src.Gid = fs.euid, fs.egid
@@ -173,7 +173,7 @@ func (fs *FS) say(dirfd int, name string, st *unix.Stat_t) error {
 // socket that somebody else has left in the upper. It is changed itself, as far as that
 // is allowed.
 func (fs *FS) change(dirfd int, name string, file, st *unix.Stat_t) error {
-	if fs.owners.self < 0 && (file.Uid != st.Uid || file.Gid != st.Gid) {
+	if !fs.owners.filesOfRoot && (file.Uid != st.Uid || file.Gid != st.Gid) {
 		if err := fsat.Chown(dirfd, name, int(st.Uid), int(st.Gid)); err != nil && err != unix.EPERM {
 			return err
 		}

@@ -85,17 +85,15 @@ type owners struct {
 	uids, gids IDMap
 	plain      bool // nothing is mapped
 	squash     bool
-	// self is the user whose files belong to root, see Owners.FilesOfRoot; or -1.
-	self int
+	// filesOfRoot is as in Owners. The user who owns the files is the owner of a
+	// layer's root.
+	filesOfRoot bool
 }
 
-func newOwners(o Owners, euid int) owners {
-	w := owners{uids: o.UIDs, gids: o.GIDs, self: -1}
+func newOwners(o Owners) owners {
+	w := owners{uids: o.UIDs, gids: o.GIDs, filesOfRoot: o.FilesOfRoot}
 	w.plain = w.uids.plain() && w.gids.plain()
 	w.squash = w.uids.Squash != nil || w.gids.Squash != nil
-	if o.FilesOfRoot {
-		w.self = euid
-	}
 	return w
 }
 
@@ -121,7 +119,11 @@ func (l *layer) describe(dirfd int, name string, st *unix.Stat_t) error {
 	if l.override == override.None {
 		return nil
 	}
-	return l.override.Stat(dirfd, name, st, l.owners.self)
+	self := -1
+	if l.owners.filesOfRoot {
+		self = l.owner
+	}
+	return l.override.Stat(dirfd, name, st, self)
 }
 
 // toDisk returns the name under which an object of the given type (S_IFMT) in the layer has
