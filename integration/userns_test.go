@@ -60,14 +60,19 @@ func TestInUserNamespace(t *testing.T) {
 	}
 	harness.NeedFUSE(t)
 	harness.NeedKernelOverlay(t)
-	for seed := int64(1); seed <= 6; seed++ {
-		o := oracle.GenOptions{Unprivileged: true, PlainNames: true, NoHardlinks: true, Ops: 150}
-		tr := &oracle.Trial{Seed: seed, Where: dir, Dialect: "userxattr", Users: 1}
-		tr.Recipe = oracle.GenRecipe(seed, o)
-		tr.Gen = oracle.NewGenerator(seed, o)
-		runTrial(t, tr, fmt.Sprintf("userns-%d", seed))
-		if t.Failed() {
-			return
+	for _, policy := range []string{"", written} {
+		for seed := int64(1); seed <= 6; seed++ {
+			o := oracle.GenOptions{Unprivileged: true, PlainNames: true, NoHardlinks: true, Ops: 150}
+			tr := &oracle.Trial{Seed: seed, Where: dir, Dialect: "userxattr", Users: 1}
+			tr.Recipe = oracle.GenRecipe(seed, o)
+			tr.Gen = oracle.NewGenerator(seed, o)
+			if policy != "" {
+				tr.Subject, tr.OwnUpper, tr.Recipe.Upper = policySubject(t, policy), true, oracle.Layer{}
+			}
+			runTrial(t, tr, policyRun(policy, fmt.Sprintf("userns-%d", seed)))
+			if t.Failed() {
+				return
+			}
 		}
 	}
 }
