@@ -27,7 +27,16 @@ func newOverlayCommand() *cobra.Command {
   userxattr         user.overlay.* instead of trusted.overlay.* everywhere
   volatile          no sync ever reaches the disk
   redirect_dir=on|follow|nofollow|off metacopy=on|off index=on|off
+  uidmapping=C:H:N gidmapping=C:H:N squash_to_root squash_to_uid=N squash_to_gid=N
+                    other ids than the layers have: those from C on are shown from H on
+  xattr_permissions=2
+                    owners, modes and types stand in an attribute of the upper
+  timeout=SECONDS   how long the kernel keeps names and attributes (default: for ever)
+  static_nlink ino32_t noacl noxattrs=1
   ro nosuid nodev noexec noatime nodiratime strictatime allow_other fsname=NAME debug
+  @FILE             more options, one on each line of a file
+
+All of them are explained in mount.plyfs(8).
 
 A backslash takes the special meaning from a comma, colon or backslash in a path.
 The command returns once the mount is live. With -f it stays, and unmounts on Ctrl-C.`,
