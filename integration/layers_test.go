@@ -298,6 +298,21 @@ func TestUpperOnNFS(t *testing.T) {
 	}
 }
 
+// TestLowersOnNFS puts the lowers where there are no attributes and no handles that last.
+func TestLowersOnNFS(t *testing.T) {
+	needOracle(t)
+	for seed := range int64(6) {
+		o := oracle.GenOptions{Ops: 200, Unprivileged: true, LikeNFS: true, NoXattrs: true, PlainNames: true, NoLinks: true}
+		tr := &oracle.Trial{Seed: seed, Where: base, LowersOn: "like-nfs"}
+		tr.Recipe = oracle.GenRecipe(seed, o)
+		tr.Gen = oracle.NewGenerator(seed, o)
+		runTrial(t, tr, fmt.Sprintf("lowers-on-nfs-%d", seed))
+		if t.Failed() {
+			return
+		}
+	}
+}
+
 // TestUpperWithDevicesAlone puts it where devices can be made, but there are no
 // attributes.
 func TestUpperWithDevicesAlone(t *testing.T) {

@@ -110,9 +110,7 @@ func (n *likeNFS) Setxattr(context.Context, string, []byte, uint32) syscall.Errn
 	return syscall.EOPNOTSUPP
 }
 
-func (n *likeNFS) Listxattr(context.Context, []byte) (uint32, syscall.Errno) {
-	return 0, syscall.EOPNOTSUPP
-}
+func (n *likeNFS) Listxattr(context.Context, []byte) (uint32, syscall.Errno) { return 0, 0 }
 
 func (n *likeNFS) Removexattr(context.Context, string) syscall.Errno { return syscall.EOPNOTSUPP }
 

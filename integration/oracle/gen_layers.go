@@ -196,7 +196,7 @@ func (g *gen) layer(n int, upper bool) Layer {
 		switch k := g.IntN(100); {
 		case k < 35:
 			e.Kind = Dir
-			if g.chance(15) {
+			if g.chance(15) && !g.o.LikeNFS {
 				e.Kind = Opaque
 			}
 			e.Mode = pick(g, dirModes)
