@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -141,6 +143,69 @@ home/app/dataetc/shadow
 	run("check", "--deep")
 	noPrivileges(t, filepath.Join(dir, "store"), uid)
 	runAsUser(t, dir, "rm", "-rf", filepath.Join(dir, "store")) // as any files of the user
+}
+
+// ownersChanged changes what needs to be root, among many ids.
+const ownersChanged = changes + `
+chown 3:4 etc/shadow; chown -h 5:6 link; ln -s to mine; chown -h 7:8 mine; ln -s a own; chown -h 9:9 own; chown -h 0:0 own; mv mine moved
+touch u; chown 1000:1000 u; chmod 6755 u; mkdir dir; chown 1000:33 dir; chmod 2770 dir; touch dir/in; ln -s y dir/link; chmod 1777 dir
+mkfifo p; chown 5:5 p; chmod 600 p; chown 12:13 dev/kept; setfacl -m u:1000:rw,g:44:r u; setfacl -d -m u:7:rwx dir; mkdir dir/acl; touch dir/acl/f
+cp -a home/app home/copy; cp -a link copied; stat -c '%n %F %u:%g %a %s' etc/shadow link moved own u dir dir/in dir/link p dev/kept home/copy/* copied; readlink link moved own copied
+getfacl -cn u dir/acl dir/acl/f`
+
+// TestUserStoreManyIDs: root of a user namespace with subordinate ids changes owners, and
+// the store, whose files stay the user's, has what root's has.
+func TestUserStoreManyIDs(t *testing.T) {
+	harness.NeedFUSE(t)
+	if os.Geteuid() != 0 {
+		harness.Skip(t, "compares with what root gets, and maps ids")
+	}
+	asUser(t)
+	dir := filepath.Join(base, "user-ids")
+	uid, gid := user()
+	file := filepath.Join(dir, "image.tar")
+	if err := errors.Join(os.Mkdir(dir, 0o755), (archive.Image{Ref: "localhost/owned:1", Layers: [][]byte{ownedLayer(t)}}).Write(file, archive.Options{}),
+		os.Chown(dir, uid, gid), os.Chmod(file, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t)
+	s.run("load", "-i", file)
+	m := t.TempDir()
+	s.run("mount", "--suid", "--dev", "--name", "c", "localhost/owned:1", m)
+	want := shellIn(t, m, ownersChanged)
+	s.run("umount", "c")
+	s.run("commit", "c", "localhost/owned:2")
+	s.run("export", "-o", filepath.Join(dir, "root.tar"), "localhost/owned:2")
+
+	script := fmt.Sprintf(`set -e; p="%s --root %s/store --socket none"; $p load -i image.tar; mkdir m; $p mount --suid --name c localhost/owned:1 m
+cd m; sh -c "$CHANGES" > ../seen; cd ..; $p umount c; $p commit c localhost/owned:2; $p export -o user.tar localhost/owned:2; $p check --deep`, s.bin, dir)
+	cmd := exec.Command("sh", "-c", script)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "HOME="+dir, "PLYFS_RUN_DIR="+dir+"/run", "LC_ALL=C", "CHANGES="+ownersChanged)
+	cmd.WaitDelay = time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:                 syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+		UidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: uid, Size: 1}, {ContainerID: 1, HostID: 100000, Size: 65535}},
+		GidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: gid, Size: 1}, {ContainerID: 1, HostID: 100000, Size: 65535}},
+		GidMappingsEnableSetgroups: true, Credential: &syscall.Credential{},
+	}
+	kill := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() }) // it may have ended
+	out, err := cmd.CombinedOutput()
+	kill.Stop()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	seen, err := os.ReadFile(filepath.Join(dir, "seen"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := oracle.DiffLines(want, string(seen)); len(d) > 0 {
+		t.Errorf("- root's mount, + the user's:\n%s", d)
+	}
+	if d := oracle.DiffLines(entriesOf(t, filepath.Join(dir, "root.tar")), entriesOf(t, filepath.Join(dir, "user.tar"))); len(d) > 0 {
+		t.Errorf("exported: - root, + user:\n%s", d)
+	}
+	noPrivileges(t, filepath.Join(dir, "store"), uid)
 }
 
 // field returns the rest of the line that has the key.

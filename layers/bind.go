@@ -282,7 +282,7 @@ func (u *unpacker) copyUp(ctx context.Context, v *view, src *vnode, n *node) err
 	case unix.S_IFLNK:
 		n.kind = kindSymlink
 		var target string
-		if target, err = fsat.Readlink(p, ""); err == nil {
+		if target, err = v.layers[src.layer].readlink(p); err == nil {
 			n.target = target
 			err = fsat.Symlink(target, dirfd, n.name)
 		}

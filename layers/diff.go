@@ -309,11 +309,11 @@ func (c *comparer) same(na, nb *vnode) (bool, error) {
 	}
 	switch na.st.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
-		ta, err := fsat.Readlink(fa, "")
+		ta, err := c.a.layers[na.layer].readlink(fa)
 		if err != nil {
 			return false, err
 		}
-		tb, err := fsat.Readlink(fb, "")
+		tb, err := c.b.layers[nb.layer].readlink(fb)
 		return ta == tb, err
 	case unix.S_IFCHR, unix.S_IFBLK:
 		return na.st.Rdev == nb.st.Rdev, nil

@@ -34,7 +34,8 @@
 //	                                        more to tell than "root, with this mode"
 //	their security.*, trusted.* and ACLs    attributes under the same prefix
 //	symbolic link: owner, attributes        the layer's index, and its tar-split record
-//	symbolic link of an upper               nothing: it belongs to root
+//	symbolic link of an upper               nothing, if it belongs to root; else it is an
+//	                                        empty file, as a device
 //
 // The names are those of package whiteout/override, and uppers use them too. An
 // image cannot write them: what it brings under such a name is kept under another

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/whiteout"
 	"github.com/plyfs/plyfs/whiteout/override"
 )
@@ -34,6 +35,18 @@ func (e encoding) fromDisk(disk string) (name string, visible bool) {
 		return "", false
 	}
 	return e.dialect.FromDisk(name)
+}
+
+// readlink reads the target of a symbolic link, which may be an empty file in an
+// upper.
+func (e encoding) readlink(fd int) (string, error) {
+	target, err := fsat.Readlink(fd, "") // of another file it says ENOENT
+	if errors.Is(err, unix.ENOENT) && e.override != override.None {
+		if target, err = e.override.Readlink(fd, ""); errors.Is(err, override.ErrInvalid) {
+			err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+		}
+	}
+	return target, err
 }
 
 // stat completes st, which is what the kernel says about the file (dirfd, name),

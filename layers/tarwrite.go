@@ -67,7 +67,7 @@ func (t *treeWriter) object(v *view, n *vnode) error {
 		h.Typeflag, h.Size = tar.TypeReg, st.Size
 	case unix.S_IFLNK:
 		h.Typeflag = tar.TypeSymlink
-		if h.Linkname, err = fsat.Readlink(fd, ""); err != nil {
+		if h.Linkname, err = v.layers[n.layer].readlink(fd); err != nil {
 			return err
 		}
 	case unix.S_IFCHR:

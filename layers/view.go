@@ -401,7 +401,7 @@ func (v *view) resolve(path string, last bool) (*vnode, error) {
 		if err != nil {
 			return nil, err
 		}
-		target, err := fsat.Readlink(fd, "")
+		target, err := v.layers[n.layer].readlink(fd)
 		fsat.Close(fd)
 		if err != nil {
 			return nil, err

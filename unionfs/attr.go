@@ -164,10 +164,12 @@ func (fs *FS) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status
 		return nil, fuse.Status(unix.ESTALE)
 	}
 	var target string
-	err := fs.withReal(n, func(dirfd int, name string) (e error) {
-		target, e = fsat.Readlink(dirfd, name)
+	n.mu.RLock()
+	err := fs.withRealLocked(n, func(dirfd int, name string) (e error) {
+		target, e = fs.layerLocked(n).readlink(dirfd, name)
 		return e
 	})
+	n.mu.RUnlock()
 	return []byte(target), fs.status("readlink", n, err)
 }
 

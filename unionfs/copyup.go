@@ -154,7 +154,7 @@ func (fs *FS) original(n *inode, size int64, meta bool) (*original, error) {
 		}
 		if n.typ() == unix.S_IFLNK {
 			var err error
-			if src.Target, err = fsat.Readlink(dirfd, name); err != nil {
+			if src.Target, err = lower.readlink(dirfd, name); err != nil {
 				return err
 			}
 		}

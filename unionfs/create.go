@@ -220,8 +220,10 @@ func (fs *FS) born(c *change, name string, fd int, seen *look) (*inode, error) {
 	c.p.refs.Add(1)
 	fs.nodes.add(n)
 	fs.trim.note()
-	if fd >= 0 {
+	if fd >= 0 && n.typ() == unix.S_IFREG {
 		fs.fds.put(&n.fd, fd, true).release()
+	} else {
+		fsat.Close(fd) // of a file that says that it is something else
 	}
 	c.p.dir.setUpper(name, n, false)
 	return n, nil

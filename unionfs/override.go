@@ -13,10 +13,9 @@ import (
 )
 
 // In an upper with an override form (Options.Override) owners, modes and types are
-// written down instead of given to the files: see package override. Symbolic links
-// cannot carry the attribute. Where files belong to root (Owners.FilesOfRoot), so do
-// they, and a change of their owner is forgotten; else they are given away for real, if
-// that is allowed.
+// written down instead of given to the files: see package override. Where files belong to
+// root (Owners.FilesOfRoot), a symbolic link of somebody else is an empty file; elsewhere
+// links are given away for real, if that is allowed.
 
 // says reports whether the object must say what it is, because its file does not.
 func (fs *FS) says(s *override.Stat) bool { return !fs.owners.filesOfRoot || s.Needed() }
@@ -46,17 +45,22 @@ func (fs *FS) build(src cow.Source) (*cow.Temp, error) {
 	}
 	s := override.Stat{UID: uint32(src.Uid), GID: uint32(src.Gid), Mode: src.Mode, Rdev: src.Rdev}
 	src.AnyOwner = true
-	if src.Mode&unix.S_IFMT == unix.S_IFLNK && !fs.owners.filesOfRoot {
+	isLink := src.Mode&unix.S_IFMT == unix.S_IFLNK
+	if isLink && !fs.owners.filesOfRoot {
 		return fs.work.Build(src)
 	}
 	src.Uid, src.Gid = fs.euid, fs.egid
-	if src.Mode&unix.S_IFMT == unix.S_IFLNK {
+	if isLink && !s.Needed() {
 		return fs.work.Build(src)
+	}
+	src.Mode, src.Rdev = override.RealType(s.Mode)|override.RealMode(s.Mode), 0
+	if isLink {
+		src.Xattrs = append(src.Xattrs, cow.Xattr{Name: override.TargetAttr, Value: []byte(src.Target)})
+		src.Mode, src.Target = unix.S_IFREG|0o600, ""
 	}
 	if fs.says(&s) {
 		src.Xattrs = append(src.Xattrs, cow.Xattr{Name: fs.upper.override.Attr(), Value: s.Format()})
 	}
-	src.Mode, src.Rdev = override.RealType(s.Mode)|override.RealMode(s.Mode), 0
 	return fs.work.Build(src)
 }
 
@@ -149,13 +153,13 @@ func (fs *FS) say(dirfd int, name string, st *unix.Stat_t) error {
 		return fs.change(dirfd, name, &file, st)
 	}
 	s := override.Stat{UID: st.Uid, GID: st.Gid, Mode: st.Mode, Rdev: st.Rdev}
-	attr, says := fs.upper.override.Attr(), fs.says(&s)
+	attr, says := fs.upper.override.Attr(), fs.says(&s) || st.Mode&unix.S_IFMT == unix.S_IFLNK
 	if says {
 		if err := fsat.Setxattr(dirfd, name, attr, s.Format(), 0); err != nil {
 			return err
 		}
 	}
-	if real := override.RealMode(st.Mode); file.Mode&0o7777 != real {
+	if real := override.RealMode(st.Mode); file.Mode&0o7777 != real && st.Mode&unix.S_IFMT != unix.S_IFLNK {
 		if err := fsat.Chmod(dirfd, name, real); err != nil {
 			return err
 		}
@@ -178,10 +182,36 @@ func (fs *FS) change(dirfd int, name string, file, st *unix.Stat_t) error {
 			return err
 		}
 	}
-	if file.Mode&unix.S_IFMT == unix.S_IFLNK || file.Mode == st.Mode {
+	if file.Mode&unix.S_IFMT == unix.S_IFLNK {
+		if fs.owners.filesOfRoot && (st.Uid != 0 || st.Gid != 0) {
+			return fs.giveLink(dirfd, name, file, st)
+		}
+		return nil
+	}
+	if file.Mode == st.Mode {
 		return nil
 	}
 	return fsat.Chmod(dirfd, name, st.Mode&0o7777)
+}
+
+// giveLink puts an empty file that says what it is in the place of a symbolic link that
+// does not belong to root any more. One with several names, or none, stays root's.
+func (fs *FS) giveLink(dirfd int, name string, file, st *unix.Stat_t) error {
+	if name == "" || file.Nlink > 1 {
+		return nil
+	}
+	target, err := fsat.Readlink(dirfd, name)
+	if err != nil {
+		return err
+	}
+	t, err := fs.build(cow.Source{
+		Mode: st.Mode, Uid: int(st.Uid), Gid: int(st.Gid), Target: target, Data: -1, SetTimes: true, Atime: file.Atim, Mtime: file.Mtim,
+	})
+	if err != nil {
+		return err
+	}
+	defer t.Discard()
+	return t.Publish(dirfd, name, 0)
 }
 
 // chmodACL gives the entries of an object's ACL that a mode shows the bits of that mode

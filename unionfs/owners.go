@@ -147,6 +147,15 @@ func (l *layer) fromDisk(typ uint32, disk string) (attr string, visible bool) {
 	return l.dialect.FromDisk(attr)
 }
 
+// readlink reads the target of a symbolic link, which may be an empty file that says so.
+func (l *layer) readlink(dirfd int, name string) (string, error) {
+	target, err := fsat.Readlink(dirfd, name)
+	if (err == unix.EINVAL || err == unix.ENOENT && name == "") && l.override != override.None {
+		return l.override.Readlink(dirfd, name)
+	}
+	return target, err
+}
+
 // isPrefix reports whether attr is no name, but only what private or kept names begin with.
 func (l *layer) isPrefix(attr string) bool {
 	return l.dialect.IsPrefix(attr) || l.override.IsPrefix(attr)

@@ -9,7 +9,8 @@
 //
 // An object without the attribute is what its file is. Only regular files and
 // directories can have it, so a device, pipe or socket is an empty file that says
-// what it is, and a symbolic link is what it is.
+// what it is. So is a symbolic link that does not belong to root, with its target in
+// an attribute of its own.
 //
 // Attributes that a user may not set, or that would be obeyed with the ids of the
 // wrong user namespace, are kept beside it, under user.containers.override_ and

@@ -31,6 +31,10 @@ var attrs = [...]string{
 // prefix is where Containers keeps all that is its own.
 const prefix = "user.containers.override_"
 
+// TargetAttr holds the target of a symbolic link that is an empty file, which is so if
+// the link belongs to somebody else than root. Nobody but plyfs writes it.
+const TargetAttr = prefix + "target"
+
 // String returns the name used in records and messages.
 func (f Form) String() string {
 	if int(f) < len(formNames) {

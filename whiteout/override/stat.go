@@ -149,6 +149,11 @@ func (f Form) Stat(dirfd int, name string, st *unix.Stat_t, self int) error {
 		}
 		if found {
 			s.Apply(st)
+			if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+				target, err := f.Readlink(dirfd, name)
+				st.Size = int64(len(target))
+				return err
+			}
 			return nil
 		}
 	}
@@ -156,6 +161,22 @@ func (f Form) Stat(dirfd int, name string, st *unix.Stat_t, self int) error {
 		st.Uid, st.Gid = 0, 0
 	}
 	return nil
+}
+
+// Readlink reads the target of a symbolic link that is an empty file.
+func (f Form) Readlink(dirfd int, name string) (string, error) {
+	if f != Containers {
+		return "", unix.EINVAL
+	}
+	var buf [unix.PathMax]byte
+	n, err := xattrat.Get(dirfd, name, TargetAttr, buf[:])
+	if err != nil {
+		return "", fmt.Errorf("%w: a symbolic link without %s: %w", ErrInvalid, TargetAttr, err)
+	}
+	if n == 0 || bytes.IndexByte(buf[:n], 0) >= 0 {
+		return "", fmt.Errorf("%w: %s is no path", ErrInvalid, TargetAttr)
+	}
+	return string(buf[:n]), nil
 }
 
 // RealMode is the mode that the file of an object gets: its owner, who is not root,
@@ -178,11 +199,12 @@ func RealType(mode uint32) uint32 {
 }
 
 // Needed reports whether an object differs from what its file says by itself, in a
-// layer whose files belong to root (see [Form.Stat]). Symbolic links cannot differ.
+// layer whose files belong to root (see [Form.Stat]). Symbolic links are real ones if
+// they do not.
 func (s Stat) Needed() bool {
 	typ := s.Mode & unix.S_IFMT
 	if typ == unix.S_IFLNK {
-		return false
+		return s.UID != 0 || s.GID != 0
 	}
 	return s.UID != 0 || s.GID != 0 || s.Mode&0o7777 != RealMode(s.Mode) || typ != RealType(s.Mode)
 }
