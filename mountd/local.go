@@ -19,6 +19,8 @@ type LocalOptions struct {
 	// OnLockWait is told once, with a sentence, when the store is busy.
 	OnLockWait func(msg string)
 	Version    string
+	// Bound makes mounts end with this process.
+	Bound bool
 }
 
 // Local is the service in this process.
@@ -276,7 +278,10 @@ func (l *Local) syncContainer(ctx context.Context, name string) error {
 		// then the server's files the disk. The root of the mount's process
 		// leads into the mount namespace where the mount is.
 		if a.state == StateMounted {
-			if err := syncfs(fmt.Sprintf("/proc/%d/root%s", a.row.Pid, a.target())); err != nil {
+			err := syncfs(fmt.Sprintf("/proc/%d/root%s", a.row.Pid, a.target()))
+			if errors.Is(err, unix.EACCES) { // of another user namespace, below ours: only its processes may look
+				unix.Sync()
+			} else if err != nil {
 				return fmt.Errorf("sync container %q: %w", c.Name, err)
 			}
 		}

@@ -185,7 +185,7 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) (s holder.Spe
 		ID: sub.image.ID.String(), Target: target,
 		ReadOnly: sub.stack.Upper == "", AllowOther: r.AllowOther || os.Geteuid() == 0,
 		NoSuid: !r.Suid, NoDev: !r.Dev, NoExec: r.NoExec, NoAtime: r.NoAtime,
-		Volatile: r.Volatile, IO: r.IO, Debug: r.Debug,
+		Volatile: r.Volatile, IO: r.IO, Debug: r.Debug, Bound: l.opts.Bound,
 	}
 	if sub.container != nil {
 		s.ID = sub.container.MountID

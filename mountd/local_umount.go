@@ -49,6 +49,9 @@ func (l *Local) unmount(ctx context.Context, a assessment, lazy bool) (UnmountRe
 			res.Container = c.Name
 		}
 	}
+	if a.mount == nil && a.state == StateMounted && l.inShell(a) {
+		return res, markedf(layers.ErrInUse, "%s is in a shell (plyfs shell, process %d): leave it, or end that process", l.describe(a.row), l.starterOf(a))
+	}
 	if a.mount == nil && a.state == StateMounted {
 		return res, markedf(ErrMount, "%q is mounted in another mount namespace: unmount it there (nsenter -m -t %d plyfs umount %s)",
 			a.row.Target, a.row.Pid, a.row.Target)

@@ -26,6 +26,7 @@ import (
 //	    daemon.lock                 locked by the daemon for its life
 //	    live.lock                   locked around changes of live rows
 //	    start.lock                  one byte locked per container that is being mounted
+//	    shell/                      the mounts of `plyfs shell`, each in a namespace of its own
 //	    mounts/<8 hex>/             of one mount: mount.json, and state.json, log, exit.json
 //
 // RunDirEnv overrides the first line.

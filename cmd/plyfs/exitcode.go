@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd"
@@ -28,29 +29,44 @@ const (
 	exitHelperMount = 32
 )
 
-// codedError is an error with an exit code of its own.
-type codedError struct {
-	error
-	code int
+// errFindings makes `plyfs check` end with its own code, without a message.
+var errFindings = errors.New("problems found")
+
+// statusError ends a command with a status of its own: that of a program which
+// `plyfs shell` has run, one of docker's for its failures, or what the caller of a
+// mount helper expects. Without an error there is nothing to say.
+type statusError struct {
+	status int
+	err    error
 }
 
-func (e codedError) Unwrap() error { return e.error }
+func (e statusError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.err.Error()
+}
+
+func (e statusError) Unwrap() error { return e.err }
 
 // withCode gives an error an exit code; nil stays nil.
 func withCode(err error, code int) error {
 	if err == nil {
 		return nil
 	}
-	return codedError{err, code}
+	return statusError{code, err}
 }
 
-// errFindings makes `plyfs check` end with its own code, without a message.
-var errFindings = errors.New("problems found")
+// silent reports an error that has been told already, or is none.
+func silent(err error) bool {
+	var s statusError
+	return errors.Is(err, errFindings) || errors.As(err, &s) && s.err == nil
+}
 
 // exitCode gives the code of an error.
 func exitCode(err error) int {
-	if coded, ok := errors.AsType[codedError](err); ok {
-		return coded.code
+	if s, ok := errors.AsType[statusError](err); ok {
+		return s.status
 	}
 	for _, c := range []struct {
 		is   error

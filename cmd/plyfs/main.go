@@ -10,7 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/mountd"
 	"github.com/plyfs/plyfs/mountd/holder"
+	"github.com/plyfs/plyfs/mountd/sandbox"
 )
 
 func main() { os.Exit(run(os.Args)) }
@@ -22,20 +24,27 @@ func run(args []string) int {
 			return holder.HolderMain(newLogger())
 		case holder.VerbServer:
 			return holder.ServerMain(newLogger())
+		case sandbox.VerbKeeper:
+			return shellStatus(mountd.KeeperMain(args[2:], localOptions(), tell))
+		case sandbox.VerbInit:
+			return shellStatus(sandbox.InitMain(tell))
 		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends us at once
 	err := dispatch(ctx, args)
-	if err != nil && !errors.Is(err, errFindings) {
+	if err != nil && !silent(err) {
 		if ctx.Err() != nil { // whatever it broke is no news
 			err = errors.New("interrupted")
 		}
-		fmt.Fprintln(os.Stderr, "plyfs: "+sentence(err))
+		tell(sentence(err))
 	}
 	return exitCode(err)
 }
+
+// tell prints a message.
+func tell(text string) { fmt.Fprintln(os.Stderr, "plyfs: "+printable(text)) }
 
 // sentence is an error on one line: joined errors come with line ends.
 func sentence(err error) string {

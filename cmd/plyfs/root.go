@@ -88,7 +88,7 @@ data, 6 locked or timed out, 7 mount failure, 8 check found problems.`,
 	add("images", newLoadCommand(a), newSaveCommand(a), newImportCommand(a), newImagesCommand(a), newTagCommand(a),
 		newRmiCommand(a), newHistoryCommand(a), newInspectCommand(a), newLayersCommand(a))
 	add("mounts", newMountCommand(a), newUmountCommand(a), newCreateCommand(a), newPsCommand(a), newDiffCommand(a),
-		newCommitCommand(a), newRmCommand(a), newExportCommand(a), newOverlayCommand())
+		newCommitCommand(a), newRmCommand(a), newExportCommand(a), newShellCommand(a), newBundleCommand(a), newOverlayCommand())
 	add("store", newCheckCommand(a), newGCCommand(a), newDfCommand(a), newDaemonCommand(a), newDoctorCommand(a), newVersionCommand(a))
 	add("store", newCompletionCommand())
 	root.AddCommand(newGenDocsCommand())
@@ -123,12 +123,13 @@ func (a *app) open(ctx context.Context) (mountd.Service, error) {
 	}
 	return mountd.OpenService(ctx, mountd.OpenOptions{
 		Root: root, RootGiven: given, Socket: a.socketPath(),
-		Local: mountd.LocalOptions{
-			Logger:     newCommandLogger(),
-			Version:    versionString(),
-			OnLockWait: func(msg string) { fmt.Fprintln(os.Stderr, "plyfs: "+printable(msg)) },
-		},
+		Local: localOptions(),
 	})
+}
+
+// localOptions are those of a service in this process.
+func localOptions() mountd.LocalOptions {
+	return mountd.LocalOptions{Logger: newCommandLogger(), Version: versionString(), OnLockWait: tell}
 }
 
 // with runs f with the service.

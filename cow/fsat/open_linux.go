@@ -105,6 +105,19 @@ func openat2(dirfd int, path string, flags int) (fd int, err error) {
 	return fd, err
 }
 
+// OpenInRoot opens path as a process would whose root is rootFd: links are followed,
+// absolute ones and ".." stay below it. Magic links are not followed. It adds
+// O_CLOEXEC. It is for the running root of an image, in which names are what they
+// are for the programs there; layers are walked with OpenBeneath.
+func OpenInRoot(rootFd int, path string, flags int) (fd int, err error) {
+	how := unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	err = retry(func() (e error) {
+		fd, e = unix.Openat2(rootFd, path, &how)
+		return e
+	})
+	return fd, err
+}
+
 // OpenName opens one name in dirfd, O_NOFOLLOW and O_CLOEXEC added. name must
 // be a single component, as getdents or the kernel's FUSE client hands them out.
 func OpenName(dirfd int, name string, flags int, mode uint32) (fd int, err error) {

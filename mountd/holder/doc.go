@@ -46,6 +46,8 @@
 //	both killed                  kernel aborts the connection dead entry in the mount table, removed by
 //	                                                          the next command that lists or mounts
 //	starter killed before live   status socket ends           holder detaches, both exit
+//	starter of a bound mount     status socket ends           holder, or without one server, detaches
+//	ends                                                      (lazy); both end with the last user
 //	SIGTERM, SIGINT to holder    -                            unmount; busy: refused, logged; second
 //	                                                          signal: lazy unmount
 //	SIGUSR1 to holder or server  -                            the server prints on standard error how

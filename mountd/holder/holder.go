@@ -142,6 +142,9 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 					return errors.New("the command that asked for the mount went away")
 				}
 				parent = nil
+				if h.spec.Bound {
+					h.letGo()
+				}
 			case e.from == parent && e.m.Kind == kindGo:
 				if err := h.mount(); err != nil {
 					tell(parent, message{Kind: kindError, Error: toWire(err)})
@@ -235,6 +238,15 @@ func (h *holder) recordExit(err error) {
 	}
 	if werr := writeJSON(filepath.Join(h.spec.RunDir, exitFile), &Exit{Error: err.Error()}); werr != nil {
 		h.log.Warn("end of the mount not recorded", zap.Error(werr))
+	}
+}
+
+// letGo takes a live mount out of the tree because its starter has ended. It ends
+// when the last process that has it elsewhere, which the starter has started, does.
+func (h *holder) letGo() {
+	h.log.Info("the process that the mount belongs to has ended", zap.String("target", h.spec.Target))
+	if err := transport.Unmount(h.spec.Target, true); err != nil && !errors.Is(err, unix.EINVAL) { // it has unmounted first
+		h.log.Warn("cannot detach the mount", zap.String("target", h.spec.Target), zap.Error(err))
 	}
 }
 

@@ -143,6 +143,12 @@ func (s *server) watchHolder() {
 		if err != nil {
 			s.orphan.Store(true)
 			s.log.Warn("holder is gone; serving until the mount is unmounted", zap.String("target", s.spec.Target))
+			if s.spec.Bound {
+				// The starter may end as well, and nobody would see it.
+				if err := transport.Unmount(s.spec.Target, true); err != nil && !errors.Is(err, unix.EINVAL) {
+					s.log.Warn("cannot detach the mount", zap.String("target", s.spec.Target), zap.Error(err))
+				}
+			}
 			return
 		}
 	}

@@ -65,6 +65,8 @@ type Spec struct {
 	GoFuse bool `json:"goFuse,omitempty"`
 	// Debug makes the request loop log every request.
 	Debug bool `json:"debug,omitempty"`
+	// Bound: the mount ends with the process that has asked for it.
+	Bound bool `json:"bound,omitempty"`
 	// RunDir, if set, is an existing directory for state.json and exit.json.
 	RunDir string `json:"runDir,omitempty"`
 }

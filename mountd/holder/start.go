@@ -26,9 +26,10 @@ type Pending struct {
 	// Process is the holder: what the caller records before [Pending.Go].
 	Process Process
 
-	cmd  *exec.Cmd
-	link *link
-	stop func() bool // ends the watch over the context
+	cmd   *exec.Cmd
+	link  *link
+	bound bool        // the link stays open for as long as we live
+	stop  func() bool // ends the watch over the context
 }
 
 // Start checks the spec, makes holder and mount server and waits until they
@@ -47,7 +48,7 @@ func Start(ctx context.Context, spec Spec, o StartOptions) (*Pending, error) {
 		l.close()
 		return nil, err
 	}
-	p := &Pending{cmd: cmd, link: l}
+	p := &Pending{cmd: cmd, link: l, bound: spec.Bound}
 	p.stop = context.AfterFunc(ctx, l.close) // the holder sees the end and gives up
 	_ = l.c.SetDeadline(time.Now().Add(startTimeout))
 
@@ -107,8 +108,13 @@ func (p *Pending) Abort() {
 // release lets the holder go: it is reaped when it ends, whenever that is.
 func (p *Pending) release() {
 	p.stop()
-	p.link.close()
-	go func() { _ = p.cmd.Wait() }() // ends with the holder, or with us
+	if !p.bound {
+		p.link.close()
+	}
+	go func() { // ends with the holder, or with us
+		_ = p.cmd.Wait()
+		p.link.close()
+	}()
 }
 
 // startError explains an end of the socket without a message.
