@@ -106,11 +106,19 @@ func launch(spec *Spec, parent *Parent, note func(string)) (pid, status int, err
 	if err != nil {
 		return 0, ExitOwn, err
 	}
+	oneID := cred.NoSetGroups
 	if err := buildRoot(r, spec, note); err != nil {
 		return 0, ExitOwn, err
 	}
+	env := environment(spec, user)
+	if oneID {
+		if err := r.writeAptConfig(); err != nil {
+			return 0, ExitOwn, err
+		}
+		env = defaultEnv(env, "APT_CONFIG", "/dev/"+aptConfigFile)
+	}
 	attr := &syscall.ProcAttr{
-		Env:   environment(spec, user),
+		Env:   env,
 		Files: []uintptr{0, 1, 2},
 		Sys:   &syscall.SysProcAttr{Setsid: true, Credential: cred},
 	}
@@ -129,7 +137,7 @@ func launch(spec *Spec, parent *Parent, note func(string)) (pid, status int, err
 		return 0, ExitOwn, err
 	}
 	r.close() // the command finds nothing of ours open
-	if err := confineThread(spec); err != nil {
+	if err := confineThread(spec, oneID); err != nil {
 		return 0, ExitOwn, err
 	}
 	pid, status, err = execute(spec.Process.Args, attr)
@@ -234,13 +242,18 @@ func enterCwd(r *root, cwd string) error {
 }
 
 // confineThread takes from the calling thread what the command shall not have.
-func confineThread(spec *Spec) error {
+func confineThread(spec *Spec, oneID bool) error {
 	// The keys of the caller's session are not the image's.
 	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("session keyring: %w", err)
 	}
 	if err := scopeThread(); err != nil {
 		return err
+	}
+	if oneID {
+		if err := emulateThread(); err != nil {
+			return err
+		}
 	}
 	if err := spec.Caps.limitThread(); err != nil {
 		return err
