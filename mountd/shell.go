@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd/sandbox"
 )
 
@@ -254,7 +255,11 @@ func writeHostFiles(dir, host string) error {
 // leave unmounts when the command has ended.
 func (l *Local) leave(res MountResult, status int, err error, note func(string)) (int, error) {
 	un, uerr := l.Unmount(context.Background(), UnmountRequest{Name: res.Target, Target: res.Target})
-	if uerr != nil {
+	switch {
+	case errors.Is(uerr, layers.ErrNotFound): // somebody has killed a process of it
+		uerr = errors.New("the mount has ended before the program: what it wrote last may be missing")
+		fallthrough
+	case uerr != nil:
 		return sandbox.ExitOwn, errors.Join(err, uerr)
 	}
 	if un.StillInUse {

@@ -17,6 +17,8 @@ import (
 type Image struct {
 	Ref    string
 	Layers [][]byte
+	// Config is the "config" of the image's configuration; nil: one with a shell as Cmd.
+	Config map[string]any
 }
 
 // Options say how it is written, and what is made wrong.
@@ -56,9 +58,13 @@ func (im Image) Write(file string, o Options) error {
 		}
 		blobs = append(blobs, b)
 	}
+	run := im.Config
+	if run == nil {
+		run = map[string]any{"Cmd": []string{"/bin/sh"}}
+	}
 	config, err := json.Marshal(map[string]any{
 		"architecture": "amd64", "os": "linux", "created": "2024-01-02T03:04:05Z",
-		"config":  map[string]any{"Cmd": []string{"/bin/sh"}},
+		"config":  run,
 		"rootfs":  map[string]any{"type": "layers", "diff_ids": diffIDs},
 		"history": history(len(im.Layers)),
 	})

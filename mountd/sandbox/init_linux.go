@@ -50,6 +50,7 @@ func InitMain(note func(string)) (int, error) {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return ExitOwn, fmt.Errorf("protect init: %w", err)
 	}
+	_ = os.WriteFile("/proc/self/comm", []byte("plyfs-init"), 0) // the name of a descriptor otherwise
 	sigs := make(chan os.Signal, 16)
 	signal.Notify(sigs, Forwarded...)
 	var spec Spec
