@@ -29,6 +29,11 @@
 //	parallel_test.go    many processes at once, leaks
 //	userns_test.go      the random runs inside a user namespace
 //	user_test.go        a mount by an ordinary user, through fusermount3
+//	shell_test.go       programs in images, as root and as users with and without
+//	                    subordinate ids: what they see, whom they are
+//	shell_hostile_test.go  images that try to reach the machine
+//	shell_end_test.go   processes of a shell killed; its terminal
+//	bundle_test.go      bundles, started by runc and crun
 //	posix_test.go       go-fuse's posixtest on a mount
 //
 // # Kernel overlayfs is the oracle

@@ -29,6 +29,10 @@
 //	7 remove live row                       a run directory                 reconcile
 //	8 remove RunDir                         nothing                         -
 //
+// The mount of `plyfs shell` (shell.go) has all of this, in a mount namespace of
+// its own: it is bound to the keeper (package sandbox), and ends with it whoever
+// kills whom. Other commands see it as mounted in another namespace.
+//
 // Two starts of one container are kept apart by a lock on its name in the run
 // directory, changes of live rows by another; both end with their process.
 //

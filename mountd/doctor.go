@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/mountd/sandbox"
 )
 
 // Diagnosis is one thing this machine allows or not.
@@ -27,6 +29,7 @@ func Doctor(ctx context.Context, root string) []Diagnosis {
 		passthrough(),
 		fusermount(),
 		userNamespaces(),
+		shellIDs(),
 		kernelOverlay(),
 		trustedXattrs(),
 		storeFS(root),
@@ -122,6 +125,22 @@ func userNamespaces() Diagnosis {
 			d.OK, d.Found = false, "root only (kernel.unprivileged_userns_clone=0)"
 			d.Follows = "rootless engines cannot run"
 		}
+	}
+	return d
+}
+
+func shellIDs() Diagnosis {
+	d := Diagnosis{What: "ids in a shell", OK: true}
+	ids := sandbox.OwnIDs()
+	d.Follows = ids.Why
+	switch ids.Kind {
+	case sandbox.HostIDs:
+		d.Found = "all"
+	case sandbox.SubIDs:
+		d.Found = "root and subordinate ids"
+	case sandbox.OneID:
+		d.Found = "root only"
+		d.Follows += ": packages are installed as if all belonged to root"
 	}
 	return d
 }

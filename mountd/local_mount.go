@@ -164,6 +164,9 @@ func (l *Local) containerSubject(ctx context.Context, c *layers.Container, readO
 			return subject{}, markedf(layers.ErrInUse, "container %q was unmounted lazily from %q and is still in use there%s: wait for its last user to end",
 				c.Name, a.row.Target, holderHint(a))
 		}
+		if l.inShell(a) {
+			return subject{}, l.inShellError(a)
+		}
 		return subject{}, markedf(layers.ErrInUse, "container %q is mounted on %q: unmount it there first (`plyfs umount %s`)",
 			c.Name, a.row.Target, c.Name)
 	}

@@ -50,7 +50,7 @@ func (l *Local) unmount(ctx context.Context, a assessment, lazy bool) (UnmountRe
 		}
 	}
 	if a.mount == nil && a.state == StateMounted && l.inShell(a) {
-		return res, markedf(layers.ErrInUse, "%s is in a shell (plyfs shell, process %d): leave it, or end that process", l.describe(a.row), l.starterOf(a))
+		return res, l.inShellError(a)
 	}
 	if a.mount == nil && a.state == StateMounted {
 		return res, markedf(ErrMount, "%q is mounted in another mount namespace: unmount it there (nsenter -m -t %d plyfs umount %s)",

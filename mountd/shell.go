@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
@@ -270,16 +269,17 @@ func (l *Local) leave(res MountResult, status int, err error, note func(string))
 
 // inShell reports whether a mount is that of a shell.
 func (l *Local) inShell(a assessment) bool {
-	return strings.HasPrefix(a.row.Target, filepath.Join(l.runDir, "shell")+"/")
+	dir, err := filepath.EvalSymlinks(l.runDir) // as targets are
+	return err == nil && isBelow(a.row.Target, filepath.Join(dir, "shell"))
 }
 
-// starterOf returns the process that has asked for a mount; 0 if that is not known.
-func (l *Local) starterOf(a assessment) int {
-	rec, err := readRecord(a.row.RunDir)
-	if err != nil {
-		return 0
+// inShellError says who has to leave.
+func (l *Local) inShellError(a assessment) error {
+	who := ""
+	if rec, err := readRecord(a.row.RunDir); err == nil {
+		who = fmt.Sprintf(" (process %d)", rec.Starter.Pid)
 	}
-	return rec.Starter.Pid
+	return markedf(layers.ErrInUse, "%s is in a shell%s: leave it, or end that process", l.describe(a.row), who)
 }
 
 // ImageOf returns the image that was mounted.

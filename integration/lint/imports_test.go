@@ -12,6 +12,7 @@ import (
 var may = map[string][]string{
 	"cmd/plyfs":           {"mountd/...", "layers", "unionfs", "whiteout"},
 	"mountd":              {"mountd/...", "unionfs/...", "layers", "metadata", "metadata/chainindex", "whiteout", "whiteout/override", "cow/fsat"},
+	"mountd/sandbox":      {"cow/fsat"},
 	"unionfs":             {"unionfs/...", "cow/...", "whiteout/...", "metadata/chainindex"},
 	"layers":              {"layers/...", "metadata", "metadata/chainindex", "whiteout/...", "cow/fsat"},
 	"cow":                 {"cow/...", "whiteout"},

@@ -34,12 +34,19 @@
 //     nodes that are bound from the machine's /dev and devpts.
 //   - The command has a terminal of its own in a session of its own: what it
 //     writes to it cannot become input of the caller's shell (TIOCSTI).
-//   - Keeper and init run from a sealed copy of the binary where the command
-//     could reach them: /proc/PID/exe is no way to change the binary.
+//   - init runs from a sealed copy of the binary: an entrypoint /proc/self/exe is
+//     that copy, and no way to change the binary of the machine.
 //   - init keeps capabilities that the command lacks and is not dumpable, so
 //     that the command can neither trace it nor look at its descriptors.
 //   - Where the kernel has Landlock, the command cannot connect to abstract
 //     sockets of the machine, whose network namespace it shares.
+//
+// # One id
+//
+// A user without subordinate ids has a user namespace with one id. The kernel
+// refuses every other owner before a file system is asked, so a seccomp filter
+// answers such calls with success (emulate_linux.go): packages can be installed,
+// their files belong to root.
 //
 // # What a death leaves
 //

@@ -49,7 +49,7 @@ const (
 func OwnIDs() IDs {
 	uid, gid := os.Geteuid(), os.Getegid()
 	if uid == 0 {
-		return IDs{Kind: HostIDs, Why: "root keeps the ids of the machine"}
+		return IDs{Kind: HostIDs, Why: "root keeps the ids it has"}
 	}
 	ids, err := subordinate(uid, gid)
 	if err != nil {
