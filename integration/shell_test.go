@@ -293,7 +293,8 @@ func TestShell(t *testing.T) {
 			"no capability":    {args: []string{"--cap-add", "nosuch", "work"}, status: 125, stderr: `"nosuch"`},
 			"no user":          {args: []string{"-u", "nosuch", "work", "true"}, status: 125, stderr: `user "nosuch"`},
 			"orphans":          {args: []string{"work", "sh", "-c", "for i in 1 2 3; do sh -c 'sleep 0.1 &'; done; sleep 1; cat /proc/[0-9]*/stat | grep -c ') Z '"}, want: "0\n", status: 1},
-			"read-only":        {args: []string{"--ro", "work", "sh", "-c", "echo x > /x || echo refused"}, want: "refused\n"},
+			"read-only":        {args: []string{"--ro", "-w", "/", "work", "sh", "-c", "echo x > /x || echo refused"}, want: "refused\n"},
+			"read-only image":  {args: []string{"--ro", "shell:1"}, status: 125, stderr: "choose another with -w"},
 		} {
 			t.Run(name, func(t *testing.T) {
 				q := *p

@@ -232,6 +232,9 @@ func environment(spec *Spec, u User) []string {
 // enterCwd makes the working directory if there is none, and enters it.
 func enterCwd(r *root, cwd string) error {
 	fd, err := r.place(cwd, true)
+	if errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("working directory %q is not there, and nothing can be made in a read-only mount: choose another with -w", cwd)
+	}
 	if err != nil {
 		return fmt.Errorf("working directory: %w", err)
 	}
