@@ -162,7 +162,7 @@ func TestShellTerminal(t *testing.T) {
 		say("\x03", "^C")
 		say("(echo job$((40+5)); exec sleep 100)\n", "job45")
 		say("\x1a", "Stopped")
-		say("kill -9 %1; echo killed$((50+6))\n", "killed56")
+		say("kill -9 %1; wait; echo killed$((50+6))\n", "killed56")
 		if err := unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 44, Col: 111}); err != nil {
 			t.Fatal(err)
 		}

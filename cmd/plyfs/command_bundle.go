@@ -15,7 +15,7 @@ func newBundleCommand(a *app) *cobra.Command {
 	var p processFlags
 	var r mountd.BundleRequest
 	cmd := &cobra.Command{
-		Use:   "bundle [OPTIONS] IMAGE|NAME DIR [[--] CMD [ARG…]]",
+		Use:   "bundle [flags] IMAGE|NAME DIR [[--] CMD [ARG…]]",
 		Short: "Mount a container as an OCI runtime bundle, for runc or crun",
 		Long: `Mount a container, or an image with a fresh container, on DIR/rootfs and write
 DIR/config.json, so that a runtime starts it: runc run -b DIR ID. The container stays

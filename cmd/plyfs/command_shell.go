@@ -79,7 +79,7 @@ func newShellCommand(a *app) *cobra.Command {
 	var p processFlags
 	var r mountd.ShellRequest
 	cmd := &cobra.Command{
-		Use:   "shell [OPTIONS] IMAGE|NAME [[--] CMD [ARG…]]",
+		Use:   "shell [flags] IMAGE|NAME [[--] CMD [ARG…]]",
 		Short: "Run a program in an image or container",
 		Long: `Run a program in a container, or in an image with a fresh container, which is kept
 until plyfs rm (or, with --rm, until the program ends); its name is printed on standard

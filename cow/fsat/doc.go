@@ -3,6 +3,8 @@
 // link, out of the directory it started from, or across a magic link:
 //
 //   - OpenBeneath walks a relative path with openat2(2) and refuses all three;
+//   - OpenInRoot follows links, but below the descriptor, for what runs in the root
+//     of an image;
 //   - every other call takes a directory descriptor and one plain name, or a
 //     descriptor alone;
 //   - objects are opened O_PATH first; their type is checked before Reopen

@@ -200,3 +200,54 @@ func TestReserveFds(t *testing.T) {
 		t.Errorf("%d descriptors open, %d before", after, before)
 	}
 }
+
+func TestOpenInRoot(t *testing.T) {
+	dir := t.TempDir()
+	root := filepath.Join(dir, "root")
+	for _, err := range []error{
+		os.MkdirAll(filepath.Join(root, "etc"), 0o755),
+		os.WriteFile(filepath.Join(root, "etc/file"), []byte("inside"), 0o644),
+		os.WriteFile(filepath.Join(dir, "secret"), []byte("outside"), 0o644),
+		os.Symlink("/etc/file", filepath.Join(root, "absolute")),
+		os.Symlink("../../../../etc/file", filepath.Join(root, "up")),
+		os.Symlink(filepath.Join(dir, "secret"), filepath.Join(root, "out")),
+		os.Symlink("../secret", filepath.Join(root, "beside")),
+		os.Symlink("/proc/self/root/etc/passwd", filepath.Join(root, "magic")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	rootFd, err := OpenTrusted(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer Close(rootFd)
+	for path, want := range map[string]error{
+		"etc/file": nil, "/etc/file": nil, "../../etc/file": nil, "absolute": nil, "up": nil,
+		"out": unix.ENOENT, "beside": unix.ENOENT, "../secret": unix.ENOENT, "magic": unix.ENOENT,
+	} {
+		fd, err := OpenInRoot(rootFd, path, unix.O_RDONLY)
+		if err != want {
+			t.Errorf("%q: %v, want %v", path, err, want)
+		}
+		if err != nil {
+			continue
+		}
+		b := make([]byte, 20)
+		if n, err := unix.Read(fd, b); err != nil || string(b[:n]) != "inside" {
+			t.Errorf("%q: %q, %v", path, b[:n], err)
+		}
+		Close(fd)
+	}
+	// With the machine's /proc in reach, a magic link is refused.
+	slash, err := OpenTrusted("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer Close(slash)
+	if fd, err := OpenInRoot(slash, "proc/self/root/etc", unix.O_PATH); err != unix.ELOOP {
+		Close(fd)
+		t.Errorf("through a magic link: %v", err)
+	}
+}
