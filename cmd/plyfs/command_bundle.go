@@ -30,7 +30,8 @@ Nobody else may enter DIR: set-user-id programs of the image work in it.`,
 		Example: `  plyfs bundle --name work debian:12 /tmp/work
   runc run -b /tmp/work work
   plyfs umount /tmp/work/rootfs`,
-		Args: rangeArgs(2, -1, "IMAGE or NAME, DIR, and a program"),
+		Args:              rangeArgs(2, -1, "IMAGE or NAME, DIR, and a program"),
+		ValidArgsFunction: completeArgs(a.imagesAndContainers(), completeDirs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			command := args[2:]
 			if len(command) > 0 && command[0] == "--" {

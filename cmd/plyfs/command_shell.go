@@ -100,7 +100,8 @@ failed, 126 the program cannot be executed, 127 it was not found.`,
   plyfs shell --name work debian:12 -- bash -c 'apt-get update && apt-get -y install hello'
   plyfs shell -u www-data -w /srv work
   plyfs commit work debian:hello`,
-		Args: cobra.ArbitraryArgs, // counted below: another exit code
+		Args:              cobra.ArbitraryArgs, // counted below: another exit code
+		ValidArgsFunction: completeArgs(a.imagesAndContainers()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			status, err := a.shell(cmd, args, &p, r)
 			if status == 0 && err == nil {
