@@ -230,6 +230,19 @@ func Run(spec Spec, parent *Parent, sigs <-chan os.Signal) (status int, err erro
 	return status, nil
 }
 
+// seal keeps everybody from changing a file in memory. The kernel waits a moment for
+// those who have a page of it in hand, such as its own compaction, and then says EBUSY.
+func seal(f *os.File) (err error) {
+	const tries = 20
+	for range tries {
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+		if err != unix.EBUSY {
+			break
+		}
+	}
+	return err
+}
+
 // sealedSelf returns the running binary as a file in memory that nobody can write.
 // What runs in the root can open /proc/PID/exe of a program that the image made
 // link to it, and later write to it: never to the binary of the machine.
@@ -248,8 +261,10 @@ func sealedSelf() (*os.File, error) {
 		return nil, fmt.Errorf("memfd_create: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "plyfs")
-	if _, err = io.Copy(f, self); err == nil {
-		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+	// By read and write: pages that were spliced may be in use elsewhere for a while, and
+	// then the file cannot be sealed.
+	if _, err = io.Copy(struct{ io.Writer }{f}, struct{ io.Reader }{self}); err == nil {
+		err = seal(f)
 	}
 	if err != nil {
 		_ = f.Close()
