@@ -28,6 +28,7 @@ func Doctor(ctx context.Context, root string) []Diagnosis {
 		devFuse(),
 		passthrough(),
 		fusermount(),
+		mounts(),
 		userNamespaces(),
 		shellIDs(),
 		kernelOverlay(),
@@ -98,6 +99,32 @@ func fusermount() Diagnosis {
 	}
 	if conf, err := os.ReadFile("/etc/fuse.conf"); os.Geteuid() != 0 && (err != nil || !hasLine(string(conf), "user_allow_other")) {
 		d.Follows = strings.TrimPrefix(d.Follows+"; no --allow-other for users (user_allow_other in /etc/fuse.conf)", "; ")
+	}
+	return d
+}
+
+// mounts tells by which way a mount comes about here, and whose files it shows.
+func mounts() Diagnosis {
+	d := Diagnosis{What: "plyfs mount", OK: true}
+	switch helper, err := exec.LookPath("fusermount3"); {
+	case mayUseTrusted():
+		d.Found, d.Follows = "by mount(2), as root", "all owners of an image show, everybody may enter"
+	case os.Geteuid() == 0:
+		o, err := ownersHere()
+		if err != nil {
+			d.OK, d.Found = false, err.Error()
+			break
+		}
+		ids := uint64(0)
+		for _, r := range o.UIDs.Ranges {
+			ids += uint64(r.Length)
+		}
+		d.Found = fmt.Sprintf("by mount(2), seen in this namespace; %d user ids", ids)
+		d.Follows = "owners beyond them show as root, and are kept"
+	case err != nil:
+		d.OK, d.Found, d.Follows = false, "no privilege, and no fusermount3", "install fuse3, or use plyfs shell"
+	default:
+		d.Found, d.Follows = "by "+helper, "everything shows as yours, only you may enter; the image's owners are kept"
 	}
 	return d
 }
