@@ -413,7 +413,6 @@ func (m *move) swapTarget(t *cow.Temp) error {
 		// The file system cannot swap. A crash between the two steps leaves neither.
 		temp := fs.work.TempName()
 		if err = fsat.Rename(m.to.h.fd, m.g.name, fs.work.Fd(), temp, 0); err == nil {
-			fault.Point("rename.target-moved")
 			err = t.Publish(m.to.h.fd, m.g.name, unix.RENAME_NOREPLACE)
 			fs.work.Remove(temp)
 		}
