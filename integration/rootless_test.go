@@ -142,6 +142,10 @@ home/app/dataetc/shadow
 	}
 	run("check", "--deep")
 	noPrivileges(t, filepath.Join(dir, "store"), uid)
+	trap := t.TempDir()
+	if out, err := exec.Command(s.bin, "--root", dir+"/store", "mount", "--suid", "--ro", "localhost/owned:1", trap).CombinedOutput(); err == nil || !strings.Contains(string(out), "is one of a user") {
+		t.Errorf("root mounts the user's set-user-id files: %v %s", err, out)
+	}
 	runAsUser(t, dir, "rm", "-rf", filepath.Join(dir, "store")) // as any files of the user
 }
 

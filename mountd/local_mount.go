@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -205,10 +206,19 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) (s holder.Spe
 		// Nobody but us and root writes these uppers.
 		s.Redirect, s.Metacopy = unionfs.RedirectOn, true
 	}
-	if sub.stack.Override != override.None {
+	if ofUser(sub.stack) {
+		if mayUseTrusted() && (r.Suid || r.Dev) {
+			return s, markedf(ErrRefused, "store %q is one of a user, who decides what is set-user-id in it: mount without --suid and --dev, or as that user", l.store.Root())
+		}
 		s.Owners, err = ownersHere()
 	}
 	return s, err
+}
+
+// ofUser reports whether the layers are those of a store without privileges.
+func ofUser(st layers.Stack) bool {
+	return st.Override != override.None ||
+		slices.ContainsFunc(st.Lowers, func(d layers.LayerDir) bool { return d.Override != override.None || d.Virtual })
 }
 
 // addChain gives a mount the merged index of its lowers. Without one it does the
