@@ -92,17 +92,7 @@ func TestMarkersOnRequest(t *testing.T) {
 		{Path: "other", Kind: oracle.File},
 	}})
 	show := func(m harness.Mounter, script string) string {
-		t.Helper()
-		mount, err := m.Mount(stack, target)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() {
-			if err := mount.Unmount(); err != nil {
-				t.Error(err)
-			}
-		}()
-		return shellIn(t, target, script+"; find . | sort")
+		return inMountBy(t, m, stack, target, script+"; find . | sort")
 	}
 	want := show(drop, "rm gone; mv moved to; rm -r new; mkdir new; touch new/n; mv -T other gone")
 	if got := show(peer, ":"); got != want || !strings.Contains(want, "./new/n") || strings.Contains(want, "old") {

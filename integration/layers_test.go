@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -265,51 +266,38 @@ func needPlace(t *testing.T, name string) {
 	}
 }
 
-// TestUpperWithoutAttributes puts the upper where there are no extended attributes and no
-// devices can be made, and compares with the kernel on a plain directory.
-func TestUpperWithoutAttributes(t *testing.T) {
+// TestPoorFileSystems puts the upper where there are no extended attributes and no devices
+// can be made, or where renames take no flags either, and compares with the kernel on a
+// plain directory; and the lowers of both where nothing lasts.
+func TestPoorFileSystems(t *testing.T) {
 	needOracle(t)
-	for seed := range int64(10) {
-		o := oracle.GenOptions{Ops: 200, NoXattrs: true, PlainNames: true, NoHardlinks: true, NoXWhiteouts: true}
-		tr := &oracle.Trial{Seed: seed, Where: base, SubjectUpperOn: "plyfs:noxattrs=1"}
-		tr.Recipe = oracle.GenRecipe(seed, o)
-		tr.Recipe.Upper = oracle.Layer{}
-		tr.Gen = oracle.NewGenerator(seed, o)
-		runTrial(t, tr, fmt.Sprintf("upper-without-attributes-%d", seed))
-		if t.Failed() {
-			return
-		}
-	}
-}
-
-// TestUpperOnNFS puts it where renames take no flags either.
-func TestUpperOnNFS(t *testing.T) {
-	needOracle(t)
-	for seed := range int64(10) {
-		o := oracle.GenOptions{Ops: 200, LikeNFS: true, NoXattrs: true, PlainNames: true, NoHardlinks: true, NoXWhiteouts: true}
-		tr := &oracle.Trial{Seed: seed, Where: base, SubjectUpperOn: "like-nfs"}
-		tr.Recipe = oracle.GenRecipe(seed, o)
-		tr.Recipe.Upper = oracle.Layer{}
-		tr.Gen = oracle.NewGenerator(seed, o)
-		runTrial(t, tr, fmt.Sprintf("upper-on-nfs-%d", seed))
-		if t.Failed() {
-			return
-		}
-	}
-}
-
-// TestLowersOnNFS puts the lowers where there are no attributes and no handles that last.
-func TestLowersOnNFS(t *testing.T) {
-	needOracle(t)
-	for seed := range int64(6) {
-		o := oracle.GenOptions{Ops: 200, Unprivileged: true, LikeNFS: true, NoXattrs: true, PlainNames: true, NoLinks: true}
-		tr := &oracle.Trial{Seed: seed, Where: base, LowersOn: "like-nfs"}
-		tr.Recipe = oracle.GenRecipe(seed, o)
-		tr.Gen = oracle.NewGenerator(seed, o)
-		runTrial(t, tr, fmt.Sprintf("lowers-on-nfs-%d", seed))
-		if t.Failed() {
-			return
-		}
+	plain := oracle.GenOptions{Ops: 200, NoXattrs: true, PlainNames: true, NoHardlinks: true, NoXWhiteouts: true}
+	nfs, lowers := plain, plain
+	nfs.LikeNFS = true
+	lowers.LikeNFS, lowers.NoLinks, lowers.Unprivileged = true, true, true
+	for _, c := range []struct {
+		name          string
+		upper, lowers string
+		o             oracle.GenOptions
+	}{
+		{"upper without attributes", "plyfs:noxattrs=1", "", plain},
+		{"upper on NFS", "like-nfs", "", nfs},
+		{"lowers on NFS", "", "like-nfs", lowers},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for seed := range int64(8) {
+				tr := &oracle.Trial{Seed: seed, Where: base, SubjectUpperOn: c.upper, LowersOn: c.lowers}
+				tr.Recipe = oracle.GenRecipe(seed, c.o)
+				if c.upper != "" {
+					tr.Recipe.Upper = oracle.Layer{}
+				}
+				tr.Gen = oracle.NewGenerator(seed, c.o)
+				runTrial(t, tr, fmt.Sprintf("%s-%d", strings.ReplaceAll(c.name, " ", "-"), seed))
+				if t.Failed() {
+					return
+				}
+			}
+		})
 	}
 }
 

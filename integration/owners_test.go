@@ -157,18 +157,7 @@ func ownersStack(t *testing.T) (stack harness.Stack, target string) {
 func runOwners(t *testing.T, c ownersCase, name string) {
 	stack, target := ownersStack(t)
 	stack.Extra = strings.Split(c.options, ",")
-	m, err := harness.NewMounter(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	mount, err := m.Mount(stack, target)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := shellIn(t, target, c.script)
-	if err := mount.Unmount(); err != nil {
-		t.Error(err)
-	}
+	got := inMount(t, name, stack, target, c.script)
 	if d := oracle.DiffLines(c.want, got); len(d) > 0 {
 		t.Errorf("- expected, + mount with %s:\n%s", c.options, d)
 	}
@@ -178,6 +167,30 @@ func runOwners(t *testing.T, c ownersCase, name string) {
 	if d := oracle.DiffLines(c.upper, shellIn(t, stack.Upper, "stat -c '%n %u:%g %a' *")); len(d) > 0 {
 		t.Errorf("upper: - expected, + found:\n%s", d)
 	}
+}
+
+// inMount runs a script in a mount by the mounter of that name.
+func inMount(t *testing.T, name string, stack harness.Stack, target, script string) string {
+	t.Helper()
+	m, err := harness.NewMounter(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inMountBy(t, m, stack, target, script)
+}
+
+func inMountBy(t *testing.T, m harness.Mounter, stack harness.Stack, target, script string) string {
+	t.Helper()
+	mount, err := m.Mount(stack, target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := mount.Unmount(); err != nil {
+			t.Error(err)
+		}
+	}()
+	return shellIn(t, target, script)
 }
 
 func shellIn(t *testing.T, dir, script string) string {
@@ -208,18 +221,7 @@ func TestOwnersOfIdmappedLower(t *testing.T) {
 	idmap(t, stack.Lowers[0], mapped, "0 100000 65536")
 	stack.Lowers = []string{mapped}
 	stack.Extra = []string{"uidmapping=:0:100000:65536", "gidmapping=:0:100000:65536"}
-	m, err := harness.NewMounter("drop-in")
-	if err != nil {
-		t.Fatal(err)
-	}
-	mount, err := m.Mount(stack, target)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := shellIn(t, target, `stat -c '%n %u:%g' . a d; chmod 600 a d; stat -c '%n %u:%g' a d`)
-	if err := mount.Unmount(); err != nil {
-		t.Error(err)
-	}
+	got := inMount(t, "drop-in", stack, target, `stat -c '%n %u:%g' . a d; chmod 600 a d; stat -c '%n %u:%g' a d`)
 	want := ". 100000:100000\na 100005:100006\nd 101000:101000\na 100005:100006\nd 101000:101000\n"
 	if d := oracle.DiffLines(want, got); len(d) > 0 {
 		t.Errorf("- expected, + mount:\n%s", d)
@@ -283,23 +285,7 @@ func TestOwnersOfPeer(t *testing.T) {
 	}
 	stack, target := ownersStack(t)
 	stack.Extra = []string{"xattr_permissions=2"}
-	in := func(name, script string) string {
-		t.Helper()
-		m, err := harness.NewMounter(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		mount, err := m.Mount(stack, target)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() {
-			if err := mount.Unmount(); err != nil {
-				t.Error(err)
-			}
-		}()
-		return shellIn(t, target, script)
-	}
+	in := func(name, script string) string { return inMount(t, name, stack, target, script) }
 	const look = `stat -c '%n %F %u:%g %a' a b d d/* new`
 	in("fuse-overlayfs", `mkdir d/sub; touch new d/f; chmod 2750 d; chown 1:2 d; chmod 4711 new; chmod 640 d/f; chown 3:4 a d/f; chown 7:8 d/sub`)
 	want := `a regular file 3:4 644
