@@ -61,7 +61,7 @@ func (e encoding) stat(dirfd int, name string, st *unix.Stat_t) error {
 		}
 		return nil
 	}
-	err := e.override.Stat(dirfd, name, st, int(e.self))
+	_, err := e.override.Stat(dirfd, name, st, int(e.self))
 	if errors.Is(err, override.ErrInvalid) {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}

@@ -105,7 +105,7 @@ func (fs *FS) create(p *inode, name string, o newObject, seen *look) (*inode, er
 	}
 	fault.Point("create.done")
 	defer fs.dropMarker(c, &f)
-	return fs.born(c, name, fd, seen)
+	return fs.born(c, name, src, fd, seen)
 }
 
 // mayName refuses names that nothing new may have. Where markers are read, a
@@ -136,12 +136,12 @@ func (fs *FS) source(c *change, o newObject) (src *cow.Source, inherits bool, er
 	src = &cow.Source{Mode: o.mode, Uid: int(w.uids.stored(o.uid)), Gid: int(w.gids.stored(o.gid)), Rdev: o.rdev, Target: o.target, Data: -1}
 	isDir, isLink := o.mode&unix.S_IFMT == unix.S_IFDIR, o.mode&unix.S_IFMT == unix.S_IFLNK
 	src.Flags = c.p.dir.flagsFor(c.h.fd, o.mode&unix.S_IFMT)
-	var st unix.Stat_t
-	if err := fs.statUpper(c.h.fd, "", &st); err != nil {
+	group, err := fs.handedGroup(c)
+	if err != nil {
 		return nil, false, err
 	}
-	if st.Mode&unix.S_ISGID != 0 {
-		src.Gid = int(st.Gid)
+	if group >= 0 {
+		src.Gid = group
 		if isDir {
 			src.Mode |= unix.S_ISGID
 		}
@@ -201,14 +201,16 @@ func (fs *FS) createInWork(c *change, f *found, src *cow.Source) (fd int, err er
 }
 
 // born makes the inode of an object that has just got its first name. fd is a
-// descriptor of its data or -1; it is taken over.
-func (fs *FS) born(c *change, name string, fd int, seen *look) (*inode, error) {
+// descriptor of its data or -1; it is taken over. src is what has been asked for.
+func (fs *FS) born(c *change, name string, src *cow.Source, fd int, seen *look) (*inode, error) {
 	var st unix.Stat_t
-	var err error
+	dirfd, at := c.h.fd, name
 	if fd >= 0 {
-		err = fs.statUpper(fd, "", &st)
-	} else {
-		err = fs.statUpper(c.h.fd, name, &st)
+		dirfd, at = fd, ""
+	}
+	err := fsat.Stat(dirfd, at, &st)
+	if err == nil {
+		err = fs.describeNew(dirfd, at, src, &st)
 	}
 	if err != nil {
 		fsat.Close(fd)

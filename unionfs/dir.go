@@ -35,6 +35,10 @@ type dirState struct {
 	dead bool // the directory has been removed; guarded by opMu
 
 	acl atomic.Int32 // aclUnknown, aclNone or aclPresent
+	// group is what handedGroup returns, where that is not read from the file system
+	// each time; nil: not known. Whoever changes owner or mode forgets it; the kernel lets
+	// nobody make a name in the directory meanwhile.
+	group atomic.Pointer[int]
 	// flags are the inode flags that new regular files and directories get;
 	// nil: not known yet.
 	flags atomic.Pointer[handedDown]

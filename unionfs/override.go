@@ -26,10 +26,9 @@ func (fs *FS) markOverride() error {
 	if fs.owners.filesOfRoot {
 		return nil
 	}
-	var st unix.Stat_t
-	err := fs.statUpper(fs.upper.root, "", &st)
+	o, err := fs.ask(fs.upper.root, "")
 	if err == nil {
-		err = fs.say(fs.upper.root, "", &st)
+		err = fs.say(fs.upper.root, "", &o)
 	}
 	if err != nil {
 		return fmt.Errorf("upperdir %q: attribute %s: %w", fs.upper.path, fs.upper.override.Attr(), err)
@@ -76,6 +75,37 @@ func (fs *FS) givesOwner(o *newObject, src *cow.Source) bool {
 	return !fs.says(&s) && len(src.Xattrs) == 0
 }
 
+// describeNew is describe of an object that was just made as src asks for.
+func (fs *FS) describeNew(dirfd int, name string, src *cow.Source, st *unix.Stat_t) error {
+	if fs.upper.override == override.None || src.Mode&unix.S_IFMT == unix.S_IFLNK {
+		return fs.upper.describe(dirfd, name, st)
+	}
+	st.Mode, st.Uid, st.Gid, st.Rdev = src.Mode, uint32(src.Uid), uint32(src.Gid), src.Rdev
+	return nil
+}
+
+// handedGroup returns the group that a setgid directory hands down to what is made in it;
+// -1 if it is none.
+func (fs *FS) handedGroup(c *change) (gid int, err error) {
+	d := c.p.dir
+	if fs.upper.override != override.None {
+		if g := d.group.Load(); g != nil {
+			return *g, nil
+		}
+	}
+	var st unix.Stat_t
+	if err := fs.statUpper(c.h.fd, "", &st); err != nil {
+		return -1, err
+	}
+	if gid = -1; st.Mode&unix.S_ISGID != 0 {
+		gid = int(st.Gid)
+	}
+	if fs.upper.override != override.None { // elsewhere it costs no more to look
+		d.group.Store(&gid)
+	}
+	return gid, nil
+}
+
 // chown changes the owner of an object of the upper to ids that the kernel has sent; -1
 // leaves one as it is.
 func (fs *FS) chown(dirfd int, name string, uid, gid int) error {
@@ -83,15 +113,15 @@ func (fs *FS) chown(dirfd int, name string, uid, gid int) error {
 	if w.plain && fs.upper.override == override.None {
 		return fsat.Chown(dirfd, name, uid, gid)
 	}
-	var st unix.Stat_t
-	if err := fs.statUpper(dirfd, name, &st); err != nil {
+	o, err := fs.ask(dirfd, name)
+	if err != nil {
 		return err
 	}
 	if uid >= 0 {
-		uid = int(w.uids.change(st.Uid, uint32(uid)))
+		uid = int(w.uids.change(o.is.Uid, uint32(uid)))
 	}
 	if gid >= 0 {
-		gid = int(w.gids.change(st.Gid, uint32(gid)))
+		gid = int(w.gids.change(o.is.Gid, uint32(gid)))
 	}
 	if fs.upper.override == override.None {
 		err := fsat.Chown(dirfd, name, uid, gid)
@@ -101,12 +131,12 @@ func (fs *FS) chown(dirfd int, name string, uid, gid int) error {
 		return err
 	}
 	if uid >= 0 {
-		st.Uid = uint32(uid)
+		o.is.Uid = uint32(uid)
 	}
 	if gid >= 0 {
-		st.Gid = uint32(gid)
+		o.is.Gid = uint32(gid)
 	}
-	return fs.say(dirfd, name, &st)
+	return fs.say(dirfd, name, &o)
 }
 
 // chmod changes the permission bits of an object of the upper, with those of its ACL.
@@ -122,12 +152,12 @@ func (fs *FS) chmod(dirfd int, name string, mode uint32) error {
 
 // sayMode is chmod without the ACL.
 func (fs *FS) sayMode(dirfd int, name string, mode uint32) error {
-	var st unix.Stat_t
-	if err := fs.statUpper(dirfd, name, &st); err != nil {
+	o, err := fs.ask(dirfd, name)
+	if err != nil {
 		return err
 	}
-	st.Mode = st.Mode&unix.S_IFMT | mode&0o7777
-	return fs.say(dirfd, name, &st)
+	o.is.Mode = o.is.Mode&unix.S_IFMT | mode&0o7777
+	return fs.say(dirfd, name, &o)
 }
 
 // clearBits removes permission bits from an object of the upper.
@@ -142,35 +172,45 @@ func (fs *FS) clearBits(dirfd int, name string, bits uint32) error {
 	return fs.chmod(dirfd, name, st.Mode&^bits)
 }
 
-// say writes down what an object of the upper is. As long as the attribute is there it
-// alone counts, so it is written before the file changes, and removed after.
-func (fs *FS) say(dirfd int, name string, st *unix.Stat_t) error {
-	var file unix.Stat_t
-	if err := fsat.Stat(dirfd, name, &file); err != nil {
-		return err
+// object is an object of the upper: its file, what it is, and whether it says so.
+type object struct {
+	file, is unix.Stat_t
+	says     bool
+}
+
+// ask looks at an object of the upper.
+func (fs *FS) ask(dirfd int, name string) (o object, err error) {
+	if err = fsat.Stat(dirfd, name, &o.file); err == nil {
+		o.is = o.file
+		o.says, err = fs.upper.saying(dirfd, name, &o.is)
 	}
-	if t := file.Mode & unix.S_IFMT; t != unix.S_IFREG && t != unix.S_IFDIR {
-		return fs.change(dirfd, name, &file, st)
+	return o, err
+}
+
+// say writes down what an object of the upper shall be. As long as the attribute is
+// there it alone counts, so it is written before the file changes, and removed after.
+func (fs *FS) say(dirfd int, name string, o *object) error {
+	if t := o.file.Mode & unix.S_IFMT; t != unix.S_IFREG && t != unix.S_IFDIR {
+		return fs.change(dirfd, name, &o.file, &o.is)
 	}
-	s := override.Stat{UID: st.Uid, GID: st.Gid, Mode: st.Mode, Rdev: st.Rdev}
-	attr, says := fs.upper.override.Attr(), fs.says(&s) || st.Mode&unix.S_IFMT == unix.S_IFLNK
+	isLink := o.is.Mode&unix.S_IFMT == unix.S_IFLNK
+	s := override.Stat{UID: o.is.Uid, GID: o.is.Gid, Mode: o.is.Mode, Rdev: o.is.Rdev}
+	says := fs.says(&s) || isLink
 	if says {
-		if err := fsat.Setxattr(dirfd, name, attr, s.Format(), 0); err != nil {
+		if err := fsat.Setxattr(dirfd, name, fs.upper.override.Attr(), s.Format(), 0); err != nil {
 			return err
 		}
 	}
-	if real := override.RealMode(st.Mode); file.Mode&0o7777 != real && st.Mode&unix.S_IFMT != unix.S_IFLNK {
+	// Also if it is right: the time of change is now.
+	if real := override.RealMode(o.is.Mode); !isLink && (o.file.Mode&0o7777 != real || !says && !o.says) {
 		if err := fsat.Chmod(dirfd, name, real); err != nil {
 			return err
 		}
 	}
-	if says {
+	if says || !o.says {
 		return nil
 	}
-	if err := fsat.Removexattr(dirfd, name, attr); err != nil && err != unix.ENODATA && err != unix.EOPNOTSUPP {
-		return err
-	}
-	return nil
+	return fsat.Removexattr(dirfd, name, fs.upper.override.Attr())
 }
 
 // change is say of what can carry no attribute: a symbolic link, or a device, pipe or

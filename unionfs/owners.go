@@ -113,11 +113,17 @@ func (w *owners) store(st *unix.Stat_t) {
 // describe completes what stat(2) says about the file (dirfd, name) of the layer by
 // what the layer says about the object.
 func (l *layer) describe(dirfd int, name string, st *unix.Stat_t) error {
+	_, err := l.saying(dirfd, name, st)
+	return err
+}
+
+// saying is describe that also tells whether the object has the attribute that says so.
+func (l *layer) saying(dirfd int, name string, st *unix.Stat_t) (says bool, err error) {
 	if l.mapped {
 		l.owners.store(st)
 	}
 	if l.override == override.None {
-		return nil
+		return false, nil
 	}
 	self := -1
 	if l.owners.filesOfRoot {

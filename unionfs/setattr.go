@@ -62,6 +62,9 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 		return err
 	}
 	defer n.holdIncomplete()()
+	if n.isDir() {
+		defer n.dir.group.Store(nil)
+	}
 	return fs.withReal(n, func(dirfd int, name string) error {
 		// What goes with a change of owner depends on the old group.
 		var drop uint32

@@ -198,6 +198,9 @@ func (fs *FS) dropForeignSgid(n *inode, h *fuse.InHeader) error {
 	if err := fs.ensureUpper(n); err != nil {
 		return err
 	}
+	if n.isDir() {
+		defer n.dir.group.Store(nil)
+	}
 	defer n.holdIncomplete()()
 	return fs.withReal(n, func(dirfd int, name string) error { return fs.clearBits(dirfd, name, unix.S_ISGID) })
 }
@@ -224,6 +227,9 @@ func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, d
 	}
 	if err := fs.ensureUpper(n); err != nil {
 		return fs.status(op, n, err)
+	}
+	if n.isDir() && isACL(attr) {
+		defer n.dir.group.Store(nil) // its mode may change
 	}
 	if n.isDir() && attr == aclDefault {
 		// Not while an object is made that would inherit it.

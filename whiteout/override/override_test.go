@@ -117,7 +117,8 @@ func TestStat(t *testing.T) {
 		if err := unix.Lstat(file, &st); err != nil {
 			t.Fatal(err)
 		}
-		return st, Containers.Stat(fd, "f", &st, self)
+		_, err = Containers.Stat(fd, "f", &st, self)
+		return st, err
 	}
 	if err := unix.Setxattr(file, Containers.Attr(), []byte("7:8:2751"), 0); err != nil {
 		t.Skipf("no user attributes here: %v", err)

@@ -137,30 +137,30 @@ func (f Form) Read(dirfd int, name string) (s Stat, found bool, err error) {
 // Stat completes st, which is what stat(2) says about the file (dirfd, name), by what
 // the object is. Files that cannot have the attribute are not asked. self: files of
 // this user that have none belong to root: in a layer that a user has written, all
-// files are his. A negative self means none.
-func (f Form) Stat(dirfd int, name string, st *unix.Stat_t, self int) error {
+// files are his. A negative self means none. says reports that it has the attribute.
+func (f Form) Stat(dirfd int, name string, st *unix.Stat_t, self int) (says bool, err error) {
 	if f == None {
-		return nil
+		return false, nil
 	}
 	if typ := st.Mode & unix.S_IFMT; typ == unix.S_IFREG || typ == unix.S_IFDIR {
 		s, found, err := f.Read(dirfd, name)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if found {
 			s.Apply(st)
 			if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 				target, err := f.Readlink(dirfd, name)
 				st.Size = int64(len(target))
-				return err
+				return true, err
 			}
-			return nil
+			return true, nil
 		}
 	}
 	if self >= 0 && int(st.Uid) == self {
 		st.Uid, st.Gid = 0, 0
 	}
-	return nil
+	return false, nil
 }
 
 // Readlink reads the target of a symbolic link that is an empty file.
