@@ -212,6 +212,92 @@ cd m; sh -c "$CHANGES" > ../seen; cd ..; $p umount c; $p commit c localhost/owne
 	noPrivileges(t, filepath.Join(dir, "store"), uid)
 }
 
+// TestUserStoreOnNFS: a store without attributes and devices has the same names and contents
+// as root's, though not the owners of what was changed.
+func TestUserStoreOnNFS(t *testing.T) {
+	harness.NeedFUSE(t)
+	if os.Geteuid() != 0 {
+		harness.Skip(t, "compares with what root gets")
+	}
+	if _, err := exec.LookPath("fusermount3"); err != nil {
+		harness.Skip(t, "fusermount3 is not installed")
+	}
+	asUser(t)
+	dir := filepath.Join(base, "user-nfs")
+	uid, gid := user()
+	home, merged, file := filepath.Join(dir, "home"), filepath.Join(dir, "m"), filepath.Join(dir, "image.tar")
+	above := tarOf(t, "etc/.wh.none", "home/app/.wh..wh..opq", "home/app/other", "tmp/.wh.absent")
+	for _, err := range []error{
+		os.MkdirAll(home, 0o755), os.Mkdir(merged, 0o755), os.Chown(merged, uid, gid),
+		(archive.Image{Ref: "localhost/owned:1", Layers: [][]byte{ownedLayer(t), above}}).Write(file, archive.Options{}), os.Chmod(file, 0o644),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	place, err := harness.NewPlace("like-nfs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	remove, err := place(home, func() error { return os.Chown(home, uid, gid) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := newStore(t)
+	run := func(args ...string) string {
+		t.Helper()
+		return runAsUser(t, dir, s.bin, append([]string{"--root", home + "/store"}, args...)...)
+	}
+	const change = `set -e; rm etc/shadow; rm -r home/app; mkdir home/app; echo n > home/app/new; mkdir etc/none; mv bin/tool moved; ln moved again; rm -r tmp; mkdir tmp; : > tmp/x; rm tmp/x; chmod 600 moved`
+	rootMerged := t.TempDir()
+	s.run("load", "-i", file)
+	s.run("mount", "--name", "c", "localhost/owned:1", rootMerged)
+	shellIn(t, rootMerged, change)
+	s.run("umount", "c")
+	s.run("commit", "c", "localhost/owned:2")
+	want := s.run("diff", "c")
+
+	run("load", "-i", file)
+	run("mount", "--name", "c", "localhost/owned:1", merged)
+	t.Cleanup(func() { _ = unix.Unmount(merged, unix.MNT_DETACH) }) // usually unmounted
+	runAsUser(t, merged, "sh", "-c", change)
+	run("umount", merged)
+	if d := oracle.DiffLines(want, run("diff", "c")); len(d) > 0 {
+		t.Errorf("diff: - root, + user:\n%s", d)
+	}
+	run("commit", "c", "localhost/owned:2")
+	run("check", "--deep")
+	run("mount", "--ro", "localhost/owned:2", merged)
+	s.run("mount", "--ro", "localhost/owned:2", rootMerged)
+	const look = `find . | sort; find . -type f | sort | xargs cat`
+	if d := oracle.DiffLines(shellIn(t, rootMerged, look), runAsUser(t, merged, "sh", "-c", look)); len(d) > 0 {
+		t.Errorf("committed: - root, + user:\n%s", d)
+	}
+	s.run("umount", rootMerged)
+	run("umount", merged)
+}
+
+// tarOf is a layer of empty files.
+func tarOf(t *testing.T, names ...string) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	tw := tar.NewWriter(&buf)
+	for _, n := range names {
+		if err := tw.WriteHeader(&tar.Header{Name: n, Typeflag: tar.TypeReg, Mode: 0o644}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
 // field returns the rest of the line that has the key.
 func field(text, key string) string {
 	_, rest, _ := strings.Cut(text, key)

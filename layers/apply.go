@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout"
 	"github.com/plyfs/plyfs/whiteout/override"
 )
 
@@ -16,6 +17,15 @@ import (
 type powers struct {
 	privileged bool // trusted.* and any owner: the initial user namespace's root
 	encoding
+}
+
+// upperDialect is the dialect of writable layers: where there are no attributes a mount
+// may find that devices can be made.
+func (p powers) upperDialect() whiteout.Dialect {
+	if p.dialect == whiteout.AUFS {
+		return whiteout.AutoUser
+	}
+	return p.dialect
 }
 
 // owners is what the row of a layer made with these powers says about owners.
@@ -93,6 +103,30 @@ func (p powers) applyXattrs(dirfd int, name string, k kind, a *attrs) (complete 
 		}
 	}
 	return complete, nil
+}
+
+// hide makes a whiteout of name in a directory.
+func (p powers) hide(dirfd int, name string) error {
+	if !p.dialect.ReadsMarkers() {
+		return whiteout.CreateDevice(dirfd, name)
+	}
+	return makeMarker(dirfd, whiteout.MarkerPrefix+name)
+}
+
+// markOpaque makes a directory hide what lies below it.
+func (p powers) markOpaque(dirfd int) error {
+	if !p.dialect.ReadsMarkers() {
+		return p.dialect.SetOpaque(dirfd)
+	}
+	return makeMarker(dirfd, whiteout.OpaqueMarker)
+}
+
+func makeMarker(dirfd int, name string) error {
+	fd, err := fsat.OpenName(dirfd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err == nil {
+		fsat.Close(fd)
+	}
+	return err
 }
 
 // fileMode is the mode that an object gets on disk.

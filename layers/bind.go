@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
-	"github.com/plyfs/plyfs/whiteout"
 )
 
 // bind resolves what the layer takes from the layers below it and returns a
@@ -346,12 +345,12 @@ func (u *unpacker) finishDir(n *node) error {
 		return err
 	}
 	for _, name := range sortedNames(n.whiteouts) {
-		if err := whiteout.CreateDevice(fd, name); err != nil {
+		if err := u.powers.hide(fd, name); err != nil {
 			return fmt.Errorf("whiteout of %q: %w", name, err)
 		}
 	}
 	if n.opaque {
-		if err := u.powers.dialect.SetOpaque(fd); err != nil {
+		if err := u.powers.markOpaque(fd); err != nil {
 			return fmt.Errorf("mark opaque: %w", err)
 		}
 	}

@@ -253,7 +253,11 @@ func (c *committer) dir(n, below *vnode, whole bool) error {
 		}
 	}
 	for _, name := range sortedNames(names) {
-		if err := c.child(n, below, name, whole); err != nil {
+		lower := below
+		if gone[name] { // a marker beside the object
+			lower = nil
+		}
+		if err := c.child(n, lower, name, whole); err != nil {
 			return err
 		}
 	}

@@ -52,7 +52,7 @@ func (s *Store) CreateContainer(ctx context.Context, imageRef, name string) (_ *
 	_, _ = rand.Read(id) // never fails (crypto/rand)
 	row := metadata.Container{
 		ID: hex.EncodeToString(id), Name: name, MountID: newID(), Chain: initLayer.ChainID, Top: img.ChainID, Init: initLayer.CacheID,
-		ImageID: img.ID, ImageName: imageRef, Dialect: s.powers.dialect.String(),
+		ImageID: img.ID, ImageName: imageRef, Dialect: s.powers.upperDialect().String(),
 		State: metadata.Creating, Owner: owner, Created: time.Now().UTC(),
 	}
 	for try := 0; ; try++ {

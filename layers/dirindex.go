@@ -9,7 +9,6 @@ import (
 
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/metadata/chainindex"
-	"github.com/plyfs/plyfs/whiteout"
 	"github.com/plyfs/plyfs/whiteout/merge"
 )
 
@@ -170,6 +169,5 @@ func (l viewLayer) opaque(dir string) (bool, error) {
 		return false, err
 	}
 	defer fsat.Close(fd)
-	m, err := l.dialect.Mark(fd)
-	return m == whiteout.Opaque, err
+	return l.opaqueAt(fd)
 }

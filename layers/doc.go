@@ -41,6 +41,9 @@
 // image cannot write them: what it brings under such a name is kept under another
 // one. In a store of root they mean nothing.
 //
+// On a file system without user attributes layers are in the aufs dialect, as their
+// tars are, and uppers in auto-user.
+//
 // A layer is virtual if it has no such attributes: an older version has unpacked it,
 // or the file system knows none. Then the index tells everything. One that is made
 // anew takes it from the tar-split record, and of what no tar mentions it knows

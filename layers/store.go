@@ -125,7 +125,7 @@ func probeUser(stageFd int) (powers, error) {
 	_, err := fsat.Getxattr(stageFd, "", p.override.Attr(), nil)
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP): // the file system has no user attributes
-		p.override = override.None
+		p.dialect, p.override = whiteout.AUFS, override.None
 	case err != nil && !errors.Is(err, unix.ENODATA):
 		return p, fmt.Errorf("read an extended attribute in the store: %w", err)
 	}

@@ -63,6 +63,9 @@ type treeIndexer struct {
 
 // dir writes the names of a directory.
 func (t *treeIndexer) dir(d indexedDir) (subdirs []indexedDir, err error) {
+	if d.node.opaque && t.u.powers.dialect.ReadsMarkers() {
+		t.u.stats.inodes++ // the marker
+	}
 	if len(d.node.children)+len(d.node.whiteouts) == 0 {
 		return nil, nil
 	}

@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
-	"github.com/plyfs/plyfs/whiteout"
 	"github.com/plyfs/plyfs/whiteout/merge"
 )
 
@@ -195,8 +194,7 @@ func (v *view) isOpaque(n *vnode) (bool, error) {
 		return false, err
 	}
 	defer fsat.Close(fd)
-	m, err := v.layers[n.layer].dialect.Mark(fd)
-	return m == whiteout.Opaque, err
+	return v.layers[n.layer].opaqueAt(fd)
 }
 
 // child looks a name up; nil if the union has none.
@@ -222,14 +220,15 @@ func (v *view) child(dir *vnode, name string) (*vnode, error) {
 func (v *view) find(n *vnode, dirs []part, name string) (stop bool, err error) {
 	for _, d := range dirs {
 		fd, err := v.openPart(d.in(name), unix.O_PATH|unix.O_NOFOLLOW)
-		if fsat.IsAbsent(err) {
-			continue
+		if err == nil {
+			stop, err = v.consider(n, d, name, fd)
+			fsat.Close(fd)
+		} else if fsat.IsAbsent(err) {
+			err = nil
 		}
-		if err != nil {
-			return true, err
+		if err == nil && !stop {
+			stop, err = v.layers[d.layer].hasMarker(d.path, name)
 		}
-		stop, err := v.consider(n, d, name, fd)
-		fsat.Close(fd)
 		if stop || err != nil {
 			return true, err
 		}
@@ -270,8 +269,7 @@ func (v *view) consider(n *vnode, d part, name string, fd int) (stop bool, err e
 		n.layer, n.at, n.st = at.layer, at.path, st
 	}
 	n.parts = append(n.parts, at)
-	m, err := l.dialect.Mark(fd)
-	return m == whiteout.Opaque, err
+	return l.opaqueAt(fd)
 }
 
 // list returns the names of a directory, sorted.
@@ -326,12 +324,12 @@ func (v *view) cut(n *vnode) error {
 		if err != nil {
 			return fmt.Errorf("open %q: %w", "/"+n.path, err)
 		}
-		m, err := v.layers[p.layer].dialect.Mark(fd)
+		opaque, err := v.layers[p.layer].opaqueAt(fd)
 		fsat.Close(fd)
 		if err != nil {
 			return fmt.Errorf("open %q: %w", "/"+n.path, err)
 		}
-		if m == whiteout.Opaque {
+		if opaque {
 			n.parts = n.parts[:k+1]
 			return nil
 		}

@@ -45,6 +45,34 @@ func (l viewLayer) isWhiteout(fd int, st *unix.Stat_t, marked bool) (bool, error
 	return false, nil
 }
 
+// hasMarker reports whether a marker in a directory hides what the layers below have of a
+// name.
+func (l viewLayer) hasMarker(dir, name string) (bool, error) {
+	if !l.dialect.ReadsMarkers() || len(whiteout.MarkerPrefix)+len(name) > unix.NAME_MAX {
+		return false, nil
+	}
+	fd, err := fsat.OpenBeneath(l.fd, join(dir, whiteout.MarkerPrefix+name), unix.O_PATH|unix.O_NOFOLLOW)
+	if fsat.IsAbsent(err) {
+		return false, nil
+	}
+	fsat.Close(fd)
+	return err == nil, err
+}
+
+// opaqueAt reports whether the directory fd hides what lies below it.
+func (l viewLayer) opaqueAt(fd int) (bool, error) {
+	m, err := l.dialect.Mark(fd)
+	if err != nil || m == whiteout.Opaque || !l.dialect.ReadsMarkers() {
+		return m == whiteout.Opaque, err
+	}
+	var st unix.Stat_t
+	err = fsat.Stat(fd, whiteout.OpaqueMarker, &st)
+	if fsat.IsAbsent(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // marked reports whether a directory may hold whiteouts in attribute form: one
 // that says so, or an opaque one, which can have said so before.
 func (l viewLayer) marked(dir string) (bool, error) {

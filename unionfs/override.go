@@ -17,6 +17,10 @@ import (
 // root (Owners.FilesOfRoot), a symbolic link of somebody else is an empty file; elsewhere
 // links are given away for real, if that is allowed.
 
+// ownerless reports whether all objects of the upper belong to root, because its file
+// system cannot hold what says otherwise.
+func (fs *FS) ownerless() bool { return fs.owners.filesOfRoot && fs.upper.override == override.None }
+
 // says reports whether the object must say what it is, because its file does not.
 func (fs *FS) says(s *override.Stat) bool { return !fs.owners.filesOfRoot || s.Needed() }
 
@@ -38,6 +42,9 @@ func (fs *FS) markOverride() error {
 
 // build is cow.Work.Build of an object of the upper. src tells what the object is.
 func (fs *FS) build(src cow.Source) (*cow.Temp, error) {
+	if fs.ownerless() {
+		src.Uid, src.Gid, src.Mode = fs.euid, fs.egid, src.Mode&^(unix.S_ISUID|unix.S_ISGID)
+	}
 	if fs.upper.override == override.None {
 		src.AnyOwner = fs.owners.squash
 		return fs.work.Build(src)
@@ -66,6 +73,9 @@ func (fs *FS) build(src cow.Source) (*cow.Temp, error) {
 // givesOwner reports whether the file system gives the new object o, made under its
 // name, the owner that it shall have, and the rest of src with it.
 func (fs *FS) givesOwner(o *newObject, src *cow.Source) bool {
+	if fs.ownerless() {
+		return o.mode&(unix.S_ISUID|unix.S_ISGID) == 0
+	}
 	if fs.upper.override == override.None {
 		// A group handed down by the directory is handed down there, too.
 		w := &fs.owners
@@ -123,6 +133,12 @@ func (fs *FS) chown(dirfd int, name string, uid, gid int) error {
 	if gid >= 0 {
 		gid = int(w.gids.change(o.is.Gid, uint32(gid)))
 	}
+	if fs.ownerless() {
+		if uid > 0 || gid > 0 {
+			return unix.EPERM
+		}
+		return nil
+	}
 	if fs.upper.override == override.None {
 		err := fsat.Chown(dirfd, name, uid, gid)
 		if w.squash && (err == unix.EPERM || err == unix.EINVAL) {
@@ -141,6 +157,9 @@ func (fs *FS) chown(dirfd int, name string, uid, gid int) error {
 
 // chmod changes the permission bits of an object of the upper, with those of its ACL.
 func (fs *FS) chmod(dirfd int, name string, mode uint32) error {
+	if fs.ownerless() {
+		mode &^= unix.S_ISUID | unix.S_ISGID
+	}
 	if fs.upper.override == override.None {
 		return fsat.Chmod(dirfd, name, mode&0o7777)
 	}

@@ -122,12 +122,15 @@ func (l *layer) saying(dirfd int, name string, st *unix.Stat_t) (says bool, err 
 	if l.mapped {
 		l.owners.store(st)
 	}
-	if l.override == override.None {
-		return false, nil
-	}
 	self := -1
 	if l.owners.filesOfRoot {
 		self = l.owner
+	}
+	if l.override == override.None {
+		if self >= 0 && int(st.Uid) == self {
+			st.Uid, st.Gid = 0, 0
+		}
+		return false, nil
 	}
 	return l.override.Stat(dirfd, name, st, self)
 }
