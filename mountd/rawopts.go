@@ -77,6 +77,12 @@ var (
 		Dialect: "auto", Peer: true, FSName: "fuse-overlayfs", Subtype: "fuse-overlayfs",
 		NoDev: true, NoAtime: true,
 	}
+	// MountProgramStyle is what an engine gets that has the binary as its mount_program
+	// under another name: the same, but the mount table says whose mount it is.
+	MountProgramStyle = RawStyle{
+		Dialect: "auto", Peer: true, FSName: "plyfs", Subtype: "plyfs",
+		NoDev: true, NoAtime: true,
+	}
 )
 
 // noDevicesEnv is fuse-overlayfs' variable that keeps it from making devices 0:0.

@@ -21,8 +21,11 @@ func dispatch(ctx context.Context, args []string) error {
 	case "mount.plyfs", "mount.fuse.plyfs", "mount.fuse3.plyfs":
 		return helperError(dropIn(ctx, name, mountd.OverlayStyle, args[1:]))
 	default:
-		if byMountFuse(args[1:]) {
+		switch {
+		case byMountFuse(args[1:]):
 			return helperError(dropIn(ctx, name, mountd.OverlayStyle, args[1:]))
+		case byEngine(args[1:]):
+			return peerError(dropIn(ctx, name, mountd.MountProgramStyle, args[1:]))
 		}
 	}
 	cmd := newRootCommand()
@@ -32,14 +35,29 @@ func dispatch(ctx context.Context, args []string) error {
 
 // byMountFuse reports whether the arguments are those that mount.fuse(8), called for the
 // type fuse.plyfs, hands to the program with the name of the type: SOURCE MOUNTPOINT -o
-// OPTIONS. The source may be the name of a command.
+// OPTIONS. The source may be the name of a command, and is left out if it is empty.
 func byMountFuse(args []string) bool {
-	if len(args) != 4 || args[2] != "-o" || strings.HasPrefix(args[0], "-") || strings.HasPrefix(args[1], "-") {
+	n := len(args)
+	if n != 3 && n != 4 || args[n-2] != "-o" || strings.HasPrefix(args[0], "-") || strings.HasPrefix(args[n-3], "-") {
 		return false
 	}
-	for opt := range strings.SplitSeq(args[3], ",") {
-		if strings.HasPrefix(opt, "lowerdir") || strings.HasPrefix(opt, "@") {
+	for opt := range strings.SplitSeq(args[n-1], ",") {
+		if strings.HasPrefix(opt, "lowerdir") || n == 4 && strings.HasPrefix(opt, "@") {
 			return true
+		}
+	}
+	return false
+}
+
+// byEngine reports whether the arguments are those of fuse-overlayfs, which begin with
+// mount options: so an engine calls its mount_program, whatever its name is. No command
+// begins with one of these flags.
+func byEngine(args []string) bool {
+	for _, a := range args {
+		switch {
+		case a == "-f" || a == "-d" || a == "--debug": // options must follow
+		default:
+			return strings.HasPrefix(a, "-o")
 		}
 	}
 	return false

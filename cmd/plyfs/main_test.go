@@ -105,6 +105,39 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// Who calls the binary is told by the arguments when the name says nothing.
+func TestCallers(t *testing.T) {
+	for _, c := range []struct {
+		args      string
+		mountFuse bool
+		engine    bool
+	}{
+		{args: "-o lowerdir=a:b,upperdir=u,workdir=w, m", engine: true},
+		{args: "-olowerdir=a m", engine: true},
+		{args: "-f -o lowerdir=a m", engine: true},
+		{args: "-d -f -o lowerdir=a none m", engine: true},
+		{args: "none m -o rw,lowerdir=a,dev,suid", mountFuse: true},
+		{args: "save m -o lowerdir=a", mountFuse: true}, // a source of any name
+		{args: "m -o lowerdir=a,dev,suid", mountFuse: true},
+		{args: "none m -o @file,dev,suid", mountFuse: true},
+		{args: "save x -o file.tar"},
+		{args: "export -o @file.tar"},
+		{args: "overlay -o lowerdir=a m"},
+		{args: "overlay -f -o lowerdir=a m"},
+		{args: "--json images"},
+		{args: "-f"},
+		{args: ""},
+	} {
+		args := strings.Fields(c.args)
+		if got := byMountFuse(args); got != c.mountFuse {
+			t.Errorf("plyfs %s: called by mount.fuse: %v", c.args, got)
+		}
+		if got := byEngine(args); got != c.engine {
+			t.Errorf("plyfs %s: called by an engine: %v", c.args, got)
+		}
+	}
+}
+
 func TestWriteOutputKeepsTheOldFile(t *testing.T) {
 	dir := t.TempDir()
 	name := dir + "/out"
