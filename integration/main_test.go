@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/plyfs/plyfs/integration/engine"
 	"github.com/plyfs/plyfs/integration/harness"
 	"github.com/plyfs/plyfs/integration/oracle"
 )
@@ -25,23 +26,24 @@ var (
 // base is the directory of this test process; everything lives below it.
 var base string
 
+// helpers are what the test binary becomes, each if its variable is set.
+var helpers = []struct {
+	env string
+	run func(value string) error
+}{
+	{oracle.AgentEnv, oracle.RunAgent},
+	{harness.LikeNFSEnv, harness.RunLikeNFS},
+	{engine.HostEnv, engine.RunHost},
+	{harness.JanitorEnv, func(string) error { return harness.RunJanitor(os.Stdin) }},
+}
+
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(oracle.AgentEnv); dir != "" {
-		if err := oracle.RunAgent(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+	for _, h := range helpers {
+		value := os.Getenv(h.env)
+		if value == "" {
+			continue
 		}
-		os.Exit(0)
-	}
-	if dir := os.Getenv(harness.LikeNFSEnv); dir != "" {
-		if err := harness.RunLikeNFS(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	if os.Getenv(harness.JanitorEnv) != "" {
-		if err := harness.RunJanitor(os.Stdin); err != nil {
+		if err := h.run(value); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

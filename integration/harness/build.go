@@ -52,8 +52,9 @@ func Binary() (string, error) {
 	return binary.path, binary.err
 }
 
-// dropIn returns the path of the plyfs binary under the name of fuse-overlayfs.
-func dropIn() (string, error) {
+// DropIn returns the path of the plyfs binary under the name of fuse-overlayfs. Nothing else
+// is in its directory but what Binary has built.
+func DropIn() (string, error) {
 	bin, err := Binary()
 	if err != nil {
 		return "", err

@@ -92,7 +92,7 @@ func NewMounter(name string) (Mounter, error) {
 		}
 		return f, nil
 	case "drop-in": // plyfs, called by the name of fuse-overlayfs
-		bin, err := dropIn()
+		bin, err := DropIn()
 		if err != nil {
 			return nil, err
 		}

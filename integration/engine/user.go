@@ -1,0 +1,176 @@
+package engine
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// furniture is the directory of what a place mounts for itself.
+	furniture = "furniture"
+
+	userName = "plyfsuser"
+	userHome = "u" // all paths are short: podman bounds that of its runtime files
+	userID   = 4321
+	// runtimeDir is XDG_RUNTIME_DIR, below the home.
+	runtimeDir = "x"
+	// subIDs is the first subordinate id of the user, autoIDs the first that podman
+	// gives containers of --userns=auto; there are idCount of each.
+	subIDs  = 1_000_000
+	autoIDs = 2_000_000
+	idCount = 1 << 16
+)
+
+// people makes the homes of who runs commands.
+func (p *Place) people() error {
+	add := func(w *Person, name, home string, uid, gid int) error {
+		*w = Person{place: p, Name: name, UID: uid, GID: gid, Home: filepath.Join(p.Dir, home), Env: map[string]string{}}
+		for _, d := range []string{"", "tmp", runtimeDir, ".config", ".config/containers"} {
+			dir := filepath.Join(w.Home, d)
+			if err := errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, uid, gid)); err != nil {
+				return err
+			}
+		}
+		// Engines refuse images without a policy.
+		policy := filepath.Join(w.Home, ".config/containers/policy.json")
+		return errors.Join(os.WriteFile(policy, []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`), 0o644), os.Chown(policy, uid, gid))
+	}
+	if os.Geteuid() == 0 {
+		return errors.Join(add(&p.Root, "root", "r", 0, 0), add(&p.User, userName, userHome, userID, userID))
+	}
+	u, err := user.Current()
+	if err != nil {
+		return err
+	}
+	return add(&p.User, u.Username, userHome, os.Geteuid(), os.Getegid())
+}
+
+// NeedUser says why the user of a place cannot run engines, or nothing.
+func (p *Place) NeedUser() string {
+	if os.Geteuid() != 0 {
+		b, err := os.ReadFile("/etc/subuid")
+		if err != nil || !slices.ContainsFunc(strings.Split(string(b), "\n"), func(line string) bool {
+			name, _, _ := strings.Cut(line, ":")
+			return name == p.User.Name || name == strconv.Itoa(p.User.UID)
+		}) {
+			return fmt.Sprintf("user %s has no subordinate ids in /etc/subuid", p.User.Name)
+		}
+	}
+	if res := p.User.Do("", "sh", "-c", ": <> /dev/fuse"); res.Code != 0 {
+		return "a user cannot open /dev/fuse: " + strings.TrimSpace(res.Stderr)
+	}
+	if res := p.User.Do("", "unshare", "-Ur", "true"); res.Code != 0 {
+		return "a user cannot make user namespaces: " + strings.TrimSpace(res.Stderr)
+	}
+	return ""
+}
+
+// furnish makes the host's mount namespace what the place needs.
+func furnish(dir string) error {
+	var o Options
+	b, err := os.ReadFile(filepath.Join(dir, optionsName))
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, &o); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	own := filepath.Join(dir, furniture)
+	if err := os.Mkdir(own, 0o755); err != nil {
+		return err
+	}
+	etc := filepath.Join(own, "etc")
+	if err := os.Mkdir(etc, 0o755); err != nil {
+		return err
+	}
+	ids := fmt.Sprintf("%s:%d:%d\ncontainers:%d:%d\n", userName, subIDs, idCount, autoIDs, idCount)
+	if err := errors.Join(
+		extend(etc, "passwd", fmt.Sprintf("%s:x:%d:%d::%s:/bin/sh\n", userName, userID, userID, filepath.Join(dir, userHome))),
+		extend(etc, "group", fmt.Sprintf("%s:x:%d:\n", userName, userID)),
+		extend(etc, "subuid", ids), extend(etc, "subgid", ids),
+		cover("/etc", etc, filepath.Join(own, "etc.below")),
+	); err != nil {
+		return err
+	}
+	for path, with := range o.Binds {
+		if err := unix.Mount(with, path, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("put %s over %s: %w", with, path, err)
+		}
+	}
+	return errors.Join(openDevice(own), addSbin(own, o.Sbin))
+}
+
+// extend makes a copy of a file of /etc, if there is one, with more lines.
+func extend(etc, name, more string) error {
+	b, err := os.ReadFile(filepath.Join("/etc", name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.WriteFile(filepath.Join(etc, name), append(b, more...), 0o644)
+}
+
+// cover puts the names in top over those of dir. It is the directory that is covered, not
+// its files: who changes those outside, by renaming, would take away what lies over them.
+func cover(dir, top, below string) error {
+	if err := os.Mkdir(below, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(dir, below, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s: %w", dir, err)
+	}
+	if err := unix.Mount("overlay", dir, "overlay", unix.MS_RDONLY, "lowerdir="+top+":"+below); err != nil {
+		return fmt.Errorf("overlay on %s: %w", dir, err)
+	}
+	return nil
+}
+
+// openDevice puts a FUSE device that everybody may open over /dev/fuse, as distributions
+// have it. Where that is not possible it stays as it is, and NeedUser says so.
+func openDevice(own string) error {
+	file := filepath.Join(own, "fuse")
+	if err := unix.Mknod(file, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 229))); err != nil {
+		return nil // a user namespace, most likely
+	}
+	if err := os.Chmod(file, 0o666); err != nil {
+		return err
+	}
+	fd, err := unix.Open(file, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil // the file system allows no devices
+	}
+	_ = unix.Close(fd) // it was only a probe
+	if err := unix.Mount(file, "/dev/fuse", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("put a device for everybody over /dev/fuse: %w", err)
+	}
+	return nil
+}
+
+// addSbin adds links to /usr/sbin, where mount(8) looks for its helpers.
+func addSbin(own string, links map[string]string) error {
+	if len(links) == 0 {
+		return nil
+	}
+	top := filepath.Join(own, "sbin")
+	if err := os.Mkdir(top, 0o755); err != nil {
+		return err
+	}
+	for name, target := range links {
+		if err := os.Symlink(target, filepath.Join(top, name)); err != nil {
+			return err
+		}
+	}
+	return cover("/usr/sbin", top, filepath.Join(own, "sbin.below"))
+}
