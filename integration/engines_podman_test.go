@@ -123,7 +123,7 @@ func TestPodman(t *testing.T) {
 		t.Run("cp", func(t *testing.T) { podmanCopy(t, w, "c") })
 
 		run("commit", "-q", "c", "localhost/committed:1")
-		run("rm", "--force", "--time", "0", "c")
+		w.Remove(t, "c")
 		sameText(t, "committed image", committed(changedTree), run(lookIn("run", "--rm", "localhost/committed:1")...))
 		sameText(t, "diff of the image", changedNames, sortedLines(run("diff", "localhost/committed:1"), "/etc"))
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -56,6 +57,25 @@ func (w Person) Graph() string {
 	return filepath.Join(filepath.Dir(w.Env["CONTAINERS_STORAGE_CONF"]), "root", "overlay")
 }
 
+// Remove removes containers, whether they run or not. Podman's own cleaning up after a
+// container can be under way, and makes it fail: it is then tried again.
+func (w Person) Remove(t testing.TB, containers ...string) {
+	t.Helper()
+	args := append([]string{"podman", "rm", "--force", "--ignore", "--time", "0"}, containers...)
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		res := w.Do("", args...)
+		if res.Err == "" && res.Code == 0 && !res.Held {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("%q: exit code %d %s\n%s", args, res.Code, res.Err, res.Stderr)
+			return
+		}
+		<-time.After(100 * time.Millisecond) // polling: nothing tells when it is done
+	}
+}
+
 // stop ends everything that podman runs, and the process that keeps a user's namespaces.
 // With its last container podman unmounts the directory of the layers itself.
 func (w Person) stop(t testing.TB) {
@@ -63,7 +83,7 @@ func (w Person) stop(t testing.TB) {
 	if _, err := exec.LookPath("podman"); err != nil {
 		return
 	}
-	w.Run(t, "podman", "rm", "--all", "--force", "--time", "0")
+	w.Remove(t, "--all")
 	w.Run(t, "podman", "image", "umount", "--all", "--force")
 	if w.UID != 0 {
 		w.Run(t, "podman", "system", "migrate")
