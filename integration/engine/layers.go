@@ -13,10 +13,11 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Entry is one entry of a layer: its name without a slash at the end, and all that its
-// header says, with a digest of its content. What kernel overlayfs keeps for itself in
+// header says, with a digest of its content; a time of today is "now". What kernel overlayfs keeps for itself in
 // attributes that users can read is left out: podman 4.3 writes it into layers.
 type Entry struct{ Name, Text string }
 
@@ -112,7 +113,11 @@ func readTar(r io.Reader, f func(h *tar.Header, content []byte)) error {
 func describe(layer []byte) (entries []Entry, err error) {
 	err = readTar(bytes.NewReader(layer), func(h *tar.Header, content []byte) {
 		var b strings.Builder
-		fmt.Fprintf(&b, "%c %o %d:%d %d", h.Typeflag, h.Mode&0o7777, h.Uid, h.Gid, h.ModTime.Unix())
+		when := fmt.Sprint(h.ModTime.Unix())
+		if time.Since(h.ModTime) < 24*time.Hour {
+			when = "now"
+		}
+		fmt.Fprintf(&b, "%c %o %d:%d %s", h.Typeflag, h.Mode&0o7777, h.Uid, h.Gid, when)
 		switch h.Typeflag {
 		case tar.TypeReg:
 			fmt.Fprintf(&b, " %d %.4x", h.Size, sha256.Sum256(content))

@@ -162,7 +162,7 @@ func (w Person) With(env map[string]string) Person {
 func (w Person) environ() []string {
 	env := map[string]string{
 		"HOME": w.Home, "USER": w.Name, "LOGNAME": w.Name, "LC_ALL": "C", "TMPDIR": filepath.Join(w.Home, "tmp"),
-		"PATH": os.Getenv("PATH") + ":/usr/sbin:/sbin", "XDG_RUNTIME_DIR": filepath.Join(w.Home, runtimeDir),
+		"PATH": w.path(), "XDG_RUNTIME_DIR": filepath.Join(w.Home, runtimeDir),
 	}
 	maps.Copy(env, w.Env)
 	var list []string
@@ -170,6 +170,15 @@ func (w Person) environ() []string {
 		list = append(list, k+"="+env[k])
 	}
 	return list
+}
+
+// path is the PATH of everybody; an ordinary user's has no directories of root, which
+// have some of the engines' programs.
+func (w Person) path() string {
+	if p, ok := w.Env["PATH"]; ok {
+		return p
+	}
+	return os.Getenv("PATH") + ":/usr/sbin:/sbin"
 }
 
 // commandLimit is how long a command may take.

@@ -101,7 +101,7 @@ func furnish(dir string) error {
 		extend(etc, "passwd", fmt.Sprintf("%s:x:%d:%d::%s:/bin/sh\n", userName, userID, userID, filepath.Join(dir, userHome))),
 		extend(etc, "group", fmt.Sprintf("%s:x:%d:\n", userName, userID)),
 		extend(etc, "subuid", ids), extend(etc, "subgid", ids),
-		cover("/etc", etc, filepath.Join(own, "etc.below")),
+		cover("/etc", etc),
 	); err != nil {
 		return err
 	}
@@ -122,16 +122,18 @@ func extend(etc, name, more string) error {
 	return os.WriteFile(filepath.Join(etc, name), append(b, more...), 0o644)
 }
 
-// cover puts the names in top over those of dir. It is the directory that is covered, not
-// its files: who changes those outside, by renaming, would take away what lies over them.
-func cover(dir, top, below string) error {
-	if err := os.Mkdir(below, 0o755); err != nil {
+// cover puts the names in top over those of dir, and takes what is written there. It is the
+// directory that is covered, not its files: who changes those outside, by renaming,
+// would take away what lies over them.
+func cover(dir, top string) error {
+	below, work := top+".below", top+".work"
+	if err := errors.Join(os.Mkdir(below, 0o755), os.Mkdir(work, 0o755)); err != nil {
 		return err
 	}
 	if err := unix.Mount(dir, below, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind %s: %w", dir, err)
 	}
-	if err := unix.Mount("overlay", dir, "overlay", unix.MS_RDONLY, "lowerdir="+top+":"+below); err != nil {
+	if err := unix.Mount("overlay", dir, "overlay", 0, "lowerdir="+below+",upperdir="+top+",workdir="+work); err != nil {
 		return fmt.Errorf("overlay on %s: %w", dir, err)
 	}
 	return nil
@@ -172,5 +174,5 @@ func addSbin(own string, links map[string]string) error {
 			return err
 		}
 	}
-	return cover("/usr/sbin", top, filepath.Join(own, "sbin.below"))
+	return cover("/usr/sbin", top)
 }
