@@ -264,44 +264,61 @@ func (fs *FS) openWork(o Options, upper, workdir int) (err error) {
 // that what is mounted below them later does not show; without the privilege
 // for that, or in different mounts, as they are.
 func (fs *FS) openPair(o Options) (upperFd, workFd int, err error) {
-	upper, work := o.Upper, o.Work
 	var r fsat.Resolver
-	u, err := r.Resolve(upper)
+	u, err := r.Resolve(o.Upper)
 	if err != nil {
-		return -1, -1, fmt.Errorf("upperdir %q: %w", upper, err)
+		return -1, -1, fmt.Errorf("upperdir %q: %w", o.Upper, err)
 	}
-	w, err := r.Resolve(work)
+	w, err := r.Resolve(o.Work)
 	if err != nil {
-		return -1, -1, fmt.Errorf("workdir %q: %w", work, err)
+		return -1, -1, fmt.Errorf("workdir %q: %w", o.Work, err)
+	}
+	if upperFd, err = fsat.OpenTrusted(u); err != nil {
+		return -1, -1, fmt.Errorf("open upperdir %q: %w", o.Upper, err)
+	}
+	if workFd, err = fsat.OpenTrusted(w); err != nil {
+		fsat.Close(upperFd)
+		return -1, -1, fmt.Errorf("open workdir %q: %w", o.Work, err)
 	}
 	common := u
 	for !within(w, common) {
 		common = filepath.Dir(common)
 	}
-	beneath := func(base int, path string) (int, error) {
-		rel, err := filepath.Rel(common, path)
-		if err != nil {
-			return -1, err
-		}
-		return fsat.OpenBeneath(base, rel, unix.O_PATH|unix.O_DIRECTORY)
+	base, err := fsat.CloneTree(common, false, o.atimeAttr())
+	if err != nil {
+		return upperFd, workFd, nil
 	}
-	if base, err := fsat.CloneTree(common, false, o.atimeAttr()); err == nil {
-		fs.mountFd = base
-		if upperFd, err = beneath(base, u); err == nil {
-			if workFd, err = beneath(base, w); err == nil {
-				return upperFd, workFd, nil
-			}
+	if private := openAgain(base, common, u, upperFd); private >= 0 {
+		if privateWork := openAgain(base, common, w, workFd); privateWork >= 0 {
+			fs.mountFd = base
 			fsat.Close(upperFd)
+			fsat.Close(workFd)
+			return private, privateWork, nil
 		}
+		fsat.Close(private)
 	}
-	if upperFd, err = fsat.OpenTrusted(u); err != nil {
-		return -1, -1, fmt.Errorf("open upperdir %q: %w", upper, err)
-	}
-	if workFd, err = fsat.OpenTrusted(w); err != nil {
-		fsat.Close(upperFd)
-		return -1, -1, fmt.Errorf("open workdir %q: %w", work, err)
-	}
+	fsat.Close(base)
 	return upperFd, workFd, nil
+}
+
+// openAgain opens path, which is open as fd, through a copy of the mount at common; -1 if it
+// cannot be reached there. The copy has what lies below other mounts: a directory of
+// the same path there is another one.
+func openAgain(base int, common, path string, fd int) int {
+	rel, err := filepath.Rel(common, path)
+	if err != nil {
+		return -1
+	}
+	again, err := fsat.OpenBeneath(base, rel, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return -1
+	}
+	var a, b unix.Stat_t
+	if fsat.Fstat(again, &a) != nil || fsat.Fstat(fd, &b) != nil || a.Dev != b.Dev || a.Ino != b.Ino {
+		fsat.Close(again)
+		return -1
+	}
+	return again
 }
 
 func (fs *FS) openRoot() error {
