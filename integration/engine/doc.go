@@ -13,7 +13,7 @@
 //
 // A host process is the test binary, started again. Run as root it has a mount namespace
 // of its own, in which copies of /etc/passwd, /etc/subuid and the like with one more user
-// lie over the real ones, and plyfs lies over programs that it stands in for. It is a
+// lie over the real ones, and links to plyfs among the programs of the system. It is a
 // subreaper: whatever a command leaves in the background becomes a child of the host and
 // not of process 1, which on some machines reaps nobody. So the host knows exactly
 // what still runs, and [Place.Close] can insist on nothing.

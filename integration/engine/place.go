@@ -33,10 +33,9 @@ type Place struct {
 
 // Options say what is different in a place.
 type Options struct {
-	// Binds are files that lie over others: path -> what is seen there. Root only.
-	Binds map[string]string
-	// Sbin are links in /usr/sbin: name -> target. Root only, and with kernel overlayfs.
-	Sbin map[string]string
+	// Sbin and Local are links in /usr/sbin and /usr/local/bin: name -> target. Root only, and
+	// with kernel overlayfs.
+	Sbin, Local map[string]string
 }
 
 const optionsName = "place.json"
@@ -157,6 +156,9 @@ func (w Person) With(env map[string]string) Person {
 	w.Env = all
 	return w
 }
+
+// Place is where the person is.
+func (w Person) Place() *Place { return w.place }
 
 // environ is what every command gets: nothing of the test's own environment but PATH.
 func (w Person) environ() []string {

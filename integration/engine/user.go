@@ -105,12 +105,7 @@ func furnish(dir string) error {
 	); err != nil {
 		return err
 	}
-	for path, with := range o.Binds {
-		if err := unix.Mount(with, path, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("put %s over %s: %w", with, path, err)
-		}
-	}
-	return errors.Join(openDevice(own), addSbin(own, o.Sbin))
+	return errors.Join(openDevice(own), addLinks(own, "/usr/sbin", o.Sbin), addLinks(own, "/usr/local/bin", o.Local))
 }
 
 // extend makes a copy of a file of /etc, if there is one, with more lines.
@@ -160,12 +155,12 @@ func openDevice(own string) error {
 	return nil
 }
 
-// addSbin adds links to /usr/sbin, where mount(8) looks for its helpers.
-func addSbin(own string, links map[string]string) error {
+// addLinks adds links to a directory of programs, where mount(8) and its helpers look.
+func addLinks(own, dir string, links map[string]string) error {
 	if len(links) == 0 {
 		return nil
 	}
-	top := filepath.Join(own, "sbin")
+	top := filepath.Join(own, filepath.Base(dir))
 	if err := os.Mkdir(top, 0o755); err != nil {
 		return err
 	}
@@ -174,5 +169,5 @@ func addSbin(own string, links map[string]string) error {
 			return err
 		}
 	}
-	return cover("/usr/sbin", top)
+	return cover(dir, top)
 }
