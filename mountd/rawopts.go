@@ -60,6 +60,7 @@ type RawStyle struct {
 	// is read in every form, and if a volatile mount has left it without a sync, that
 	// is worth a warning and no more. What only kernel overlayfs understands is
 	// ignored, with a warning; empty paths are skipped, a missing workdir is made.
+	// Directories have as many links as they have subdirectories, and two.
 	Peer    bool
 	FSName  string // first column of the mount table
 	Subtype string

@@ -35,8 +35,11 @@ func (fs *FS) attr(n *inode, out *fuse.Attr) error {
 		n.mu.RUnlock()
 		return err
 	}
-	nlink, ino := fs.nlinkLocked(n, uint32(st.Nlink)), n.ino
+	nlink, ino, counts := fs.nlinkLocked(n, uint32(st.Nlink)), n.ino, fs.countsLocked(n)
 	n.mu.RUnlock()
+	if counts {
+		nlink = fs.countLinks(n)
+	}
 	if st.Mode&unix.S_IFMT != n.typ() {
 		// Somebody changed a layer under the mount.
 		return unix.ESTALE
@@ -59,7 +62,7 @@ func (fs *FS) attrSeen(seen *look, out *fuse.Attr) bool {
 	n := seen.n
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if n.upper != seen.upper || n.meta || !n.upper && fs.lowers.dataElsewhere(n.low) || seen.st.Mode&unix.S_IFMT != n.typ() {
+	if n.upper != seen.upper || n.meta || fs.countsLocked(n) || !n.upper && fs.lowers.dataElsewhere(n.low) || seen.st.Mode&unix.S_IFMT != n.typ() {
 		return false
 	}
 	fs.fillAttr(out, &seen.st)
@@ -68,8 +71,7 @@ func (fs *FS) attrSeen(seen *look, out *fuse.Attr) bool {
 }
 
 // nlinkLocked is the link count to show. A merged directory shows 1, as on
-// kernel overlayfs (ovl_getattr): nobody counts the subdirectories of all
-// layers. A removed lower object has lost its last link, whatever its layer
+// kernel overlayfs (ovl_getattr), unless countsLocked says otherwise. A removed lower object has lost its last link, whatever its layer
 // says; one of several links is reported as the layer has it, as there.
 func (fs *FS) nlinkLocked(n *inode, links uint32) uint32 {
 	removed := n.where.parent == nil && n != fs.root
@@ -78,7 +80,7 @@ func (fs *FS) nlinkLocked(n *inode, links uint32) uint32 {
 		return 0
 	case n.isDir() && fs.staticNlink:
 		return 1
-	case n.isDir() && n.low != nil && (n.upper || fs.lowers.merged(n.low)):
+	case n.isDir() && fs.mergedLocked(n):
 		return 1
 	case n.extra().group != nil:
 		return n.extra().group.links
@@ -88,6 +90,26 @@ func (fs *FS) nlinkLocked(n *inode, links uint32) uint32 {
 		return links - 1 // not counting the name that only we know
 	}
 	return links
+}
+
+// mergedLocked reports whether a directory consists of several.
+func (fs *FS) mergedLocked(n *inode) bool {
+	return n.low != nil && (n.upper || fs.lowers.merged(n.low))
+}
+
+// countsLocked reports whether the links of n are to be counted, which cannot be done
+// with a lock on it: a merged directory that shows how many subdirectories it has.
+func (fs *FS) countsLocked(n *inode) bool {
+	return fs.countsDirs && n.isDir() && (n.where.parent != nil || n == fs.root) && fs.mergedLocked(n)
+}
+
+// countLinks is the link count of a merged directory by its subdirectories. One that
+// cannot be read shows what every such directory shows without being counted.
+func (fs *FS) countLinks(n *inode) uint32 {
+	if err := fs.load(n); err != nil {
+		return 1
+	}
+	return 2 + n.dir.subdirs()
 }
 
 func (fs *FS) fillAttr(out *fuse.Attr, st *unix.Stat_t) {

@@ -446,5 +446,29 @@ func (d *dirState) entriesAfter(after uint64, limit int, out []dirEntry) []dirEn
 	return out
 }
 
+// subdirs counts the directories among the names. Preconditions: loaded.
+func (d *dirState) subdirs() (n uint32) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for _, e := range d.names {
+		if e.upper && e.typ == unix.DT_DIR {
+			n++
+		}
+	}
+	if d.list == nil {
+		return n
+	}
+	for pos := range d.list.length() {
+		name, o := d.list.at(pos)
+		if o.typ() != unix.DT_DIR {
+			continue
+		}
+		if e := d.names[name]; e == nil || !e.upper && !e.white {
+			n++
+		}
+	}
+	return n
+}
+
 // empty reports whether the directory shows no name. Preconditions: loaded.
 func (d *dirState) empty() bool { return len(d.entriesAfter(0, 1, nil)) == 0 }

@@ -47,6 +47,7 @@ type FS struct {
 	ttl         time.Duration // how long the kernel may keep what we tell it
 	changing    bool          // it may not keep it for ever
 	staticNlink bool
+	countsDirs  bool
 	shortInodes bool
 	noXattrs    bool
 	noACL       bool
@@ -132,6 +133,7 @@ func New(o Options) (*FS, error) {
 		fs.ttl = max(o.Timeout, 0)
 	}
 	fs.staticNlink, fs.shortInodes, fs.noXattrs, fs.noACL = o.StaticNlink, o.ShortInodes, o.NoXattrs, o.NoACL
+	fs.countsDirs = o.CountSubdirs && !o.StaticNlink
 	fs.io = o.IO.resolve(o.Upper == "" && !fs.changing, fs.euid == 0)
 	fs.owners = newOwners(o.Owners)
 	fs.rules.redirect = o.Redirect >= RedirectFollow

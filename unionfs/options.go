@@ -108,8 +108,9 @@ type Options struct {
 	// negative: not at all. With one, changes of the lowers' files are seen, if
 	// late; names that come and go in a directory that was read already are not.
 	Timeout time.Duration
-	// StaticNlink shows one link of every directory.
-	StaticNlink bool
+	// StaticNlink shows one link of every directory. CountSubdirs counts the
+	// subdirectories of merged directories, which show one link otherwise.
+	StaticNlink, CountSubdirs bool
 	// ShortInodes shows inode numbers of 32 bits, which can be ambiguous.
 	ShortInodes bool
 	// NoXattrs refuses extended attributes, NoACL those that are ACLs.

@@ -38,13 +38,14 @@ type Spec struct {
 	TakeUnsynced bool `json:"takeUnsynced,omitempty"`
 
 	// As in unionfs.Options.
-	Owners      unionfs.Owners `json:"owners,omitzero"`
-	Timeout     time.Duration  `json:"timeout,omitempty"`
-	StaticNlink bool           `json:"staticNlink,omitempty"`
-	ShortInodes bool           `json:"shortInodes,omitempty"`
-	NoXattrs    bool           `json:"noXattrs,omitempty"`
-	NoACL       bool           `json:"noACL,omitempty"`
-	NoDevices   bool           `json:"noDevices,omitempty"`
+	Owners       unionfs.Owners `json:"owners,omitzero"`
+	Timeout      time.Duration  `json:"timeout,omitempty"`
+	StaticNlink  bool           `json:"staticNlink,omitempty"`
+	CountSubdirs bool           `json:"countSubdirs,omitempty"`
+	ShortInodes  bool           `json:"shortInodes,omitempty"`
+	NoXattrs     bool           `json:"noXattrs,omitempty"`
+	NoACL        bool           `json:"noACL,omitempty"`
+	NoDevices    bool           `json:"noDevices,omitempty"`
 
 	// Comm, if set, is the name of the holder's process.
 	Comm        string `json:"comm,omitempty"`
@@ -128,6 +129,7 @@ func (s *Spec) unionOptions() unionfs.Options {
 		Owners:       s.Owners,
 		Timeout:      s.Timeout,
 		StaticNlink:  s.StaticNlink,
+		CountSubdirs: s.CountSubdirs,
 		ShortInodes:  s.ShortInodes,
 		NoXattrs:     s.NoXattrs,
 		NoACL:        s.NoACL,
