@@ -115,7 +115,8 @@ type Options struct {
 	ShortInodes bool
 	// NoXattrs refuses extended attributes, NoACL those that are ACLs.
 	NoXattrs, NoACL bool
-	// NoDevices makes whiteouts in the form of files, also where devices can be made.
+	// NoDevices makes whiteouts that are markers, files of the name .wh.NAME, also where
+	// devices can be made. The upper's dialect must read them.
 	NoDevices bool
 
 	// IO is how data reaches programs.
