@@ -155,6 +155,9 @@ func (o *RawOptions) set(key, val string, hasVal bool) (known bool, err error) {
 
 // setLayers obeys an option that names directories.
 func (o *RawOptions) setLayers(key, val string) (known bool, err error) {
+	if o.Peer {
+		val = onceEscaped(val)
+	}
 	switch key {
 	case "lowerdir": // as in the kernel, a later one starts over
 		o.Lowers = o.Lowers[:0]

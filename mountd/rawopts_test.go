@@ -45,6 +45,19 @@ func TestParseRawOptions(t *testing.T) {
 			want: want{Lowers: []string{"/a:b", "/c,d", `/e\f`}, Upper: "/u:v", Work: "/w,x", FSName: "plyfs", Subtype: "plyfs"},
 		},
 		{
+			name: "a colon escaped for libfuse, too", style: FuseOverlayfsStyle,
+			args: []string{`lowerdir=/a\\:b:/c\:d:/e\\\\f:/g\\\:h,upperdir=/u\\:v,workdir=/w\\:x`},
+			want: want{
+				Lowers: []string{"/a:b", "/c:d", `/e\\f`, `/g\:h`}, Upper: "/u:v", Work: "/w:x", Dialect: "auto",
+				NoDev: true, NoAtime: true, FSName: "fuse-overlayfs", Subtype: "fuse-overlayfs",
+			},
+		},
+		{
+			name: "a path with a backslash at its end", style: OverlayStyle,
+			args: []string{`lowerdir=/a\\:/b`},
+			want: want{Lowers: []string{`/a\`, "/b"}, FSName: "plyfs", Subtype: "plyfs"},
+		},
+		{
 			name: "appended lowers", style: OverlayStyle,
 			args: []string{"lowerdir=/a:/b", "lowerdir+=/c:d", `ro,lowerdir+=/e\,f`},
 			want: want{Lowers: []string{"/a", "/b", "/c:d", "/e,f"}, ReadOnly: true, FSName: "plyfs", Subtype: "plyfs"},

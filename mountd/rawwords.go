@@ -73,6 +73,32 @@ func unescape(s string) string {
 	return string(b)
 }
 
+// onceEscaped turns a colon with two backslashes into one with one. fuse-overlayfs gets its
+// options from libfuse, which has removed one level of backslashes from them, so its
+// callers write \\: where kernel overlayfs wants \: in a path. What it then cannot be told,
+// neither can we: a path with a backslash at its end.
+func onceEscaped(s string) string {
+	if !strings.Contains(s, `\\:`) {
+		return s
+	}
+	var b strings.Builder
+	slashes := 0
+	for i := range len(s) {
+		switch {
+		case s[i] == '\\':
+			slashes++
+			continue
+		case s[i] == ':' && slashes == 2:
+			slashes = 1
+		}
+		b.WriteString(strings.Repeat(`\`, slashes))
+		b.WriteByte(s[i])
+		slashes = 0
+	}
+	b.WriteString(strings.Repeat(`\`, slashes))
+	return b.String()
+}
+
 // maxOptionFile bounds an option file: ten thousand layers with the longest paths.
 const maxOptionFile = 64 << 20
 
