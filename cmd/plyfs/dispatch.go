@@ -15,7 +15,7 @@ import (
 // dispatch obeys the name the binary was called by: engines call a "mount
 // program" by the name of fuse-overlayfs, mount(8) calls helpers by type.
 func dispatch(ctx context.Context, args []string) error {
-	switch name := calledAs(args); name {
+	switch name := filepath.Base(args[0]); name {
 	case "fuse-overlayfs":
 		return peerError(dropIn(ctx, name, mountd.FuseOverlayfsStyle, args[1:]))
 	case "mount.plyfs", "mount.fuse.plyfs", "mount.fuse3.plyfs":
@@ -35,9 +35,13 @@ func dispatch(ctx context.Context, args []string) error {
 
 // byMountFuse reports whether the arguments are those that mount.fuse(8), called for the
 // type fuse.plyfs, hands to the program with the name of the type: SOURCE MOUNTPOINT -o
-// OPTIONS. The source may be the name of a command, and is left out if it is empty.
+// OPTIONS. The source may be the name of a command, and is left out if it is empty; but
+// `plyfs overlay DIR -o …` is the command, which does the same.
 func byMountFuse(args []string) bool {
 	n := len(args)
+	if n > 0 && args[0] == "overlay" {
+		return false
+	}
 	if n != 3 && n != 4 || args[n-2] != "-o" || strings.HasPrefix(args[0], "-") || strings.HasPrefix(args[n-3], "-") {
 		return false
 	}
@@ -138,15 +142,4 @@ func dropIn(ctx context.Context, name string, style mountd.RawStyle, args []stri
 func printDropInVersion(w io.Writer, name string) {
 	fmt.Fprintf(w, "plyfs: version %s\n", versionString())
 	fmt.Fprintf(w, "%s: version 1.14 (compatible)\n", name)
-}
-
-// calledAs returns the name that counts. containers/storage runs what its mount_program
-// says, which may be the path of plyfs itself, as PROGRAM -o OPTIONS MOUNTPOINT; no
-// command line of ours begins with -o.
-func calledAs(args []string) string {
-	name := filepath.Base(args[0])
-	if !strings.HasPrefix(name, "mount.") && len(args) > 1 && strings.HasPrefix(args[1], "-o") {
-		return "fuse-overlayfs"
-	}
-	return name
 }
