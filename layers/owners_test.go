@@ -418,3 +418,23 @@ func TestIndexesOfUsers(t *testing.T) {
 		clean(t, b)
 	}
 }
+
+// TestDefaultACLAboveTheStore: what a directory hands down to the store becomes no part of
+// an image or container.
+func TestDefaultACLAboveTheStore(t *testing.T) {
+	dir := t.TempDir()
+	const attr = "system.posix_acl_default"
+	if err := unix.Setxattr(dir, attr, []byte(posixACL), 0); err != nil {
+		t.Skipf("no ACLs here: %v", err)
+	}
+	s := openAt(t, filepath.Join(dir, "store"))
+	st := loadLayers(t, s, layerTar(t, file("f", "1"), ent{name: "d/", typ: tar.TypeDir, mode: 0o755}))
+	for _, p := range []string{"", "d", "f"} {
+		p = filepath.Join(st.Lowers[0].Path, p)
+		for _, attr := range []string{attr, "system.posix_acl_access"} {
+			if n, err := unix.Lgetxattr(p, attr, nil); !errors.Is(err, unix.ENODATA) {
+				t.Errorf("%s: %s has %d bytes, %v", p, attr, n, err)
+			}
+		}
+	}
+}

@@ -71,6 +71,9 @@ func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
 		if *d.fd, err = fsat.OpenName(s.rootFd, d.name, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
 			return nil, fmt.Errorf("open %s: %w", d.name, err)
 		}
+		if err := dropDefaultACL(*d.fd); err != nil {
+			return nil, fmt.Errorf("default ACL of %s: %w", d.name, err)
+		}
 	}
 	s.db = metadata.New(filepath.Join(abs, dbName), metadata.Options{LockTimeout: o.LockTimeout, OnWait: o.OnLockWait})
 	if err := s.mapErr(s.db.Init(ctx)); err != nil {
@@ -81,6 +84,16 @@ func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
 	}
 	s.refill()
 	return s, nil
+}
+
+// dropDefaultACL removes what a directory above the store hands down: it would become a
+// part of every object of every image.
+func dropDefaultACL(fd int) error {
+	const attr = "system.posix_acl_default"
+	if _, err := fsat.Getxattr(fd, "", attr, nil); err != nil {
+		return nil //nolint:nilerr // there is none, or can be none
+	}
+	return fsat.Removexattr(fd, "", attr)
 }
 
 // probe finds out what we may do: a root that cannot set trusted attributes is
