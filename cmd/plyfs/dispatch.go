@@ -35,18 +35,19 @@ func dispatch(ctx context.Context, args []string) error {
 
 // byMountFuse reports whether the arguments are those that mount.fuse(8), called for the
 // type fuse.plyfs, hands to the program with the name of the type: SOURCE MOUNTPOINT -o
-// OPTIONS. The source may be the name of a command, and is left out if it is empty; but
-// `plyfs overlay DIR -o …` is the command, which does the same.
+// OPTIONS. The source is left out if it is empty, and may be the name of a command; but
+// `plyfs overlay DIR -o …` is the command, which does the same, and the options may look
+// like a file of `plyfs save NAME -o FILE`.
 func byMountFuse(args []string) bool {
 	n := len(args)
-	if n > 0 && args[0] == "overlay" {
-		return false
-	}
-	if n != 3 && n != 4 || args[n-2] != "-o" || strings.HasPrefix(args[0], "-") || strings.HasPrefix(args[n-3], "-") {
+	if n != 3 && n != 4 || args[0] == "overlay" || args[n-2] != "-o" || strings.HasPrefix(args[0], "-") || strings.HasPrefix(args[n-3], "-") {
 		return false
 	}
 	for opt := range strings.SplitSeq(args[n-1], ",") {
-		if strings.HasPrefix(opt, "lowerdir") || n == 4 && strings.HasPrefix(opt, "@") {
+		switch key, _, hasVal := strings.Cut(opt, "="); {
+		case hasVal && (key == "lowerdir" || key == "lowerdir+"):
+			return true
+		case n == 4 && strings.HasPrefix(opt, "@") && filepath.IsAbs(args[1]): // as mount points come
 			return true
 		}
 	}
