@@ -206,10 +206,10 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) (s holder.Spe
 		// Nobody but us and root writes these uppers.
 		s.Redirect, s.Metacopy = unionfs.RedirectOn, true
 	}
+	if mayUseTrusted() && (r.Suid || r.Dev) && (ofUser(sub.stack) || !onlyRootWrites(l.store.Root())) {
+		return s, markedf(ErrRefused, "store %q is one of a user, who decides what is set-user-id in it: mount without --suid and --dev, or as that user", l.store.Root())
+	}
 	if ofUser(sub.stack) {
-		if mayUseTrusted() && (r.Suid || r.Dev) {
-			return s, markedf(ErrRefused, "store %q is one of a user, who decides what is set-user-id in it: mount without --suid and --dev, or as that user", l.store.Root())
-		}
 		s.Owners, err = ownersHere()
 	}
 	return s, err
