@@ -273,6 +273,24 @@ func (fs *FS) giveLink(dirfd int, name string, file, st *unix.Stat_t) error {
 	return t.Publish(dirfd, name, 0)
 }
 
+// onlyName makes ready for giveLink what has had several names and has one left: the file
+// behind it will be another, and the number of the one that was may be given to anything.
+func (fs *FS) onlyName(n *inode) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e := n.extra()
+	if e.upID == (realID{}) {
+		return nil
+	}
+	var st unix.Stat_t
+	err := fs.withRealLocked(n, func(dirfd int, name string) error { return fsat.Stat(dirfd, name, &st) })
+	if err == nil && st.Nlink == 1 {
+		fs.nodes.removeFrom(n, e.upID, upperObjects)
+		e.upID = realID{}
+	}
+	return err
+}
+
 // chmodACL gives the entries of an object's ACL that a mode shows the bits of that mode
 // (kernel: posix_acl_chmod).
 func (fs *FS) chmodACL(dirfd int, name string, mode uint32) error {

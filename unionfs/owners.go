@@ -148,6 +148,9 @@ func (l *layer) toDisk(typ uint32, attr string) string {
 // fromDisk is the inverse of toDisk; visible is false for what is no user's business.
 func (l *layer) fromDisk(typ uint32, disk string) (attr string, visible bool) {
 	if typ == unix.S_IFLNK {
+		if l.override.Own(disk) { // of an empty file
+			return "", false
+		}
 		return l.dialect.FromDisk(disk)
 	}
 	if attr, visible = l.override.FromDisk(disk); !visible {

@@ -65,6 +65,11 @@ func (fs *FS) setAttr(n *inode, in *fuse.SetAttrInCommon) error {
 	if n.isDir() {
 		defer n.dir.group.Store(nil)
 	}
+	if n.typ() == unix.S_IFLNK && fs.owners.filesOfRoot {
+		if err := fs.onlyName(n); err != nil {
+			return err
+		}
+	}
 	return fs.withReal(n, func(dirfd int, name string) error {
 		// What goes with a change of owner depends on the old group.
 		var drop uint32

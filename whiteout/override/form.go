@@ -89,6 +89,11 @@ func (f Form) FromDisk(name string) (user string, visible bool) {
 	return name, name != f.Attr()
 }
 
+// Own reports whether an attribute says what its object is.
+func (f Form) Own(disk string) bool {
+	return f != None && (disk == f.Attr() || f == Containers && disk == TargetAttr)
+}
+
 // IsPrefix reports whether name is nothing but what kept names begin with: not a name
 // at all (the kernel says EINVAL).
 func (f Form) IsPrefix(name string) bool {
