@@ -1,6 +1,7 @@
 package unionfs
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -209,8 +210,8 @@ func (l *layer) classify(dirfd int, mark whiteout.DirMark, e *layerEntry) error 
 		}
 	}
 	if l.override != override.None && e.typ == unix.DT_REG && st.Size == 0 {
-		if err := l.describe(dirfd, e.name, &st); err != nil {
-			return err
+		if err := l.describe(dirfd, e.name, &st); err != nil && !errors.Is(err, override.ErrInvalid) {
+			return err // if it says nonsense, so does who looks it up
 		}
 		e.typ = uint8(st.Mode & unix.S_IFMT >> 12)
 	}

@@ -104,11 +104,11 @@ func (s Stat) Format() []byte {
 }
 
 // Apply puts s in the place of what the file is. A directory stays one, whatever the
-// attribute says, and nothing else becomes one.
+// attribute says, and nothing else becomes one. A file with data stays a file.
 func (s Stat) Apply(st *unix.Stat_t) {
 	st.Uid, st.Gid = s.UID, s.GID
 	typ := st.Mode & unix.S_IFMT
-	if t := s.Mode & unix.S_IFMT; t != 0 && t != unix.S_IFDIR && typ == unix.S_IFREG {
+	if t := s.Mode & unix.S_IFMT; t != 0 && t != unix.S_IFDIR && typ == unix.S_IFREG && st.Size == 0 {
 		typ = t
 	}
 	st.Mode = typ | s.Mode&0o7777
@@ -166,12 +166,15 @@ func (f Form) Stat(dirfd int, name string, st *unix.Stat_t, self int) (says bool
 // Readlink reads the target of a symbolic link that is an empty file.
 func (f Form) Readlink(dirfd int, name string) (string, error) {
 	if f != Containers {
-		return "", unix.EINVAL
+		return "", fmt.Errorf("%w: no symbolic link of the form %v has a target", ErrInvalid, f)
 	}
 	var buf [unix.PathMax]byte
 	n, err := xattrat.Get(dirfd, name, TargetAttr, buf[:])
 	if err != nil {
-		return "", fmt.Errorf("%w: a symbolic link without %s: %w", ErrInvalid, TargetAttr, err)
+		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ERANGE) {
+			return "", fmt.Errorf("%w: a symbolic link without a target in %s", ErrInvalid, TargetAttr)
+		}
+		return "", err
 	}
 	if n == 0 || bytes.IndexByte(buf[:n], 0) >= 0 {
 		return "", fmt.Errorf("%w: %s is no path", ErrInvalid, TargetAttr)
