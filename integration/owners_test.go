@@ -97,6 +97,13 @@ c2 character special file 1:3
 		upper: "a 0:0 644\nb 0:0 0\nc 0:0 644\nc2 0:0 644\nd 0:0 755\nnew 0:0 600\np2 0:0 644\nq 0:0 644\n",
 	},
 	{
+		name:    "ACLs beside a mode in an attribute of root's",
+		options: "xattr_permissions=1",
+		script: `setfacl -m u:9:rwx a; stat -c %a a; setfacl -m m::r a; stat -c %a a; chmod 4650 a; stat -c %a a; getfacl -cn a | grep mask; setfacl -b a; stat -c %a a
+setfacl -m u:9:rwx d; stat -c %a d`,
+		want: "674\n644\n4650\nmask::r-x\n4640\n775\n",
+	},
+	{
 		name:    "without ACLs",
 		options: "noacl",
 		script:  `setfacl -m u:9:r a 2>&1 | grep -o 'Operation not supported'; stat -c %a a`,
@@ -218,15 +225,22 @@ func TestOwnersOfIdmappedLower(t *testing.T) {
 	if err := os.Mkdir(mapped, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	acls := exec.Command("setfacl", "-m", "u:9:r,g:10:r,m::r", "a")
+	acls.Dir = stack.Lowers[0]
+	if out, err := acls.CombinedOutput(); err != nil {
+		harness.Skip(t, "no ACLs: %v %s", err, out)
+	}
 	idmap(t, stack.Lowers[0], mapped, "0 100000 65536")
 	stack.Lowers = []string{mapped}
 	stack.Extra = []string{"uidmapping=:0:100000:65536", "gidmapping=:0:100000:65536"}
-	got := inMount(t, "drop-in", stack, target, `stat -c '%n %u:%g' . a d; chmod 600 a d; stat -c '%n %u:%g' a d`)
-	want := ". 100000:100000\na 100005:100006\nd 101000:101000\na 100005:100006\nd 101000:101000\n"
+	got := inMount(t, "drop-in", stack, target, `ids() { getfacl -cn a | grep '[0-9]:'; }
+stat -c '%n %u:%g' . a d; ids; chmod 640 a; chmod 600 d; stat -c '%n %u:%g' a d; ids`)
+	const acl = "user:100009:r--\ngroup:100010:r--\n"
+	want := ". 100000:100000\na 100005:100006\nd 101000:101000\n" + acl + "a 100005:100006\nd 101000:101000\n" + acl
 	if d := oracle.DiffLines(want, got); len(d) > 0 {
 		t.Errorf("- expected, + mount:\n%s", d)
 	}
-	if got := shellIn(t, stack.Upper, "stat -c '%n %u:%g' *"); got != "a 5:6\nd 1000:1000\n" {
+	if got := shellIn(t, stack.Upper, "stat -c '%n %u:%g' *; getfacl -cn a | grep '[0-9]:'"); got != "a 5:6\nd 1000:1000\nuser:9:r--\ngroup:10:r--\n" {
 		t.Errorf("the upper has\n%s", got)
 	}
 }

@@ -149,12 +149,54 @@ home/app/dataetc/shadow
 	runAsUser(t, dir, "rm", "-rf", filepath.Join(dir, "store")) // as any files of the user
 }
 
+// TestStoreOfAnotherOwner: what a store says about set-user-id files counts for root only if
+// nobody else can have written it.
+func TestStoreOfAnotherOwner(t *testing.T) {
+	harness.NeedFUSE(t)
+	if os.Geteuid() != 0 {
+		harness.Skip(t, "gives a store away")
+	}
+	file := filepath.Join(t.TempDir(), "image.tar")
+	if err := (archive.Image{Ref: "localhost/owned:1", Layers: [][]byte{ownedLayer(t)}}).Write(file, archive.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t)
+	s.run("load", "-i", file)
+	m := t.TempDir()
+	s.run("mount", "--ro", "--suid", "--dev", "localhost/owned:1", m)
+	s.run("umount", m)
+	for _, c := range []struct {
+		what   string
+		change func() error
+	}{
+		{"others may write to", func() error { return os.Chmod(s.root, 0o777) }},
+		{"belongs to another", func() error { return errors.Join(os.Chmod(s.root, 0o755), os.Chown(s.root, 1, 1)) }},
+	} {
+		if err := c.change(); err != nil {
+			t.Fatal(err)
+		}
+		for _, args := range [][]string{
+			{"mount", "--ro", "--suid", "localhost/owned:1", m},
+			{"mount", "--ro", "--dev", "localhost/owned:1", m},
+			{"shell", "--ro", "localhost/owned:1", "/bin/tool"},
+			{"bundle", "--ro", "localhost/owned:1", filepath.Join(t.TempDir(), "bundle")},
+		} {
+			if out, err := s.try(args...); err == nil || !strings.Contains(out, "is one of a user") {
+				t.Errorf("%q of a store that %s: %v %s", args, c.what, err, out)
+			}
+		}
+	}
+	s.run("mount", "--ro", "localhost/owned:1", m)
+	s.run("umount", m)
+}
+
 // ownersChanged changes what needs to be root, among many ids.
 const ownersChanged = changes + `
 chown 3:4 etc/shadow; chown -h 5:6 link; ln -s to mine; chown -h 7:8 mine; ln -s a own; chown -h 9:9 own; chown -h 0:0 own; mv mine moved
 touch u; chown 1000:1000 u; chmod 6755 u; mkdir dir; chown 1000:33 dir; chmod 2770 dir; touch dir/in; ln -s y dir/link; chmod 1777 dir
 mkfifo p; chown 5:5 p; chmod 600 p; chown 12:13 dev/kept; setfacl -m u:1000:rw,g:44:r u; setfacl -d -m u:7:rwx dir; mkdir dir/acl; touch dir/acl/f
 cp -a home/app home/copy; cp -a link copied; stat -c '%n %F %u:%g %a %s' etc/shadow link moved own u dir dir/in dir/link p dev/kept home/copy/* copied; readlink link moved own copied
+getfattr -h -d -m - link moved own copied
 getfacl -cn u dir/acl dir/acl/f`
 
 // TestUserStoreManyIDs: root of a user namespace with subordinate ids changes owners, and

@@ -317,8 +317,8 @@ func (fs *FS) chmodACL(dirfd int, name string, mode uint32) error {
 	return fsat.Setxattr(dirfd, name, disk, acl, 0)
 }
 
-// setACL stores an access ACL that is kept beside the file, and gives the object the mode
-// that the ACL says (kernel: posix_acl_update_mode).
+// setACL stores an access ACL, beside the file if the form keeps it there, and writes down
+// the mode that the ACL says (kernel: posix_acl_update_mode).
 func (fs *FS) setACL(dirfd int, name string, acl []byte, flags int) error {
 	if !validACL(acl) {
 		return unix.EINVAL

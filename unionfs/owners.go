@@ -110,6 +110,14 @@ func (w *owners) store(st *unix.Stat_t) {
 	st.Uid, st.Gid = w.uids.stored(st.Uid), w.gids.stored(st.Gid)
 }
 
+// storeACL is store for the attribute disk of an object, if it is an ACL that the mount
+// has mapped. What is kept in another attribute no mount knows.
+func (l *layer) storeACL(disk string, value []byte) {
+	if l.mapped && isACL(disk) {
+		l.owners.mapACL(value, false)
+	}
+}
+
 // describe completes what stat(2) says about the file (dirfd, name) of the layer by
 // what the layer says about the object.
 func (l *layer) describe(dirfd int, name string, st *unix.Stat_t) error {

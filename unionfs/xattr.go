@@ -8,6 +8,7 @@ import (
 
 	"github.com/plyfs/plyfs/cow"
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // layerLocked is the layer that n lives in. Preconditions: n.mu is held.
@@ -60,6 +61,7 @@ func (fs *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string, dest []
 		// error. Where there can be none, there is none.
 		err = unix.ENODATA
 	case err == nil && size <= len(dest):
+		fs.layerLocked(n).storeACL(disk, dest[:size])
 		fs.owners.mapACL(dest[:size], true)
 	}
 	return uint32(size), fs.status("getxattr", n, err)
@@ -128,7 +130,7 @@ func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data
 		fs.owners.mapACL(data, false)
 	}
 	return fs.changeXAttr(in.NodeId, "setxattr", attr, func(dirfd int, name, disk string) error {
-		if attr == aclAccess && disk != attr {
+		if attr == aclAccess && fs.upper.override != override.None {
 			if err := fs.setACL(dirfd, name, data, int(in.Flags)); err != nil {
 				return err
 			}
@@ -268,6 +270,7 @@ func (fs *FS) copyableXattrs(from *layer, typ uint32, dirfd int, name string) ([
 		if err != nil {
 			return nil, err
 		}
+		from.storeACL(disk, v)
 		attrs = append(attrs, cow.Xattr{Name: fs.upper.toDisk(typ, user), Value: v})
 	}
 	return attrs, nil
