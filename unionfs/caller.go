@@ -4,6 +4,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -13,9 +14,10 @@ import (
 // needs more of the caller than a request tells; it is read from procfs, in the
 // rare cases that need it.
 
-// callerIsAdmin reports whether the calling process has CAP_SYS_ADMIN.
+// callerIsAdmin reports whether the calling process has CAP_SYS_ADMIN, in the first user
+// namespace: that of another is not enough, and nobody outside of it can call a server in it.
 func callerIsAdmin(h *fuse.InHeader) bool {
-	if h.Uid != 0 {
+	if h.Uid != 0 || !inFirstUserNS() {
 		return false
 	}
 	hex, found := callerStatus(h, "CapEff")
@@ -25,6 +27,14 @@ func callerIsAdmin(h *fuse.InHeader) bool {
 	caps, err := strconv.ParseUint(hex, 16, 64)
 	return err != nil || caps&(1<<unix.CAP_SYS_ADMIN) != 0
 }
+
+// inFirstUserNS reports whether this process is in the first user namespace, whose inode
+// number is fixed (kernel: PROC_USER_INIT_INO).
+var inFirstUserNS = sync.OnceValue(func() bool {
+	const first = 0xEFFFFFFD
+	var st unix.Stat_t
+	return unix.Stat("/proc/self/ns/user", &st) != nil || st.Ino == first
+})
 
 // callerInGroup reports whether the calling process is in a group, or root and
 // so above that (kernel: in_group_or_capable).
