@@ -123,7 +123,7 @@ func ParseRawOptions(style RawStyle, args []string) (*RawOptions, error) {
 					err = word(lines[i])
 				}
 			default:
-				err = word(opt)
+				err = word(unquote(opt))
 			}
 			if err != nil {
 				return nil, err

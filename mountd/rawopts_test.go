@@ -58,6 +58,11 @@ func TestParseRawOptions(t *testing.T) {
 			want: want{Lowers: []string{`/a\`, "/b"}, FSName: "plyfs", Subtype: "plyfs"},
 		},
 		{
+			name: "quotation marks", style: OverlayStyle,
+			args: []string{`lowerdir="/a,b:/c\,d",upperdir=\"/u\",workdir="/w`},
+			want: want{Lowers: []string{"/a,b", "/c,d"}, Upper: `"/u"`, Work: `"/w`, FSName: "plyfs", Subtype: "plyfs"},
+		},
+		{
 			name: "appended lowers", style: OverlayStyle,
 			args: []string{"lowerdir=/a:/b", "lowerdir+=/c:d", `ro,lowerdir+=/e\,f`},
 			want: want{Lowers: []string{"/a", "/b", "/c:d", "/e,f"}, ReadOnly: true, FSName: "plyfs", Subtype: "plyfs"},

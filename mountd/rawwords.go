@@ -56,6 +56,15 @@ func opensQuote(opt string) bool {
 	return strings.HasPrefix(val, `"`) && (len(val) == 1 || !strings.HasSuffix(val, `"`))
 }
 
+// unquote takes away the quotation marks around the value of an option.
+func unquote(opt string) string {
+	key, val, _ := strings.Cut(opt, "=")
+	if n := len(val); n > 1 && val[0] == '"' && val[n-1] == '"' {
+		return key + "=" + val[1:n-1]
+	}
+	return opt
+}
+
 // unescape removes one level of backslashes, as ovl_unescape() of the kernel.
 func unescape(s string) string {
 	if strings.IndexByte(s, '\\') < 0 {

@@ -47,7 +47,7 @@ func byMountFuse(args []string) bool {
 		switch key, _, hasVal := strings.Cut(opt, "="); {
 		case hasVal && (key == "lowerdir" || key == "lowerdir+"):
 			return true
-		case n == 4 && strings.HasPrefix(opt, "@") && filepath.IsAbs(args[1]): // as mount points come
+		case n == 4 && strings.HasPrefix(opt, "@") && args[0] != "save" && args[0] != "export":
 			return true
 		}
 	}
@@ -84,10 +84,11 @@ func helperError(err error) error {
 //	NAME [-f] [-d] [-o OPTIONS]… [SOURCE] MOUNTPOINT [-o OPTIONS]…
 //	NAME --version
 //
-// Flags of mount(8) and libfuse that have no meaning here are accepted.
+// Flags of mount(8) and libfuse that have no meaning here are accepted. From mount(8),
+// which calls helpers mount.TYPE, -f means that nothing is to be mounted.
 func dropIn(ctx context.Context, name string, style mountd.RawStyle, args []string) error {
 	var opts, dirs []string
-	foreground := false
+	foreground, fake := false, false
 	for i := 0; i < len(args); i++ {
 		a := args[i]
 		switch {
@@ -104,6 +105,8 @@ func dropIn(ctx context.Context, name string, style mountd.RawStyle, args []stri
 			if a == "-o" {
 				opts = append(opts, args[i])
 			}
+		case a == "-f" && strings.HasPrefix(name, "mount."):
+			fake = true
 		case a == "-f":
 			foreground = true
 		case a == "-d" || a == "--debug":
@@ -133,6 +136,12 @@ func dropIn(ctx context.Context, name string, style mountd.RawStyle, args []stri
 		style.FSName = dirs[0] // shown in the mount table, as for every file system
 	case len(dirs) > 1 && style == mountd.OverlayStyle:
 		return usagef("%s: one mount point expected, got %d", name, len(dirs)-1)
+	}
+	if fake {
+		if _, err := mountd.ParseRawOptions(style, opts); err != nil {
+			return usage(err)
+		}
+		return nil
 	}
 	// fuse-overlayfs takes the last of any number.
 	return rawMount(ctx, style, opts, dirs[len(dirs)-1], foreground)
