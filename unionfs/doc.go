@@ -124,6 +124,12 @@
 //	the same, whiteouts are    marker beside the name, then as without a lower  old or new
 //	markers (marker.go)
 //	rmdir, lower exists        whiteout in workdir, rename(EXCHANGE)            old or new (+ litter)
+//	rename over a directory    empty one in workdir, rename(EXCHANGE); rename   old or new (+ litter)
+//	that hides names
+//	the same, where the file   old one to workdir, rename(NOREPLACE); rename    old or new, or the old name
+//	system cannot swap                                                          alone (+ litter)
+//	chown of a link, if files  empty file in workdir, rename over the link      old or new (+ litter)
+//	belong to root
 //	rename                     renameat2, RENAME_WHITEOUT if a lower exists     old or new
 //	rename of lower content    attribute redirect, then as rename               old or new
 //	the same, where the file   rename, then whiteout over the old name          new, and the lower name

@@ -410,10 +410,12 @@ func (m *move) swapTarget(t *cow.Temp) error {
 	defer fs.renameMu.Unlock()
 	err := t.Publish(m.to.h.fd, m.g.name, unix.RENAME_EXCHANGE)
 	if err == unix.EINVAL {
-		// The file system cannot swap. A crash between the two steps leaves neither.
+		// The file system cannot swap. A crash between the two steps leaves the name free.
 		temp := fs.work.TempName()
 		if err = fsat.Rename(m.to.h.fd, m.g.name, fs.work.Fd(), temp, 0); err == nil {
-			err = t.Publish(m.to.h.fd, m.g.name, unix.RENAME_NOREPLACE)
+			if err = t.Publish(m.to.h.fd, m.g.name, unix.RENAME_NOREPLACE); err != nil {
+				return errors.Join(err, fsat.Rename(fs.work.Fd(), temp, m.to.h.fd, m.g.name, 0))
+			}
 			fs.work.Remove(temp)
 		}
 	}
