@@ -97,6 +97,11 @@ func TestParseRawOptions(t *testing.T) {
 		{name: "no value", style: OverlayStyle, args: []string{"lowerdir="}, err: "needs a value"},
 		{name: "bad dialect", style: OverlayStyle, args: []string{"lowerdir=/a,dialect=foo"}, err: `unknown whiteout dialect "foo"`},
 		{name: "id mapping", style: FuseOverlayfsStyle, args: []string{"lowerdir=/a,uidmapping=:0:1"}, err: "expected triples"},
+		{name: "id mapping, too far", style: FuseOverlayfsStyle, args: []string{"lowerdir=/a,gidmapping=0:4294967290:100"}, err: "beyond the last id"},
+		{
+			name: "id mapping, all ids", style: FuseOverlayfsStyle, args: []string{"lowerdir=/a,uidmapping=0:0:4294967295"},
+			want: want{Lowers: []string{"/a"}, Dialect: "auto", NoDev: true, NoAtime: true, FSName: "fuse-overlayfs", Subtype: "fuse-overlayfs"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o, err := ParseRawOptions(c.style, c.args)

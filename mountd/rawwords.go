@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -161,6 +162,9 @@ func parseIDs(val string) (m unionfs.IDMap, err error) {
 		return m, bad
 	}
 	for ; len(n) > 0; n = n[3:] {
+		if last := math.MaxUint32 - n[2]; n[0] > last || n[1] > last {
+			return m, fmt.Errorf("the range %d:%d:%d goes beyond the last id", n[0], n[1], n[2])
+		}
 		m.Ranges = append(m.Ranges, unionfs.IDRange{Stored: n[0], Shown: n[1], Length: n[2]})
 	}
 	m.Rest = overflowID
