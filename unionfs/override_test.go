@@ -127,3 +127,29 @@ func TestNonsenseInOneObject(t *testing.T) {
 		}
 	}
 }
+
+// TestLinkOfUserBelow: a link that is an empty file in a lower is copied up as a link.
+func TestLinkOfUserBelow(t *testing.T) {
+	needUserAttrs(t)
+	u := newUnionWith(t, func(o *Options) {
+		o.Override, o.Lowers[0].Override = override.Containers, override.Containers
+		link := filepath.Join(o.Lowers[0].Path, "link")
+		for attr, value := range map[string]string{override.Containers.Attr(): "5:6:777:symlink", override.TargetAttr: "target"} {
+			if err := unix.Setxattr(link, attr, []byte(value), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := unix.Truncate(link, 0); err != nil {
+			t.Fatal(err)
+		}
+	}, true, []string{"link"})
+	u.walk("link")
+	h := header(fuse.FUSE_ROOT_ID)
+	u.ok(u.Rename(nil, &fuse.RenameIn{InHeader: h, Newdir: fuse.FUSE_ROOT_ID}, "link", "moved"))
+	h = header(u.walk("moved"))
+	target, status := u.Readlink(nil, &h)
+	u.ok(status)
+	if string(target) != "target" {
+		t.Errorf("target %q", target)
+	}
+}
