@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -88,6 +89,9 @@ func furnish(dir string) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
+	if err := dropMounts(); err != nil {
+		return err
+	}
 	own := filepath.Join(dir, furniture)
 	if err := os.Mkdir(own, 0o755); err != nil {
 		return err
@@ -106,6 +110,23 @@ func furnish(dir string) error {
 		return err
 	}
 	return errors.Join(openDevice(own), addLinks(own, "/usr/sbin", o.Sbin), addLinks(own, "/usr/local/bin", o.Local))
+}
+
+// dropMounts takes the FUSE file systems of other tests out of our namespace, which has got
+// copies of all mounts: they would stay alive here, and their servers with them.
+func dropMounts() error {
+	table, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.FSType != "fuse" && !strings.HasPrefix(m.FSType, "fuse."), false
+	})
+	if err != nil {
+		return err
+	}
+	for _, m := range slices.Backward(table) { // what lies on another comes later
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL {
+			return fmt.Errorf("unmount %q here: %w", m.Mountpoint, err)
+		}
+	}
+	return nil
 }
 
 // extend makes a copy of a file of /etc, if there is one, with more lines.
