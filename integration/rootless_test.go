@@ -146,6 +146,18 @@ home/app/dataetc/shadow
 	if out, err := exec.Command(s.bin, "--root", dir+"/store", "mount", "--suid", "--ro", "localhost/owned:1", trap).CombinedOutput(); err == nil || !strings.Contains(string(out), "is one of a user") {
 		t.Errorf("root mounts the user's set-user-id files: %v %s", err, out)
 	}
+	// Root may look, but leaves nothing that the user could not remove.
+	for _, args := range [][]string{{"load", "-i", file}, {"create", "localhost/owned:1"}, {"mount", "localhost/owned:1", trap}, {"commit", "c"}} {
+		out, err := exec.Command(s.bin, append([]string{"--root", dir + "/store"}, args...)...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), fmt.Sprintf("belongs to user %d", uid)) {
+			t.Errorf("%q as root in the store of a user: %v %s", args, err, out)
+		}
+	}
+	for _, args := range [][]string{{"images"}, {"check", "--deep"}, {"save", "-o", filepath.Join(dir, "saved.tar"), "localhost/owned:1"}} {
+		if out, err := exec.Command(s.bin, append([]string{"--root", dir + "/store"}, args...)...).CombinedOutput(); err != nil {
+			t.Errorf("%q as root in the store of a user: %v %s", args, err, out)
+		}
+	}
 	runAsUser(t, dir, "rm", "-rf", filepath.Join(dir, "store")) // as any files of the user
 }
 

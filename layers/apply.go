@@ -16,6 +16,9 @@ import (
 // down what it may not.
 type powers struct {
 	privileged bool // trusted.* and any owner: the initial user namespace's root
+	// guest is set where what we make gets another owner than the store has: root in
+	// the store of a user.
+	guest error
 	encoding
 }
 

@@ -27,6 +27,9 @@ func (s *Store) CreateContainer(ctx context.Context, imageRef, name string) (_ *
 	if name != "" && !containerName.MatchString(name) {
 		return nil, fmt.Errorf("%w: container name %q: letters, digits, '_', '.' and '-' only, 128 at most, a letter or digit first", ErrInvalid, name)
 	}
+	if s.powers.guest != nil {
+		return nil, s.powers.guest
+	}
 	if err := s.sweep(ctx); err != nil {
 		return nil, err
 	}

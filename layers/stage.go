@@ -82,6 +82,9 @@ type stage struct {
 // newStage records an ingest and makes its directory: the row comes first, so
 // that a directory without a row is always garbage.
 func (s *Store) newStage(ctx context.Context, kind string) (st *stage, err error) {
+	if s.powers.guest != nil {
+		return nil, s.powers.guest
+	}
 	owner, err := self()
 	if err != nil {
 		return nil, err

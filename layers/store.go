@@ -120,16 +120,33 @@ func probe(stageFd int) (powers, error) {
 		return powers{}, err
 	}
 	defer fsat.Close(fd)
+	if root.guest, err = guest(stageFd, fd); err != nil {
+		return powers{}, err
+	}
 	switch err := whiteout.Overlay.SetOpaque(fd); {
 	case err == nil:
 		return root, nil
 	case errors.Is(err, unix.EPERM):
-		return probeUser(stageFd)
+		user, err := probeUser(stageFd)
+		user.guest = root.guest
+		return user, err
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return powers{}, fmt.Errorf("%w: the file system of the store has no trusted.* extended attributes", ErrUnsupported)
 	default:
 		return powers{}, fmt.Errorf("set an extended attribute in the store: %w", err)
 	}
+}
+
+// guest compares the owners of the stage and of what we have just made in it.
+func guest(stageFd, made int) (not, err error) {
+	var store, ours unix.Stat_t
+	if err := errors.Join(fsat.Stat(stageFd, "", &store), fsat.Stat(made, "", &ours)); err != nil {
+		return nil, err
+	}
+	if store.Uid == ours.Uid {
+		return nil, nil
+	}
+	return fmt.Errorf("%w: the store belongs to user %d, who could not remove what user %d puts there: run this as that user", ErrUnsupported, store.Uid, ours.Uid), nil
 }
 
 // probeUser finds out what somebody without privileges may do.
