@@ -10,6 +10,7 @@
 //	crash/              stories that a kill or a power cut interrupts; a disk that
 //	                    records what is written to it
 //	archive/            image archives, right and wrong ones
+//	engine/             a place for container engines, and what belongs there
 //	bench/              speed and memory, compared with other unions: make bench
 //	testdata/cases/     named oracle cases, one small script per rule
 //	testdata/script/    command-line tests (testscript)
@@ -35,6 +36,9 @@
 //	shell_end_test.go   processes of a shell killed; its terminal
 //	bundle_test.go      bundles, started by runc and crun
 //	posix_test.go       go-fuse's posixtest on a mount
+//	engines_*_test.go   podman, buildah and docker with plyfs as their
+//	                    fuse-overlayfs, as root and as a user; the forms in which
+//	                    scripts mount
 //
 // # Kernel overlayfs is the oracle
 //

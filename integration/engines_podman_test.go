@@ -3,11 +3,15 @@ package integration
 import (
 	"archive/tar"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/plyfs/plyfs/integration/engine"
@@ -145,6 +149,52 @@ func TestPodman(t *testing.T) {
 			}
 		})
 		t.Run("volumes", func(t *testing.T) { podmanVolumes(t, w) })
+		t.Run("at once", func(t *testing.T) {
+			var all sync.WaitGroup
+			for i := range 6 {
+				all.Go(func() {
+					res := w.Do("", "podman", "run", "--rm", engine.BaseImage, "sh", "-c",
+						fmt.Sprintf("echo %d >> /data/keep; rm -r /kinds; cat /data/keep; ls -d /kinds 2>&1", i))
+					if want := fmt.Sprintf("keep\n%d\nls: /kinds: No such file or directory\n", i); res.Stdout != want || res.Held {
+						t.Errorf("container %d: %+v", i, res)
+					}
+				})
+			}
+			all.Wait()
+		})
+	})
+}
+
+// TestPodmanChangesProgram: a container that was written with fuse-overlayfs is the same with
+// plyfs, and the reverse.
+func TestPodmanChangesProgram(t *testing.T) {
+	engine.Need(t, "podman", "fuse-overlayfs")
+	peer, err := exec.LookPath("fuse-overlayfs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eachPerson(t, func(t *testing.T, w engine.Person) {
+		w = w.Store(t, "s", peer)
+		w.Run(t, "podman", "load", "-q", "-i", baseImage(t, w))
+		w.Run(t, "podman", "run", "-d", "--name", "c", engine.BaseImage, "sleep", "1000")
+		w.Run(t, "podman", "exec", "c", "sh", "-c", change)
+		// Neither knows of the other's links between copies and files of the image.
+		links := regexp.MustCompile(`(?m)^(/data/.* )\d+ (\d+ [0-9a-f]{8})$`)
+		look := func() string {
+			t.Helper()
+			return links.ReplaceAllString(w.Run(t, lookIn("podman", "exec", "c")...), "$1 $2")
+		}
+		want := look()
+		for i, to := range []string{program(t, "plyfs"), peer} {
+			w.Run(t, "podman", "stop", "--time", "0", "c")
+			w.SetProgram(t, to)
+			w.Run(t, "podman", "start", "c")
+			sameText(t, "with "+to, want, look())
+			if i == 0 {
+				w.Run(t, "podman", "exec", "c", "sh", "-c", "rm -r /made /data/keep /data/added; mkdir /made; echo again > /made/again; mv /full/only /made/only; echo x >> /data/attr")
+				want = look()
+			}
+		}
 	})
 }
 

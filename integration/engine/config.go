@@ -30,9 +30,6 @@ func (w Person) Store(t testing.TB, name, program string, options ...string) Per
 	if err := errors.Join(os.Mkdir(dir, 0o755), os.Chown(dir, w.UID, w.GID)); err != nil {
 		t.Fatal(err)
 	}
-	if program != "" {
-		options = append([]string{fmt.Sprintf("mount_program = %q", program)}, options...)
-	}
 	w = w.With(map[string]string{
 		"CONTAINERS_STORAGE_CONF":    filepath.Join(dir, "storage.conf"),
 		"CONTAINERS_CONF":            filepath.Join(dir, "containers.conf"),
@@ -40,7 +37,7 @@ func (w Person) Store(t testing.TB, name, program string, options ...string) Per
 		"BUILDAH_ISOLATION":          "chroot", // needs no cgroups and no runtime
 	})
 	for key, text := range map[string]string{
-		"CONTAINERS_STORAGE_CONF":    storageConf(dir, options),
+		"CONTAINERS_STORAGE_CONF":    storageConf(dir, program, options),
 		"CONTAINERS_CONF":            containersConf(dir),
 		"CONTAINERS_REGISTRIES_CONF": "", // nothing is pulled from anywhere
 	} {
@@ -50,6 +47,15 @@ func (w Person) Store(t testing.TB, name, program string, options ...string) Per
 	}
 	t.Cleanup(func() { w.stop(t) })
 	return w
+}
+
+// SetProgram makes another program mount the layers of a store.
+func (w Person) SetProgram(t testing.TB, program string) {
+	t.Helper()
+	conf := w.Env["CONTAINERS_STORAGE_CONF"]
+	if err := os.WriteFile(conf, []byte(storageConf(filepath.Dir(conf), program, nil)), 0o644); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Graph is the directory of the store's layers.
@@ -100,7 +106,10 @@ func (w Person) stop(t testing.TB) {
 // storageConf has graphroot twice: a user's podman obeys the second. The process that cleans
 // up after a container is told its value, and where it finds no database podman waits
 // in vain for the end of the container.
-func storageConf(dir string, options []string) string {
+func storageConf(dir, program string, options []string) string {
+	if program != "" {
+		options = append([]string{fmt.Sprintf("mount_program = %q", program)}, options...)
+	}
 	return fmt.Sprintf(`[storage]
 driver = "overlay"
 graphroot = %[1]q
