@@ -91,3 +91,23 @@ func layerDirs(t *testing.T, w engine.Person) []string {
 	}
 	return dirs
 }
+
+// TestPodmanForceMask keeps owners and modes in attributes, as on file systems that cannot
+// hold them, and gives all files of the layers one mode.
+func TestPodmanForceMask(t *testing.T) {
+	engine.Need(t, "podman")
+	eachPerson(t, func(t *testing.T, w engine.Person) {
+		// Podman 4.3 cannot load a pipe then, since only files and directories can have the
+		// attribute, and writes down modes without set-user-id bits.
+		file := filepath.Join(w.Home, "nofifo.tar")
+		engine.Image(t, file, "kinds/fifo")
+		loaded := strings.NewReplacer("/kinds/fifo fifo 644 0:0\n", "", "/data/suid regular file 4711", "/data/suid regular file 711").Replace
+
+		w = w.Store(t, "s", program(t, "fuse-overlayfs"), `force_mask = "700"`)
+		w.Run(t, "podman", "load", "-q", "-i", file)
+		sameText(t, "image", loaded(imageTree), w.Run(t, lookIn("podman", "run", "--rm", engine.BaseImage)...))
+		w.Run(t, "podman", "run", "-d", "--name", "c", engine.BaseImage, "sleep", "1000")
+		w.Run(t, "podman", "exec", "c", "sh", "-c", strings.Replace(change, "; rm /kinds/fifo", "", 1))
+		sameText(t, "container", loaded(changedTree), w.Run(t, lookIn("podman", "exec", "c")...))
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 
 	"github.com/plyfs/plyfs/integration/archive"
@@ -22,8 +23,8 @@ var applets = []string{
 }
 
 // Image writes an image with busybox and three layers, in which names are added, changed,
-// deleted and hidden.
-func Image(t testing.TB, file string) {
+// deleted and hidden. Some names can be left out.
+func Image(t testing.TB, file string, without ...oracle.Name) {
 	t.Helper()
 	busybox := busyboxBinary(t)
 	base := []oracle.Entry{
@@ -72,6 +73,7 @@ func Image(t testing.TB, file string) {
 	}
 	im := archive.Image{Ref: BaseImage}
 	for _, entries := range [][]oracle.Entry{base, second, third} {
+		entries = slices.DeleteFunc(entries, func(e oracle.Entry) bool { return slices.Contains(without, e.Path) })
 		b, err := oracle.Layer{Entries: entries}.Tar()
 		if err != nil {
 			t.Fatal(err)
