@@ -52,8 +52,10 @@ for i in $(seq 100); do mountpoint -q merged && break; sleep 0.1; done`},
 		{name: "mount.fuse3 no source", script: `mount.fuse3 plyfs# merged -o lowerdir=lower2:lower1,upperdir=upper,workdir=work`},
 		{name: "mount.fuse3 type", script: `mount.fuse3 src merged -o lowerdir=lower2:lower1 -o upperdir=upper,workdir=work -t plyfs`},
 		{name: "mount.fuse3 as containerd calls it", script: `mount.fuse3 overlay $PWD/merged -o workdir=$PWD/work -o upperdir=$PWD/upper -o lowerdir=$PWD/lower2:$PWD/lower1 -t fuse-overlayfs`},
-		{name: "SIGTERM", root: true, script: `fuse-overlayfs -o lowerdir=lower2:lower1,upperdir=upper,workdir=work merged`,
-			end: `kill $(pgrep -f "mount-holder $PWD/merged"); for i in $(seq 100); do mountpoint -q merged || break; sleep 0.1; done`},
+		{
+			name: "SIGTERM", root: true, script: `fuse-overlayfs -o lowerdir=lower2:lower1,upperdir=upper,workdir=work merged`,
+			end: `kill $(pgrep -f "mount-holder $PWD/merged"); for i in $(seq 100); do mountpoint -q merged || break; sleep 0.1; done`,
+		},
 	})
 }
 

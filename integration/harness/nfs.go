@@ -28,9 +28,9 @@ const (
 type likeNFS struct{ *fs.LoopbackNode }
 
 var (
-	_ = (fs.NodeWrapChilder)((*likeNFS)(nil))
-	_ = (fs.NodeRenamer)((*likeNFS)(nil))
-	_ = (fs.NodeMknoder)((*likeNFS)(nil))
+	_ = fs.NodeWrapChilder((*likeNFS)(nil))
+	_ = fs.NodeRenamer((*likeNFS)(nil))
+	_ = fs.NodeMknoder((*likeNFS)(nil))
 )
 
 func (n *likeNFS) WrapChild(_ context.Context, ops fs.InodeEmbedder) fs.InodeEmbedder {
