@@ -9,12 +9,6 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// Schema is the version this code writes: a newer major on disk is refused.
-const (
-	SchemaMajor = 1
-	SchemaMinor = 0
-)
-
 var (
 	bktMeta       = []byte("meta")
 	bktLayers     = []byte("layers")
@@ -28,6 +22,9 @@ var (
 	bktLeases     = []byte("leases")
 	bktLeaseLayer = []byte("lease_layer")
 	bktTrash      = []byte("trash")
+	bktManifests  = []byte("manifests")
+	bktBlobs      = []byte("blobs")
+	bktBuildCache = []byte("buildcache")
 
 	idxCacheChain     = []byte("cache_chain")
 	idxCacheDiff      = []byte("cache_diff")
@@ -41,15 +38,18 @@ var (
 	idxContainerChain = []byte("container_chain")
 	idxContainerImage = []byte("container_image")
 	idxContainerMount = []byte("container_mount")
+	idxManifestDigest = []byte("manifest_digest")
+
+	idxBuildCacheImage = []byte("buildcache_image")
 
 	primaries = [][]byte{
 		bktMeta, bktLayers, bktCache, bktConfigs, bktImages, bktRefs, bktContainers,
-		bktLive, bktIngests, bktLeases, bktLeaseLayer, bktTrash,
+		bktLive, bktIngests, bktLeases, bktLeaseLayer, bktTrash, bktManifests, bktBlobs, bktBuildCache,
 	}
 	indexes = [][]byte{
 		idxCacheChain, idxCacheDiff, idxLayerChild, idxLayerDiff, idxLayerBlob,
 		idxImageChain, idxImageChild, idxRefImage,
-		idxContainerName, idxContainerChain, idxContainerImage, idxContainerMount,
+		idxContainerName, idxContainerChain, idxContainerImage, idxContainerMount, idxManifestDigest, idxBuildCacheImage,
 	}
 
 	keySchema  = []byte("schema")

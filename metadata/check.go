@@ -11,17 +11,15 @@ import (
 
 // Problem is a broken invariant of the database.
 type Problem struct {
-	Invariant string // K1, K3, K4, K9, K10, K11, K12, K13
+	Invariant string // K1, K3, K4, K9, K10, K11, K12, K13, K26
 	Object    string
 	Text      string
 }
 
 // CheckFile verifies the structure of the file itself (K1).
 func (db *DB) CheckFile(ctx context.Context) ([]Problem, error) {
-	db.mu.RLock()
-	defer db.mu.RUnlock()
 	var out []Problem
-	err := db.with(ctx, true, func(b *bolt.DB) error {
+	err := db.locked(ctx, true, func(b *bolt.DB) error {
 		return b.View(func(tx *bolt.Tx) error {
 			for err := range tx.Check() {
 				out = append(out, Problem{"K1", db.path, err.Error()})
@@ -91,6 +89,22 @@ func (tx *Tx) Check() ([]Problem, error) {
 	_ = tx.b(bktConfigs).ForEach(func(k, _ []byte) error {
 		if tx.b(bktImages).Get(k) == nil {
 			add("K10", string(k), "config without an image")
+		}
+		return nil
+	})
+	_ = tx.b(bktManifests).ForEach(func(k, raw []byte) error {
+		image, d := split(k)
+		switch {
+		case tx.b(bktImages).Get([]byte(image)) == nil:
+			add("K26", image+" "+d, "a manifest without an image")
+		case digest.Digest(d).Validate() != nil || digest.Digest(d).Algorithm().FromBytes(raw).String() != d:
+			add("K26", image+" "+d, "the manifest does not have the digest that is its name")
+		}
+		return nil
+	})
+	_ = tx.b(bktBuildCache).ForEach(func(k, image []byte) error {
+		if tx.b(bktImages).Get(image) == nil {
+			add("K26", string(k), "the build cache names image %s, which does not exist", image)
 		}
 		return nil
 	})
@@ -186,6 +200,15 @@ func (tx *Tx) wantIndexes(layers []Layer, caches []Cache, images []Image, names 
 		}
 		set(idxContainerImage, "", c.ImageID.String(), c.ID)
 	}
+	_ = tx.b(bktManifests).ForEach(func(k, _ []byte) error {
+		image, d := split(k)
+		set(idxManifestDigest, "", d, image)
+		return nil
+	})
+	_ = tx.b(bktBuildCache).ForEach(func(k, image []byte) error {
+		set(idxBuildCacheImage, "", string(image), string(k))
+		return nil
+	})
 	return want, nil
 }
 
@@ -249,7 +272,7 @@ func (tx *Tx) DropImage(id digest.Digest) error {
 	}
 	i, err := tx.Image(id)
 	if err != nil {
-		return tx.b(bktConfigs).Delete([]byte(id))
+		i = Image{ID: id} // what else names it
 	}
 	return tx.dropImage(i)
 }

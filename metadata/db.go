@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -65,6 +65,9 @@ func (db *DB) Init(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := db.migrate(ctx); err != nil {
+		return err
+	}
 	return db.View(ctx, func(*Tx) error { return nil })
 }
 
@@ -78,14 +81,13 @@ func (db *DB) create() (err error) {
 		return fmt.Errorf("create database %s: %w", db.path, err)
 	}
 	err = b.Update(func(tx *bolt.Tx) error {
-		for _, n := range append(append([][]byte{}, primaries...), indexes...) {
+		for _, n := range slices.Concat(primaries, indexes) {
 			if _, err := tx.CreateBucket(n); err != nil {
 				return err
 			}
 		}
 		m := tx.Bucket(bktMeta)
-		schema := fmt.Sprintf("%d.%d", SchemaMajor, SchemaMinor)
-		return errors.Join(m.Put(keySchema, []byte(schema)), m.Put(keyUUID, []byte(hex.EncodeToString(id[:]))),
+		return errors.Join(putVersion(tx), m.Put(keyUUID, []byte(hex.EncodeToString(id[:]))),
 			m.Put(keyCreated, []byte(time.Now().UTC().Format(time.RFC3339))))
 	})
 	if cerr := b.Close(); err == nil {
@@ -118,9 +120,7 @@ func syncDir(dir string) error {
 
 // View runs fn in a read-only transaction.
 func (db *DB) View(ctx context.Context, fn func(*Tx) error) error {
-	db.mu.RLock()
-	defer db.mu.RUnlock()
-	return db.with(ctx, true, func(b *bolt.DB) error {
+	return db.locked(ctx, true, func(b *bolt.DB) error {
 		return b.View(func(tx *bolt.Tx) error { return db.run(tx, fn) })
 	})
 }
@@ -128,11 +128,21 @@ func (db *DB) View(ctx context.Context, fn func(*Tx) error) error {
 // Update runs fn in a read-write transaction, which is rolled back if fn
 // returns an error.
 func (db *DB) Update(ctx context.Context, fn func(*Tx) error) error {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	return db.with(ctx, false, func(b *bolt.DB) error {
+	return db.locked(ctx, false, func(b *bolt.DB) error {
 		return b.Update(func(tx *bolt.Tx) error { return db.run(tx, fn) })
 	})
+}
+
+// locked runs fn with the file open.
+func (db *DB) locked(ctx context.Context, readOnly bool, fn func(*bolt.DB) error) error {
+	if readOnly {
+		db.mu.RLock()
+		defer db.mu.RUnlock()
+	} else {
+		db.mu.Lock()
+		defer db.mu.Unlock()
+	}
+	return db.with(ctx, readOnly, fn)
 }
 
 func (db *DB) run(tx *bolt.Tx, fn func(*Tx) error) error {
@@ -140,29 +150,6 @@ func (db *DB) run(tx *bolt.Tx, fn func(*Tx) error) error {
 		return fmt.Errorf("database %s: %w", db.path, err)
 	}
 	return fn(&Tx{tx: tx})
-}
-
-func checkSchema(tx *bolt.Tx) error {
-	m := tx.Bucket(bktMeta)
-	if m == nil {
-		return fmt.Errorf("%w: it is not a plyfs database", ErrSchema)
-	}
-	v := string(m.Get(keySchema))
-	major, minor, ok := strings.Cut(v, ".")
-	ma, err1 := strconv.Atoi(major)
-	_, err2 := strconv.Atoi(minor)
-	if !ok || err1 != nil || err2 != nil {
-		return fmt.Errorf("%w: version %q", ErrSchema, v)
-	}
-	if ma != SchemaMajor {
-		return fmt.Errorf("%w: version %s, this program knows %d.x; use the program that wrote it", ErrSchema, v, SchemaMajor)
-	}
-	for _, n := range append(append([][]byte{}, primaries...), indexes...) {
-		if tx.Bucket(n) == nil {
-			return fmt.Errorf("%w: bucket %q is missing", ErrCorrupt, n)
-		}
-	}
-	return nil
 }
 
 // with opens the file, waiting for its lock, and closes it after fn.

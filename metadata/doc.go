@@ -19,6 +19,9 @@
 //	leases         id → Lease (work in progress that keeps layers alive)
 //	lease_layer    lease ID, chainID → ""
 //	trash          number → Trash (paths to delete)
+//	manifests      imageID, digest → a manifest of the image, byte for byte
+//	blobs          digest → Blob (a compressed layer that is kept)
+//	buildcache     parent imageID, hash of a config → imageID
 //
 // Indexes, each a function of the buckets above ([Tx.Check] recomputes them):
 //
@@ -28,6 +31,11 @@
 //	image_child       parent, imageID       ref_image         imageID, reference
 //	container_name    name → container ID   container_chain   chainID, container ID
 //	container_image   imageID, container ID container_mount   mountID → container ID
+//	manifest_digest   digest, imageID       buildcache_image  imageID, key of buildcache
+//
+// A database of an older minor version is brought up to date when it is opened,
+// in one transaction; one of a newer minor version is only read, of another major
+// version refused.
 //
 // # Invariants
 //

@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -99,6 +100,9 @@ func (tx *Tx) dropImage(i Image) error {
 		return err
 	}
 	if err := tx.b(bktConfigs).Delete([]byte(id)); err != nil {
+		return err
+	}
+	if err := errors.Join(tx.dropManifests(i.ID), tx.dropBuilds(i.ID)); err != nil {
 		return err
 	}
 	if err := tx.unmark(idxImageChild, i.Parent.String(), id); err != nil {

@@ -26,7 +26,7 @@ type Layer struct {
 	Blob      digest.Digest `json:"blob,omitempty"`
 	BlobSize  int64         `json:"blobSize,omitempty"`
 	MediaType string        `json:"mediaType,omitempty"`
-	Origin    string        `json:"origin"` // load, import, commit, init
+	Origin    string        `json:"origin"` // load, pull, import, commit, adopt, init
 	Created   time.Time     `json:"created"`
 }
 
@@ -48,7 +48,28 @@ type Cache struct {
 	SplitSHA   digest.Digest `json:"splitSHA256"`
 	SplitSize  int64         `json:"splitSize"`
 	Duplicates bool          `json:"duplicates,omitempty"` // the tar names a path twice
-	Created    time.Time     `json:"created"`
+	// Adopted is set if the content lies in another engine's store.
+	Adopted *Adopted  `json:"adopted,omitempty"`
+	Created time.Time `json:"created"`
+}
+
+// Adopted is where the content of a layer lies that the store uses without owning
+// it: it is never changed and never removed.
+type Adopted struct {
+	Path   string `json:"path"`   // of the directory, absolute, without symbolic links
+	Source string `json:"source"` // kind of store: overlay2, aufs, containers-storage …
+	// What the directory was at adoption; another one in its place is noticed.
+	Dev   uint64    `json:"dev"`
+	Ino   uint64    `json:"ino"`
+	Ctime time.Time `json:"ctime"`
+}
+
+// Blob is a compressed layer that is kept, so that a push gives the registry what
+// the pull has got.
+type Blob struct {
+	Digest  digest.Digest `json:"digest"`
+	Size    int64         `json:"size"`
+	Created time.Time     `json:"created"`
 }
 
 // Image is what is known of an image beside its config.
@@ -58,7 +79,7 @@ type Image struct {
 	Parent   digest.Digest `json:"parent,omitempty"`   // image it was committed from
 	Created  time.Time     `json:"created"`            // in this store
 	Platform string        `json:"platform"`
-	Manifest digest.Digest `json:"manifest,omitempty"`
+	Manifest digest.Digest `json:"manifest,omitempty"` // it came with
 	Origin   string        `json:"origin"`
 	Built    bool          `json:"built,omitempty"` // made here, not loaded
 	// Tagged says that the image has had a name. Without one now, it has been
