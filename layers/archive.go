@@ -33,7 +33,8 @@ type archive struct {
 	s        *Store
 	lease    string
 	progress *progress
-	dirFd    int // of an OCI layout directory, or -1
+	dirFd    int  // of an OCI layout directory, or -1
+	flat     bool // blobs are named by the digits of their digests alone
 
 	members   map[string]*member
 	jsonBytes int64
