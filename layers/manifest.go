@@ -356,7 +356,7 @@ func (a *archive) choose(ctx context.Context, d ocispec.Descriptor, platform str
 		return d, fmt.Errorf("index: %w", err)
 	}
 	if platform == "" {
-		platform = runtime.GOOS + "/" + runtime.GOARCH
+		platform = thisPlatform()
 	}
 	var have []string
 	var real []ocispec.Descriptor
@@ -379,6 +379,9 @@ func (a *archive) choose(ctx context.Context, d ocispec.Descriptor, platform str
 	}
 	return d, fmt.Errorf("%w: the image is not there for %s, only for %s; choose one with --platform", ErrInvalid, platform, strings.Join(have, ", "))
 }
+
+// thisPlatform is the one of this machine.
+func thisPlatform() string { return platformName(runtime.GOOS, runtime.GOARCH, "") }
 
 func platformName(os, arch, variant string) string {
 	n := os + "/" + arch
