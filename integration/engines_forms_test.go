@@ -52,10 +52,11 @@ for i in $(seq 100); do mountpoint -q merged && break; sleep 0.1; done`},
 		{name: "mount.fuse3 no source", script: `mount.fuse3 plyfs# merged -o lowerdir=lower2:lower1,upperdir=upper,workdir=work`},
 		{name: "mount.fuse3 type", script: `mount.fuse3 src merged -o lowerdir=lower2:lower1 -o upperdir=upper,workdir=work -t plyfs`},
 		{name: "mount.fuse3 as containerd calls it", script: `mount.fuse3 overlay $PWD/merged -o workdir=$PWD/work -o upperdir=$PWD/upper -o lowerdir=$PWD/lower2:$PWD/lower1 -t fuse-overlayfs`},
-		{
-			name: "SIGTERM", root: true, script: `fuse-overlayfs -o lowerdir=lower2:lower1,upperdir=upper,workdir=work merged`,
-			end: `kill $(pgrep -f "mount-holder $PWD/merged"); for i in $(seq 100); do mountpoint -q merged || break; sleep 0.1; done`,
-		},
+		{name: "SIGTERM", script: `fuse-overlayfs -o lowerdir=lower2:lower1,upperdir=upper,workdir=work merged`,
+			end: `for p in /proc/[0-9]*; do
+if tr '\0' ' ' < $p/cmdline 2>/dev/null | grep -q "mount-holder $PWD/merged"; then kill ${p#/proc/}; fi; done`},
+		{name: "SIGTERM in the foreground", script: `fuse-overlayfs -f -o lowerdir=lower2:lower1,upperdir=upper,workdir=work merged > log 2>&1 & p=$!
+for i in $(seq 100); do mountpoint -q merged && break; sleep 0.1; done`, end: `kill $p; wait $p`},
 	})
 }
 
@@ -94,6 +95,27 @@ func eachForm(t *testing.T, forms []form) {
 				t.Run(f.name, func(t *testing.T) { tryForm(t, w, i, f) })
 			}
 		})
+	}
+}
+
+// TestFormsFstabUser: a user may mount and unmount what fstab says.
+func TestFormsFstabUser(t *testing.T) {
+	engine.Need(t, "fusermount3", "mount.fuse3")
+	harness.NeedRoot(t)
+	harness.NeedKernelOverlay(t)
+	own := program(t, "plyfs")
+	p := enginePlace(t, engine.Options{
+		Sbin: map[string]string{"mount.plyfs": own}, Local: map[string]string{"plyfs": own},
+	})
+	if why := p.NeedUser(); why != "" {
+		harness.Skip(t, "%s", why)
+	}
+	p.User.Run(t, "sh", "-c", formsScript)
+	for _, kind := range []string{"plyfs", "fuse.plyfs"} {
+		line := fmt.Sprintf("none %[1]s/merged %[2]s user,noauto,lowerdir=%[1]s/lower2:%[1]s/lower1,upperdir=%[1]s/upper,workdir=%[1]s/work 0 0\n", p.User.Home, kind)
+		p.Root.Feed(t, line, "sh", "-c", "cat > /etc/fstab") // that of the place
+		got := p.User.Run(t, "sh", "-c", `set -eu; mount "$HOME/merged"; cat merged/file; echo x > merged/new; fusermount3 -u merged; cat upper/new; ls merged`)
+		sameText(t, kind, "two\nx\n", got)
 	}
 }
 
