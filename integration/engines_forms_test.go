@@ -52,9 +52,11 @@ for i in $(seq 100); do mountpoint -q merged && break; sleep 0.1; done`},
 		{name: "mount.fuse3 no source", script: `mount.fuse3 plyfs# merged -o lowerdir=lower2:lower1,upperdir=upper,workdir=work`},
 		{name: "mount.fuse3 type", script: `mount.fuse3 src merged -o lowerdir=lower2:lower1 -o upperdir=upper,workdir=work -t plyfs`},
 		{name: "mount.fuse3 as containerd calls it", script: `mount.fuse3 overlay $PWD/merged -o workdir=$PWD/work -o upperdir=$PWD/upper -o lowerdir=$PWD/lower2:$PWD/lower1 -t fuse-overlayfs`},
-		{name: "SIGTERM", script: `fuse-overlayfs -o lowerdir=lower2:lower1,upperdir=upper,workdir=work merged`,
+		{
+			name: "SIGTERM", script: `fuse-overlayfs -o lowerdir=lower2:lower1,upperdir=upper,workdir=work merged`,
 			end: `for p in /proc/[0-9]*; do
-if tr '\0' ' ' < $p/cmdline 2>/dev/null | grep -q "mount-holder $PWD/merged"; then kill ${p#/proc/}; fi; done`},
+if tr '\0' ' ' < $p/cmdline 2>/dev/null | grep -q "mount-holder $PWD/merged"; then kill ${p#/proc/}; fi; done`,
+		},
 		{name: "SIGTERM in the foreground", script: `fuse-overlayfs -f -o lowerdir=lower2:lower1,upperdir=upper,workdir=work merged > log 2>&1 & p=$!
 for i in $(seq 100); do mountpoint -q merged && break; sleep 0.1; done`, end: `kill $p; wait $p`},
 	})
