@@ -145,7 +145,7 @@ ls -A merged; cat upper/new; find work -type f`
 
 // TestFormsPaths mounts layers with names that need care, and many of them.
 func TestFormsPaths(t *testing.T) {
-	eachPersonOrUser(t, func(t *testing.T, w engine.Person) {
+	eachCaller(t, func(t *testing.T, w engine.Person) {
 		w.Run(t, "sh", "-c", formsScript)
 		const lines = `set -eu
 fuse-overlayfs -o 'lowerdir=a\:b:c\,d:lower1' merged; cat merged/colon merged/comma merged/file; fusermount3 -u merged
@@ -164,7 +164,7 @@ cd many; fuse-overlayfs -o "lowerdir=$(seq -s : 400)" ../merged; cat ../merged/f
 // TestFormsErrors: exit code 1, the reason on standard error, nothing on standard output,
 // nothing mounted; 1 or 32 from a helper of mount(8).
 func TestFormsErrors(t *testing.T) {
-	eachPersonOrUser(t, func(t *testing.T, w engine.Person) {
+	eachCaller(t, func(t *testing.T, w engine.Person) {
 		w.Run(t, "sh", "-c", formsScript)
 		for _, c := range []struct {
 			args string
@@ -206,7 +206,7 @@ func TestFormsErrors(t *testing.T) {
 
 // TestFormsParallel mounts and unmounts 128 unions at once.
 func TestFormsParallel(t *testing.T) {
-	eachPersonOrUser(t, func(t *testing.T, w engine.Person) {
+	eachCaller(t, func(t *testing.T, w engine.Person) {
 		w.Run(t, "sh", "-c", formsScript+`for i in $(seq 128); do mkdir $i $i/u $i/w $i/m; done`)
 		var all sync.WaitGroup
 		for i := range 128 {
@@ -224,12 +224,12 @@ cat m/file; echo %[1]d > m/dir/new; mv m/file m/moved; fusermount3 -u m; cat u/d
 	})
 }
 
-// eachPersonOrUser is eachPerson with the names of the binary in PATH and no engine.
-func eachPersonOrUser(t *testing.T, test func(t *testing.T, w engine.Person)) {
+// eachCaller runs a test as root and as a user who find the names of the binary in PATH.
+func eachCaller(t *testing.T, test func(t *testing.T, w engine.Person)) {
 	t.Helper()
-	eachPerson(t, func(t *testing.T, w engine.Person) {
+	people(t, (*engine.Place).NeedUser, func(t *testing.T, w engine.Person) {
 		engine.Need(t, "fusermount3")
-		bin := filepath.Dir(program(t, "fuse-overlayfs"))
+		bin := filepath.Dir(program(t, "fuse-overlayfs")) + ":" + filepath.Dir(program(t, "plyfs"))
 		test(t, w.With(map[string]string{"PATH": bin + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"}))
 	})
 }
