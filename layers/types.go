@@ -19,6 +19,15 @@ type Options struct {
 	LockTimeout time.Duration    // how long to wait for a busy database; 0: 30 s
 	OnLockWait  func(msg string) // called once per wait that lasts, with a sentence for the user
 	Limits      Limits           // zero fields take the defaults
+	// Damaged opens a store also if its database is damaged or missing, for
+	// [Store.Check] and [Store.Rebuild]; everything else says so then.
+	Damaged bool
+	// AnyFileSystem opens a store also on a file system where locks or mappings
+	// are not safe between machines.
+	AnyFileSystem bool
+	// OnTrash is called when something is to be deleted that the call does not
+	// wait for: somebody has to call [Store.Purge]. nil: the call deletes it.
+	OnTrash func()
 }
 
 // Progress is one step of long work.

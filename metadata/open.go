@@ -36,7 +36,7 @@ func (db *DB) with(ctx context.Context, readOnly bool, fn func(*bolt.DB) error) 
 	err = guard(func() error { return fn(b) })
 	if errors.Is(err, errDamage) {
 		db.abandon(b, f)
-		return fmt.Errorf("database %s: %w: %w", db.path, ErrCorrupt, err)
+		return fmt.Errorf("database %s: %w: %w", db.path, ErrFile, err)
 	}
 	if cerr := b.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("close database %s: %w", db.path, cerr)
@@ -61,7 +61,7 @@ func (db *DB) abandon(b *bolt.DB, f *os.File) {
 }
 
 // errDamage is what a panic of bbolt becomes.
-var errDamage = errors.New("the file contradicts itself")
+var errDamage = errors.New("it contradicts itself")
 
 // guard turns the panics with which bbolt meets a damaged file into errors: its own
 // assertions, and a page that would lie beyond the end of the file. Panics of others
@@ -124,7 +124,7 @@ func (db *DB) open(ctx context.Context, readOnly bool) (b *bolt.DB, f *os.File, 
 				}
 				if st, err := f.Stat(); err != nil || st.Size() == 0 {
 					_ = f.Close() // only looked at
-					return nil, errors.Join(err, fmt.Errorf("%w: the file is empty", ErrCorrupt))
+					return nil, errors.Join(err, fmt.Errorf("%w: it is empty", ErrFile))
 				}
 				return f, nil
 			},
@@ -155,7 +155,7 @@ func (db *DB) open(ctx context.Context, readOnly bool) (b *bolt.DB, f *os.File, 
 				_ = f.Close() // bbolt has not come to it
 			}
 			if errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrChecksum) || errors.Is(err, berrors.ErrVersionMismatch) || errors.Is(err, errDamage) {
-				err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+				err = fmt.Errorf("%w: %w", ErrFile, err)
 			}
 			return nil, nil, fmt.Errorf("open database %s: %w", db.path, err)
 		}
@@ -185,10 +185,10 @@ func checkSize(f *os.File) error {
 	}
 	p, err := openPages(f, st.Size())
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return fmt.Errorf("%w: %w", ErrFile, err)
 	}
 	if want := int64(p.meta.pages) * p.size; st.Size() < want {
-		return fmt.Errorf("%w: the file is truncated: %d bytes, expected at least %d", ErrCorrupt, st.Size(), want)
+		return fmt.Errorf("%w: it is truncated: %d bytes, expected at least %d", ErrFile, st.Size(), want)
 	}
 	return nil
 }

@@ -63,7 +63,7 @@ var migrations = []migration{
 func version(tx *bolt.Tx) (major, minor int, err error) {
 	m := tx.Bucket(bktMeta)
 	if m == nil {
-		return 0, 0, fmt.Errorf("%w: it is not a plyfs database", ErrSchema)
+		return 0, 0, fmt.Errorf("%w: it is not a plyfs database", ErrFile)
 	}
 	v := string(m.Get(keySchema))
 	a, b, ok := strings.Cut(v, ".")
@@ -90,7 +90,7 @@ func checkSchema(tx *bolt.Tx) error {
 	}
 	for _, n := range slices.Concat(primaries, indexes) {
 		if tx.Bucket(n) == nil {
-			return fmt.Errorf("%w: bucket %q is missing", ErrCorrupt, n)
+			return fmt.Errorf("%w: bucket %q is missing", ErrFile, n)
 		}
 	}
 	return nil
