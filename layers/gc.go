@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
@@ -117,21 +118,76 @@ func gcImages(tx *metadata.Tx, rep *GCReport, junk *[]metadata.Trash, gone func(
 }
 
 // gcStray removes directories that no row names. Writable layers are left to
-// their owner's judgement.
+// their owner's judgement, and a layer that proves what it is to check --repair as long
+// as something in the store lacks a layer.
 func (s *Store) gcStray(ctx context.Context, rep *GCReport, dryRun bool) error {
-	c := &checker{s: s, ctx: ctx, o: CheckOptions{Repair: !dryRun}, r: &Report{}}
-	if err := c.strays(); err != nil {
+	list, err := s.findStrays(func(fn func(*metadata.Tx) error) error { return s.view(ctx, fn) })
+	if err != nil {
 		return err
 	}
-	for _, f := range c.r.Findings {
-		switch f.Invariant {
-		case "K7":
-			rep.Paths = append(rep.Paths, f.Object)
-		case "K8":
-			rep.Stages = append(rep.Stages, f.Object)
+	lacking, err := s.lacking(ctx)
+	if err != nil {
+		return err
+	}
+	for _, x := range list {
+		fd := s.layersFd
+		switch x.dir {
+		case rwName:
+			continue
+		case layersName:
+			if _, err := s.verifySidecar(x.name); err == nil && lacking {
+				s.log.Warn("a layer without a row is kept: plyfs check --repair puts it back", zap.String("name", x.name))
+				continue
+			}
+			rep.Paths = append(rep.Paths, x.path())
+		case stageName:
+			fd = s.stageFd
+			rep.Stages = append(rep.Stages, x.path())
+		case trashName:
+			fd = s.trashFd
+			rep.Paths = append(rep.Paths, x.path())
+		}
+		size, err := s.sizeOf(fd, x.name)
+		if err != nil {
+			return err
+		}
+		rep.Reclaimed += size
+		if dryRun {
+			continue
+		}
+		if err := removeTree(fd, x.name); err != nil {
+			return fmt.Errorf("remove %s: %w", x.path(), err)
 		}
 	}
 	return s.gcChains(ctx, rep, dryRun)
+}
+
+// lacking reports whether an image or container names a layer that has no row, or a
+// row cannot be read.
+func (s *Store) lacking(ctx context.Context) (bool, error) {
+	lacks := false
+	err := s.view(ctx, func(tx *metadata.Tx) error {
+		images, err := tx.Images()
+		if err != nil {
+			return err
+		}
+		conts, err := tx.Containers()
+		if err != nil {
+			return err
+		}
+		if _, err = tx.Layers(); err != nil {
+			return err
+		}
+		for _, i := range images {
+			lacks = lacks || i.TopChain != "" && !tx.HasLayer(i.TopChain)
+		}
+		for _, c := range conts {
+			lacks = lacks || c.Chain != "" && !tx.HasLayer(c.Chain)
+		}
+		lacks = lacks || tx.Skipped() > 0
+		return nil
+	})
+	return lacks, err
 }
 
 // gcChains removes the indexes of chains that are gone.
@@ -240,7 +296,9 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 	if err != nil {
 		return u, err
 	}
+	known := map[string]bool{}
 	for _, c := range caches {
+		known[c.CacheID] = true
 		size, err := s.sizeOf(s.layersFd, c.CacheID)
 		if err != nil {
 			return u, err
@@ -265,6 +323,7 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 		}
 	}
 	for _, c := range conts {
+		known[c.MountID] = true
 		size, err := s.sizeOf(s.rwFd, c.MountID)
 		if err != nil {
 			return u, err
@@ -277,32 +336,93 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 			u.Containers.Reclaimable += size
 		}
 	}
-	for _, d := range []struct {
-		name string
-		to   *int64
-	}{{chainsName, &u.Chains}, {stageName, &u.Stage}, {trashName, &u.Trash}} {
-		if *d.to, err = s.sizeOf(s.rootFd, d.name); err != nil {
-			return u, err
-		}
+	if err := s.restUsage(&u, known); err != nil {
+		return u, err
 	}
-	// The rest of what du(1) would count: the database, the reserve for full
-	// disks, and the directories themselves.
-	for _, name := range []string{"", dbName, reserveName, layersName, rwName} {
-		var st unix.Stat_t
-		switch err := fsat.Stat(s.rootFd, name, &st); {
-		case err == nil:
-			u.Database += st.Blocks * 512
-		case !fsat.IsAbsent(err):
-			return u, fmt.Errorf("measure %q: %w", name, err)
-		}
-	}
-	u.Total = u.Layers.Size + u.Init + u.Containers.Size + u.Chains + u.Stage + u.Trash + u.Database
+	u.Total = u.Layers.Size + u.Init + u.Containers.Size + u.Chains + u.Stage + u.Trash + u.Database + u.Records + u.Other
 	return u, nil
+}
+
+// restUsage adds what is neither a layer nor a container, so that nothing du(1) would
+// count is left out, whatever it is.
+func (s *Store) restUsage(u *DiskUsage, known map[string]bool) error {
+	var root unix.Stat_t
+	if err := fsat.Fstat(s.rootFd, &root); err != nil {
+		return err
+	}
+	u.Database += root.Blocks * 512
+	names, err := listDir(s.rootFd)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if n == layersName || n == rwName {
+			if err := s.strayUsage(u, n, known); err != nil {
+				return err
+			}
+			continue
+		}
+		size, err := s.sizeOf(s.rootFd, n)
+		if fsat.IsAbsent(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		switch {
+		case n == chainsName:
+			u.Chains += size
+		case n == stageName:
+			u.Stage += size
+		case n == trashName:
+			u.Trash += size
+		case n == dbName || n == reserveName:
+			u.Database += size
+		case n == imagesName || n == copiesName || strings.HasPrefix(n, dbName+"."):
+			u.Records += size
+		default:
+			u.Other += size
+		}
+	}
+	return nil
+}
+
+// strayUsage adds a directory of ours itself, and what no row explains in it.
+func (s *Store) strayUsage(u *DiskUsage, dir string, known map[string]bool) error {
+	fd := s.layersFd
+	if dir == rwName {
+		fd = s.rwFd
+	}
+	var st unix.Stat_t
+	if err := fsat.Fstat(fd, &st); err != nil {
+		return err
+	}
+	u.Database += st.Blocks * 512
+	names, err := listDir(fd)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if known[n] {
+			continue
+		}
+		size, err := s.sizeOf(fd, n)
+		if err != nil && !fsat.IsAbsent(err) {
+			return err
+		}
+		u.Other += size
+	}
+	return nil
 }
 
 // sizeOf is what a directory occupies; nothing if it is gone.
 func (s *Store) sizeOf(dirfd int, name string) (int64, error) {
 	fd, err := fsat.OpenName(dirfd, name, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) { // not a directory
+		var st unix.Stat_t
+		err := fsat.Stat(dirfd, name, &st)
+		return st.Blocks * 512, err
+	}
 	if fsat.IsAbsent(err) {
 		return 0, nil
 	}

@@ -165,11 +165,7 @@ func encodeContainer(tx *metadata.Tx, c metadata.Container) ([]byte, error) {
 		c.State = metadata.Ready // as soon as this is in its place
 	}
 	c.Owner = metadata.Owner{}
-	ls, _ := tx.Chain(c.Chain) // as far as there are rows
-	for i, j := 0, len(ls)-1; i < j; i, j = i+1, j-1 {
-		ls[i], ls[j] = ls[j], ls[i]
-	}
-	return encodeSaved(savedContainer{1, c, ls})
+	return encodeSaved(savedContainer{1, c, tx.SavedChain(c.Chain)})
 }
 
 // writeContainerDoc writes the sidecar of a container that is being made; dir is

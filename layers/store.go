@@ -282,6 +282,7 @@ func (s *Store) sweep(ctx context.Context) error {
 		containers []metadata.Container
 		live       []metadata.Live
 		trash      []metadata.Trash
+		known      = map[string]bool{}
 	)
 	err = s.view(ctx, func(tx *metadata.Tx) (err error) {
 		if ingests, err = tx.Ingests(); err != nil {
@@ -296,12 +297,16 @@ func (s *Store) sweep(ctx context.Context) error {
 		if live, err = tx.LiveMounts(); err != nil {
 			return err
 		}
+		for _, id := range append(tx.IngestIDs(), tx.MountIDs()...) {
+			known[id] = true // also those whose row cannot be read
+		}
 		trash, err = tx.TrashRows()
 		return err
 	})
 	if err != nil {
 		return err
 	}
+	s.copyDaily(ctx)
 	boot, err := BootID()
 	if err != nil {
 		return err
@@ -312,10 +317,8 @@ func (s *Store) sweep(ctx context.Context) error {
 			void = append(void, l)
 		}
 	}
-	known := map[string]bool{}
 	var deadIngests, deadLeases, deadContainers []string
 	for _, i := range ingests {
-		known[i.ID] = true
 		if !alive(i.Owner, i.Started) {
 			deadIngests = append(deadIngests, i.ID)
 		}
@@ -327,7 +330,6 @@ func (s *Store) sweep(ctx context.Context) error {
 	}
 	for _, c := range containers {
 		if c.State == metadata.Creating {
-			known[c.MountID] = true
 			if !alive(c.Owner, c.Created) {
 				deadContainers = append(deadContainers, c.ID)
 			}

@@ -239,14 +239,25 @@ type CheckOptions struct {
 	Progress ProgressFunc
 }
 
+// Severities of a [Finding].
+const (
+	SeverityError   = "error"
+	SeverityWarning = "warning" // nothing is broken; something deserves a look
+)
+
 // Finding is one broken invariant.
 type Finding struct {
-	Invariant string `json:"invariant"` // "K7"
-	Object    string `json:"object"`
-	Problem   string `json:"problem"`
-	Repair    string `json:"repair"` // what --repair does about it
-	Fixed     bool   `json:"fixed"`
+	Invariant string   `json:"invariant"` // "K7"
+	Severity  string   `json:"severity"`
+	Object    string   `json:"object"`
+	Problem   string   `json:"problem"`
+	Repair    string   `json:"repair"`           // what --repair does about it, or the user can
+	Images    []string `json:"images,omitempty"` // that have to be loaded again
+	Fixed     bool     `json:"fixed"`
 }
+
+// Open reports whether the finding is an error that is still there.
+func (f Finding) Open() bool { return !f.Fixed && f.Severity != SeverityWarning }
 
 // Report is the result of a check.
 type Report struct {
@@ -285,5 +296,7 @@ type DiskUsage struct {
 	Stage      int64 `json:"stage"`
 	Trash      int64 `json:"trash"`
 	Database   int64 `json:"database"` // with the reserve for full disks and the store's own directories
+	Records    int64 `json:"records"`  // what is kept beside the database, copies of it
+	Other      int64 `json:"other"`    // what no row explains
 	Total      int64 `json:"total"`
 }

@@ -31,17 +31,18 @@ func (tx *Tx) HasLayer(chain digest.Digest) bool {
 // Layers returns all layers.
 func (tx *Tx) Layers() ([]Layer, error) { return all[Layer](tx, bktLayers) }
 
-// Chain returns a layer and all below it, topmost first.
+// Chain returns a layer and all below it, topmost first; with an error, those above
+// the first one that is missing.
 func (tx *Tx) Chain(chain digest.Digest) ([]Layer, error) {
 	var out []Layer
 	for chain != "" {
 		l, err := tx.Layer(chain)
 		if err != nil {
-			return nil, err
+			return out, err
 		}
 		out = append(out, l)
-		if len(out) > 1<<20 {
-			return nil, fmt.Errorf("layer %s: %w: its parents form a circle", chain, ErrInvariant)
+		if len(out) > 1<<16 {
+			return out, fmt.Errorf("layer %s: %w: its parents form a circle", chain, ErrInvariant)
 		}
 		chain = l.Parent
 	}
@@ -252,11 +253,40 @@ func (tx *Tx) ReplaceCache(old string, c Cache) error {
 		if err := errors.Join(put(tx, bktLayers, []byte(chain), l), tx.indexLayer(l)); err != nil {
 			return err
 		}
-		for _, id := range tx.ImagesByChain(chain) {
-			tx.touchImage(id)
+		if err := tx.touchAbove(old, c.CacheID, chain); err != nil {
+			return err
 		}
 	}
 	return errors.Join(tx.b(bktCache).Delete([]byte(old)), tx.unmark(idxCacheDiff, o.DiffID.String(), old))
+}
+
+// touchAbove notes that a layer has another directory for all that lies on top of it,
+// and corrects the containers whose init layer it is.
+func (tx *Tx) touchAbove(old, now string, chain digest.Digest) error {
+	todo := []digest.Digest{chain}
+	seen := map[digest.Digest]bool{}
+	for len(todo) > 0 {
+		at := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if seen[at] {
+			continue
+		}
+		seen[at] = true
+		todo = append(todo, digests(tx.seconds(idxLayerChild, at.String()))...)
+		for _, id := range tx.ImagesByChain(at) {
+			tx.touchImage(id)
+		}
+		for _, id := range tx.seconds(idxContainerChain, at.String()) {
+			tx.touchContainer(id)
+			if c, err := tx.Container(id); err == nil && c.Init == old {
+				c.Init = now
+				if err := put(tx, bktContainers, []byte(id), c); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // Users is what keeps a layer alive.

@@ -87,9 +87,12 @@ func (s *Salvaged) Containers() []Container {
 
 // Rest puts into tx what nothing but a database knows: who it is, which compressed
 // layers are kept, what the build cache knows of images that exist. Rows that are
-// there stay.
-func (s *Salvaged) Rest(tx *Tx) error {
-	for _, k := range [][]byte{keyUUID, keyCreated} {
+// there stay. identity says that the database is to be the same one.
+func (s *Salvaged) Rest(tx *Tx, identity bool) error {
+	for _, k := range [][]byte{keyUUID, keyCreated, keyPlace} {
+		if !identity {
+			break
+		}
 		if v := s.rows[string(bktMeta)][string(k)]; len(v) > 0 {
 			if err := tx.b(bktMeta).Put(k, v); err != nil {
 				return err
@@ -162,11 +165,20 @@ func (tx *Tx) SavedImage(id digest.Digest) (SavedImage, error) {
 		}
 		s.Manifests = append(s.Manifests, raw)
 	}
-	// As far as there are rows: a damaged chain must not keep the rest from being
-	// saved.
-	s.Layers, _ = tx.Chain(s.Image.TopChain)
-	slices.Reverse(s.Layers)
+	s.Layers = tx.SavedChain(s.Image.TopChain)
 	return s, nil
+}
+
+// SavedChain returns the layers of a chain, bottom first, as far as there are rows,
+// without what follows from others and what changes by itself: depths, and the blobs
+// that a layer was found in.
+func (tx *Tx) SavedChain(top digest.Digest) []Layer {
+	ls, _ := tx.Chain(top)
+	slices.Reverse(ls)
+	for i := range ls {
+		ls[i].Depth, ls[i].Blob, ls[i].BlobSize, ls[i].MediaType = 0, "", 0, ""
+	}
+	return ls
 }
 
 // RestoreImage puts back an image whose row or whose names are missing. The chain is
