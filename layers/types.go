@@ -121,6 +121,8 @@ type ImageSummary struct {
 	UniqueSize int64         `json:"uniqueSize"`
 	Layers     int           `json:"layers"`
 	Containers int           `json:"containers"`
+	// Broken: some of its layers are missing; it has to be loaded again.
+	Broken bool `json:"broken,omitempty"`
 }
 
 // HistoryEntry is one line of history, newest first.
@@ -268,8 +270,15 @@ type Report struct {
 	Bytes      int64     `json:"bytes"` // read, when deep
 }
 
-// GCReport says what gc removed, or would remove.
+// PruneOptions configure [Store.Prune].
+type PruneOptions struct {
+	All    bool // also images with names that no container and no mount uses
+	DryRun bool
+}
+
+// GCReport says what gc or prune removed, or would remove.
 type GCReport struct {
+	Untagged  []string        `json:"untagged,omitempty"` // references that prune removed
 	Images    []digest.Digest `json:"images,omitempty"`
 	Layers    []digest.Digest `json:"layers,omitempty"` // chainIDs
 	Stages    []string        `json:"stages,omitempty"`

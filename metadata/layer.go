@@ -319,6 +319,21 @@ func (tx *Tx) LayerUsers(chain digest.Digest) (Users, error) {
 	return u, nil
 }
 
+// UnusedLayers returns the layers that nothing keeps alive, not counting what lies only
+// below them.
+func (tx *Tx) UnusedLayers() (out []digest.Digest) {
+	for _, c := range tx.keys(bktLayers) {
+		used := false
+		for _, idx := range [][]byte{idxLayerChild, idxImageChain, idxContainerChain, idxLayerLease, idxLiveChain} {
+			used = used || tx.any(idx, c)
+		}
+		if !used {
+			out = append(out, digest.Digest(c))
+		}
+	}
+	return out
+}
+
 // DeleteLayer removes a layer that nothing uses. If it was the last one on its
 // content directory, that row goes too and its cacheID is returned.
 func (tx *Tx) DeleteLayer(chain digest.Digest) (orphan string, err error) {

@@ -69,30 +69,33 @@ var errDamage = errors.New("it contradicts itself")
 func guard(fn func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		r := recover()
-		if r == nil {
-			return
+		if raisedByBolt() {
+			err = fmt.Errorf("%w: %v", errDamage, recover())
 		}
-		if _, fault := r.(interface{ Addr() uintptr }); !fault && !raisedByBolt() {
-			panic(r) //nolint:forbidigo // not ours to hide
-		}
-		err = fmt.Errorf("%w: %v", errDamage, r)
 	}()
 	return fn()
 }
 
-// raisedByBolt says whether the function that has panicked, or what it called, is
-// one of bbolt. It is called by a deferred function while the stack is still there.
+// raisedByBolt says whether there is a panic, and one of bbolt, or of a function that
+// was given memory of its mapping. It is called by a deferred function while the stack
+// is still there.
 func raisedByBolt() bool {
 	pcs := make([]uintptr, 64)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
-	panicked := false
+	panicked, fault := false, false
 	for {
 		f, more := frames.Next()
 		switch {
-		case f.Function == "runtime.gopanic" || f.Function == "runtime.sigpanic":
+		case f.Function == "runtime.gopanic":
 			panicked = true
+		case f.Function == "runtime.sigpanic":
+			panicked, fault = true, true
 		case panicked && !strings.HasPrefix(f.Function, "runtime."):
+			for _, from := range []string{"encoding/json.", "bytes.", "strings."} {
+				if fault && strings.HasPrefix(f.Function, from) {
+					return true
+				}
+			}
 			return strings.HasPrefix(f.Function, "go.etcd.io/bbolt")
 		}
 		if !more {
@@ -153,6 +156,9 @@ func (db *DB) open(ctx context.Context, readOnly bool) (b *bolt.DB, f *os.File, 
 		case !errors.Is(err, berrors.ErrTimeout):
 			if errors.Is(err, errDamage) {
 				_ = f.Close() // bbolt has not come to it
+			}
+			if errors.Is(err, os.ErrNotExist) {
+				err = fmt.Errorf("%w: it is missing: %w", ErrFile, err)
 			}
 			if errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrChecksum) || errors.Is(err, berrors.ErrVersionMismatch) || errors.Is(err, errDamage) {
 				err = fmt.Errorf("%w: %w", ErrFile, err)

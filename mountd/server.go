@@ -36,6 +36,10 @@ func NewHandler(svc Service, log *zap.Logger) http.Handler {
 	call(mux, log, "umount", svc.Unmount)
 	call(mux, log, "diff", svc.Diff)
 	call(mux, log, "gc", svc.GC)
+	call(mux, log, "prune", svc.Prune)
+	call(mux, log, "rebuild", svc.Rebuild)
+	call(mux, log, "compact", svc.Compact)
+	call(mux, log, "copy-database", svc.CopyDatabase)
 	call(mux, log, "df", svc.DiskUsage)
 
 	stream(mux, log, "load", func(ctx context.Context, r LoadRequest, in io.Reader, f *frameWriter) (any, error) {
