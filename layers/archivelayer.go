@@ -137,9 +137,24 @@ func (a *archive) haveContent(ctx context.Context, name string) (bool, error) {
 		return append(tx.ChainsByDiff(d), tx.ChainsByBlob(d)...)
 	}
 	have := false
-	err := a.s.view(ctx, func(tx *metadata.Tx) error { have = len(find(tx)) > 0; return nil })
-	if err != nil || !have {
+	dirs := map[string]bool{}
+	err := a.s.view(ctx, func(tx *metadata.Tx) error {
+		for _, c := range find(tx) {
+			l, err := tx.Layer(c)
+			if err != nil {
+				return err
+			}
+			dirs[l.CacheID] = true
+		}
+		return nil
+	})
+	if err != nil || len(dirs) == 0 {
 		return false, err
+	}
+	for id := range dirs {
+		if whole, err := a.s.whole(ctx, id, true); err != nil || !whole {
+			return false, err // taken from the archive, and put in its place
+		}
 	}
 	err = a.s.update(ctx, func(tx *metadata.Tx) error {
 		chains := find(tx)

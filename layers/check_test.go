@@ -41,7 +41,7 @@ func TestCheckFinds(t *testing.T) {
 		{"upper missing", "K13", true, func(t *testing.T, s *Store, _ LayerInfo, c *Container) {
 			must(t, os.RemoveAll(c.Upper))
 		}},
-		{"stray writable layer", "K14", false, func(t *testing.T, s *Store, _ LayerInfo, _ *Container) {
+		{"stray writable layer", "K14", true, func(t *testing.T, s *Store, _ LayerInfo, _ *Container) {
 			must(t, os.MkdirAll(filepath.Join(s.root, rwName, newID(), upperName), 0o700))
 		}},
 		{"dead lease", "K16", true, func(t *testing.T, s *Store, _ LayerInfo, _ *Container) {
@@ -49,7 +49,7 @@ func TestCheckFinds(t *testing.T) {
 				return tx.AddLease(metadata.Lease{ID: "x", Owner: metadata.Owner{Pid: 1}})
 			}))
 		}},
-		{"trash outside", "K18", false, func(t *testing.T, s *Store, _ LayerInfo, _ *Container) {
+		{"trash outside", "K18", true, func(t *testing.T, s *Store, _ LayerInfo, _ *Container) {
 			must(t, s.update(t.Context(), func(tx *metadata.Tx) error {
 				_, err := addTrash(tx, "", "../outside/x")
 				return err
@@ -59,7 +59,7 @@ func TestCheckFinds(t *testing.T) {
 			p := filepath.Join(l.Path, "d/f")
 			must(t, os.Remove(p), os.WriteFile(p, []byte("X"), 0o600))
 		}},
-		{"file added", "K20", false, func(t *testing.T, s *Store, l LayerInfo, _ *Container) {
+		{"file added", "K20", true, func(t *testing.T, s *Store, l LayerInfo, _ *Container) {
 			must(t, os.WriteFile(filepath.Join(l.Path, "added"), []byte("X"), 0o600))
 		}},
 		{"record truncated", "K22", false, func(t *testing.T, s *Store, l LayerInfo, _ *Container) {
@@ -75,12 +75,12 @@ func TestCheckFinds(t *testing.T) {
 			tc.do(t, s, ls[0], c)
 			rep, err := s.Check(t.Context(), CheckOptions{Deep: true})
 			must(t, err)
-			if len(rep.Findings) != 1 || rep.Findings[0].Invariant != tc.inv || rep.Findings[0].Fixed {
+			if rep.Findings = errorsOf(rep); len(rep.Findings) != 1 || rep.Findings[0].Invariant != tc.inv || rep.Findings[0].Fixed {
 				t.Fatalf("%+v", rep.Findings)
 			}
 			rep, err = s.Check(t.Context(), CheckOptions{Deep: true, Repair: true})
 			must(t, err)
-			if len(rep.Findings) != 1 || rep.Findings[0].Fixed != tc.fixed {
+			if rep.Findings = errorsOf(rep); len(rep.Findings) != 1 || rep.Findings[0].Fixed != tc.fixed {
 				t.Fatalf("repair: %+v", rep.Findings)
 			}
 			if tc.fixed && tc.inv != "K13" {
@@ -88,6 +88,15 @@ func TestCheckFinds(t *testing.T) {
 			}
 		})
 	}
+}
+
+func errorsOf(rep *Report) (out []Finding) {
+	for _, f := range rep.Findings {
+		if f.Severity != SeverityWarning {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 // TestLockedStore: a database that another process keeps is an error that says

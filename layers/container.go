@@ -144,6 +144,9 @@ func (s *Store) makeRW(ctx context.Context, c metadata.Container) error {
 	if _, err := s.powers.apply(upper, "", kindDir, root, nil); err != nil {
 		return fmt.Errorf("attributes of the root directory: %w", err)
 	}
+	if err := s.writeContainerDoc(ctx, dir, c); err != nil {
+		return err
+	}
 	for _, fd := range []int{upper, dir} {
 		if err := unix.Fsync(fd); err != nil {
 			return err

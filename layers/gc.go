@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
@@ -28,110 +29,226 @@ func (s *Store) GC(ctx context.Context, dryRun bool) (GCReport, error) {
 			return rep, err
 		}
 	}
-	var junk []metadata.Trash
-	err := s.updateFreeing(ctx, func(tx *metadata.Tx) error {
-		rep.Images, rep.Layers, junk = nil, nil, nil
-		sizes := map[digest.Digest]int64{}
-		rows, err := tx.Layers()
-		if err != nil {
+	// An image that never had a name was meant to have none.
+	lost := func(i metadata.Image, refs []string) bool { return i.Tagged && len(refs) == 0 }
+	err := s.collectGarbage(ctx, &rep, lost, true)
+	return rep, err
+}
+
+// Prune removes images without a name, and with All those with names too, that no
+// container, mount or other image needs, and the layers that only they had.
+func (s *Store) Prune(ctx context.Context, o PruneOptions) (GCReport, error) {
+	rep := GCReport{DryRun: o.DryRun}
+	err := s.collectGarbage(ctx, &rep, func(_ metadata.Image, refs []string) bool { return o.All || len(refs) == 0 }, false)
+	return rep, err
+}
+
+// collectGarbage removes the images that pick chooses, unless something needs them, and
+// their layers; with all, every layer that nothing needs.
+func (s *Store) collectGarbage(ctx context.Context, rep *GCReport, pick func(metadata.Image, []string) bool, all bool) error {
+	g := garbage{pick: pick}
+	// Mostly there is none: look before taking the lock that others wait for.
+	err := s.view(ctx, func(tx *metadata.Tx) (err error) {
+		if g.images, err = g.candidates(tx); err != nil {
 			return err
 		}
-		for _, l := range rows {
-			c, err := tx.Cache(l.CacheID)
-			if err != nil {
-				return err
-			}
-			sizes[l.ChainID] = c.Allocated + c.SplitSize
+		if all {
+			g.layers = tx.UnusedLayers()
 		}
-		gone := func(l metadata.Layer) { rep.Layers = append(rep.Layers, l.ChainID) }
-		if err := gcImages(tx, &rep, &junk, gone); err != nil {
+		return nil
+	})
+	if err != nil || len(g.images)+len(g.layers) == 0 {
+		return err
+	}
+	err = s.updateFreeing(ctx, func(tx *metadata.Tx) error {
+		if err := g.remove(tx, all); err != nil {
 			return err
 		}
-		// Layers without users, topmost first: releaseChain goes down.
-		for _, l := range rows {
-			more, err := releaseChain(tx, l.ChainID, gone)
-			if err != nil {
-				return err
-			}
-			junk = append(junk, more...)
-		}
-		caches := map[string]bool{}
-		for _, l := range rows {
-			for _, g := range rep.Layers {
-				if l.ChainID == g && !caches[l.CacheID] {
-					if _, err := tx.Cache(l.CacheID); errors.Is(err, metadata.ErrNotFound) {
-						caches[l.CacheID] = true
-						rep.Reclaimed += sizes[g]
-					}
-				}
-			}
-		}
-		if dryRun {
+		if rep.DryRun {
 			return errDryRun
 		}
 		return nil
 	})
 	if err != nil && !errors.Is(err, errDryRun) {
-		return rep, err
+		return err
 	}
-	if !dryRun {
-		s.purge(ctx, junk)
+	rep.Images, rep.Layers, rep.Untagged = g.gone, g.goneLayers, g.untagged
+	rep.Reclaimed += g.reclaimed
+	if !rep.DryRun {
+		s.purge(ctx, g.junk)
 	}
-	return rep, nil
+	return nil
 }
 
-// gcImages deletes images that had a name and lost it, without children, containers or mounts,
-// until there are none.
-func gcImages(tx *metadata.Tx, rep *GCReport, junk *[]metadata.Trash, gone func(metadata.Layer)) error {
+// garbage is what one transaction removes.
+type garbage struct {
+	pick   func(metadata.Image, []string) bool
+	images []digest.Digest // candidates
+	layers []digest.Digest
+
+	gone       []digest.Digest
+	goneLayers []digest.Digest
+	untagged   []string
+	reclaimed  int64
+	junk       []metadata.Trash
+}
+
+// candidates returns the images that may go as things are.
+func (g *garbage) candidates(tx *metadata.Tx) (out []digest.Digest, err error) {
 	live, err := tx.LiveMounts()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	mounted := map[digest.Digest]bool{}
 	for _, l := range live {
 		mounted[l.ImageID] = true
 	}
-	for again := true; again; {
-		again = false
-		rows, err := tx.Images()
+	rows, err := tx.Images()
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range rows {
+		if g.pick(i, tx.RefsOf(i.ID)) && len(tx.ImageChildren(i.ID)) == 0 && len(tx.ContainersByImage(i.ID)) == 0 && !mounted[i.ID] {
+			out = append(out, i.ID)
+		}
+	}
+	return out, nil
+}
+
+func (g *garbage) remove(tx *metadata.Tx, all bool) (err error) {
+	g.gone, g.goneLayers, g.untagged, g.reclaimed, g.junk = nil, nil, nil, 0, nil
+	for {
+		images, err := g.candidates(tx)
 		if err != nil {
 			return err
 		}
-		for _, i := range rows {
-			if !i.Tagged || len(tx.RefsOf(i.ID)) > 0 || len(tx.ImageChildren(i.ID)) > 0 || len(tx.ContainersByImage(i.ID)) > 0 || mounted[i.ID] {
-				continue
-			}
-			if err := tx.DeleteImage(i.ID); err != nil {
+		if len(images) == 0 { // one that goes may have been the last child of another
+			break
+		}
+		for _, id := range images {
+			if err := g.image(tx, id); err != nil {
 				return err
 			}
-			rep.Images = append(rep.Images, i.ID)
-			again = true
-			more, err := releaseChain(tx, i.TopChain, gone)
-			if err != nil {
+		}
+	}
+	if all {
+		for _, c := range tx.UnusedLayers() {
+			if err := g.chain(tx, c); err != nil {
 				return err
 			}
-			*junk = append(*junk, more...)
 		}
 	}
 	return nil
 }
 
-// gcStray removes directories that no row names. Writable layers are left to
-// their owner's judgement.
-func (s *Store) gcStray(ctx context.Context, rep *GCReport, dryRun bool) error {
-	c := &checker{s: s, ctx: ctx, o: CheckOptions{Repair: !dryRun}, r: &Report{}}
-	if err := c.strays(); err != nil {
+func (g *garbage) image(tx *metadata.Tx, id digest.Digest) error {
+	row, err := tx.Image(id)
+	if err != nil {
 		return err
 	}
-	for _, f := range c.r.Findings {
-		switch f.Invariant {
-		case "K7":
-			rep.Paths = append(rep.Paths, f.Object)
-		case "K8":
-			rep.Stages = append(rep.Stages, f.Object)
+	for _, ref := range tx.RefsOf(id) {
+		if err := tx.DeleteRef(ref); err != nil {
+			return err
+		}
+		g.untagged = append(g.untagged, familiar(ref))
+	}
+	if err := tx.DeleteImage(id); err != nil {
+		return err
+	}
+	g.gone = append(g.gone, id)
+	return g.chain(tx, row.TopChain)
+}
+
+// chain removes a layer and what lies below, as far as nothing needs them.
+func (g *garbage) chain(tx *metadata.Tx, top digest.Digest) error {
+	sizes := map[string]int64{}
+	rows, _ := tx.Chain(top) // what there is of it
+	for _, l := range rows {
+		if c, err := tx.Cache(l.CacheID); err == nil {
+			sizes[l.CacheID] = c.Allocated + c.SplitSize
+		}
+	}
+	junk, err := releaseChain(tx, top, func(l metadata.Layer) {
+		g.goneLayers = append(g.goneLayers, l.ChainID)
+		if _, err := tx.Cache(l.CacheID); errors.Is(err, metadata.ErrNotFound) {
+			g.reclaimed += sizes[l.CacheID]
+		}
+	})
+	g.junk = append(g.junk, junk...)
+	return err
+}
+
+// gcStray removes directories that no row names. Writable layers are left to
+// their owner's judgement, and a layer that proves what it is to check --repair as long
+// as something in the store lacks a layer.
+func (s *Store) gcStray(ctx context.Context, rep *GCReport, dryRun bool) error {
+	list, err := s.findStrays(func(fn func(*metadata.Tx) error) error { return s.view(ctx, fn) })
+	if err != nil {
+		return err
+	}
+	lacking, err := s.lacking(ctx)
+	if err != nil {
+		return err
+	}
+	for _, x := range list {
+		fd := s.layersFd
+		switch x.dir {
+		case rwName:
+			continue
+		case layersName:
+			if _, err := s.verifySidecar(x.name); err == nil && lacking {
+				s.log.Warn("a layer without a row is kept: plyfs check --repair puts it back", zap.String("name", x.name))
+				continue
+			}
+			rep.Paths = append(rep.Paths, x.path())
+		case stageName:
+			fd = s.stageFd
+			rep.Stages = append(rep.Stages, x.path())
+		case trashName:
+			fd = s.trashFd
+			rep.Paths = append(rep.Paths, x.path())
+		}
+		size, err := s.sizeOf(fd, x.name)
+		if err != nil {
+			return err
+		}
+		rep.Reclaimed += size
+		if dryRun {
+			continue
+		}
+		if err := removeTree(fd, x.name); err != nil {
+			return fmt.Errorf("remove %s: %w", x.path(), err)
 		}
 	}
 	return s.gcChains(ctx, rep, dryRun)
+}
+
+// lacking reports whether an image or container names a layer that has no row, or a
+// row cannot be read.
+func (s *Store) lacking(ctx context.Context) (bool, error) {
+	lacks := false
+	err := s.view(ctx, func(tx *metadata.Tx) error {
+		images, err := tx.Images()
+		if err != nil {
+			return err
+		}
+		conts, err := tx.Containers()
+		if err != nil {
+			return err
+		}
+		if _, err = tx.Layers(); err != nil {
+			return err
+		}
+		for _, i := range images {
+			lacks = lacks || i.TopChain != "" && !tx.HasLayer(i.TopChain)
+		}
+		for _, c := range conts {
+			lacks = lacks || c.Chain != "" && !tx.HasLayer(c.Chain)
+		}
+		lacks = lacks || tx.Skipped() > 0
+		return nil
+	})
+	return lacks, err
 }
 
 // gcChains removes the indexes of chains that are gone.
@@ -189,127 +306,4 @@ func (s *Store) DropChains(ctx context.Context) (freed int64, err error) {
 		freed += st.Blocks * 512
 	}
 	return freed, nil
-}
-
-// DiskUsage says where the bytes are.
-func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
-	var (
-		u      DiskUsage
-		caches []metadata.Cache
-		initID = map[string]bool{}
-		active = map[string]bool{}
-		conts  []metadata.Container
-		live   []metadata.Live
-	)
-	err := s.view(ctx, func(tx *metadata.Tx) (err error) {
-		if caches, err = tx.Caches(); err != nil {
-			return err
-		}
-		if conts, err = tx.Containers(); err != nil {
-			return err
-		}
-		if live, err = tx.LiveMounts(); err != nil {
-			return err
-		}
-		images, err := tx.Images()
-		if err != nil {
-			return err
-		}
-		for _, i := range images {
-			u.Images.Count++
-			if len(tx.ContainersByImage(i.ID)) == 0 {
-				continue
-			}
-			u.Images.Active++
-			rows, err := tx.Chain(i.TopChain)
-			if err != nil {
-				return err
-			}
-			for _, l := range rows {
-				active[l.CacheID] = true
-			}
-		}
-		layers, err := tx.Layers()
-		for _, l := range layers {
-			if l.Origin == "init" {
-				initID[l.CacheID] = true
-			}
-		}
-		return err
-	})
-	if err != nil {
-		return u, err
-	}
-	for _, c := range caches {
-		size, err := s.sizeOf(s.layersFd, c.CacheID)
-		if err != nil {
-			return u, err
-		}
-		if initID[c.CacheID] {
-			u.Init += size
-			continue
-		}
-		u.Layers.Count++
-		u.Layers.Size += size
-		if active[c.CacheID] {
-			u.Layers.Active++
-		} else {
-			u.Layers.Reclaimable += size
-		}
-	}
-	u.Images.Size, u.Images.Reclaimable = u.Layers.Size, u.Layers.Reclaimable
-	mounted := map[string]bool{}
-	for _, l := range live {
-		if liveOf(l).Alive() {
-			mounted[l.ContainerID] = true
-		}
-	}
-	for _, c := range conts {
-		size, err := s.sizeOf(s.rwFd, c.MountID)
-		if err != nil {
-			return u, err
-		}
-		u.Containers.Count++
-		u.Containers.Size += size
-		if mounted[c.ID] {
-			u.Containers.Active++
-		} else {
-			u.Containers.Reclaimable += size
-		}
-	}
-	for _, d := range []struct {
-		name string
-		to   *int64
-	}{{chainsName, &u.Chains}, {stageName, &u.Stage}, {trashName, &u.Trash}} {
-		if *d.to, err = s.sizeOf(s.rootFd, d.name); err != nil {
-			return u, err
-		}
-	}
-	// The rest of what du(1) would count: the database, the reserve for full
-	// disks, and the directories themselves.
-	for _, name := range []string{"", dbName, reserveName, layersName, rwName} {
-		var st unix.Stat_t
-		switch err := fsat.Stat(s.rootFd, name, &st); {
-		case err == nil:
-			u.Database += st.Blocks * 512
-		case !fsat.IsAbsent(err):
-			return u, fmt.Errorf("measure %q: %w", name, err)
-		}
-	}
-	u.Total = u.Layers.Size + u.Init + u.Containers.Size + u.Chains + u.Stage + u.Trash + u.Database
-	return u, nil
-}
-
-// sizeOf is what a directory occupies; nothing if it is gone.
-func (s *Store) sizeOf(dirfd int, name string) (int64, error) {
-	fd, err := fsat.OpenName(dirfd, name, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if fsat.IsAbsent(err) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("measure %q: %w", name, err)
-	}
-	defer fsat.Close(fd)
-	u, err := measure(fd)
-	return u.allocated, err
 }

@@ -311,7 +311,9 @@ func clean(t testing.TB, s *Store) {
 		t.Fatal(err)
 	}
 	for _, f := range rep.Findings {
-		t.Errorf("check: %+v", f)
+		if f.Severity != SeverityWarning {
+			t.Errorf("check: %+v", f)
+		}
 	}
 	for _, d := range []string{stageName, trashName} {
 		names, err := os.ReadDir(filepath.Join(s.root, d))

@@ -127,33 +127,58 @@ func (s *Store) Tag(ctx context.Context, source, target string) error {
 	})
 }
 
-// sizes of layers, read once per listing.
-type sizes struct {
-	tx    *metadata.Tx
-	cache map[digest.Digest]metadata.Cache
-	chain map[digest.Digest][]metadata.Layer
+// sums are sizes over chains, computed once per listing from the index of layers.
+type sums struct {
+	briefs map[digest.Digest]metadata.Brief
+	users  map[digest.Digest]int // images that have the layer
+	memo   map[digest.Digest]sum
 }
 
-func newSizes(tx *metadata.Tx) *sizes {
-	return &sizes{tx: tx, cache: map[digest.Digest]metadata.Cache{}, chain: map[digest.Digest][]metadata.Layer{}}
+// sum is about a layer and all below it.
+type sum struct {
+	size   int64
+	shared int64 // of which in several images
+	whole  bool  // all layers have rows
 }
 
-func (z *sizes) of(l metadata.Layer) (metadata.Cache, error) {
-	if c, ok := z.cache[l.ChainID]; ok {
-		return c, nil
+func newSums(tx *metadata.Tx, images []metadata.Image) *sums {
+	z := &sums{briefs: tx.Briefs(), users: map[digest.Digest]int{}, memo: map[digest.Digest]sum{}}
+	for _, i := range images {
+		// More than two do not matter, so no layer is visited more than twice.
+		for c := i.TopChain; c != "" && z.users[c] < 2; {
+			z.users[c]++
+			c = z.briefs[c].Parent
+		}
 	}
-	c, err := z.tx.Cache(l.CacheID)
-	z.cache[l.ChainID] = c
-	return c, err
+	return z
 }
 
-func (z *sizes) layers(top digest.Digest) ([]metadata.Layer, error) {
-	if l, ok := z.chain[top]; ok {
-		return l, nil
+// of returns the sum of a chain.
+func (z *sums) of(top digest.Digest) sum {
+	var todo []digest.Digest
+	s := sum{whole: true}
+	for c := top; c != ""; {
+		if have, ok := z.memo[c]; ok {
+			s = have
+			break
+		}
+		b, ok := z.briefs[c]
+		if !ok || len(todo) > len(z.briefs) {
+			s.whole = false
+			break
+		}
+		todo = append(todo, c)
+		c = b.Parent
 	}
-	l, err := z.tx.Chain(top)
-	z.chain[top] = l
-	return l, err
+	for i := len(todo) - 1; i >= 0; i-- {
+		c := todo[i]
+		s.size += z.briefs[c].Size
+		if z.users[c] > 1 {
+			s.shared += z.briefs[c].Size
+		}
+		z.memo[c] = s
+	}
+	return s
 }
 
 // Images lists images, newest first. filter is "", a repository, a
@@ -169,37 +194,14 @@ func (s *Store) Images(ctx context.Context, filter string) (out []ImageSummary, 
 		if err != nil {
 			return err
 		}
-		z := newSizes(tx)
-		users := map[digest.Digest]int{} // chainID → images that have it
+		z := newSums(tx, rows)
 		for _, r := range rows {
-			ls, err := z.layers(r.TopChain)
-			if err != nil {
-				return err
-			}
-			for _, l := range ls {
-				users[l.ChainID]++
-			}
-		}
-		for _, r := range rows {
-			img, _, _, err := image(tx, r.ID)
-			if err != nil {
-				return err
-			}
+			size := z.of(r.TopChain)
 			sum := ImageSummary{
-				ID: r.ID, Created: img.Created, Layers: len(img.DiffIDs), Repository: "<none>", Tag: "<none>",
+				ID: r.ID, Created: r.Made, Layers: r.Layers, Repository: "<none>", Tag: "<none>",
 				Containers: len(tx.ContainersByImage(r.ID)),
+				Size:       size.size, SharedSize: size.shared, UniqueSize: size.size - size.shared, Broken: !size.whole,
 			}
-			for _, l := range z.chain[r.TopChain] {
-				c, err := z.of(l)
-				if err != nil {
-					return err
-				}
-				sum.Size += c.Apparent
-				if users[l.ChainID] > 1 {
-					sum.SharedSize += c.Apparent
-				}
-			}
-			sum.UniqueSize = sum.Size - sum.SharedSize
 			refs := tx.RefsOf(r.ID)
 			if len(refs) == 0 && filter == "" {
 				// An untagged parent of a tagged image is a step, not a result.

@@ -57,9 +57,14 @@ func (s *Store) ensureInit(ctx context.Context, lease string, top digest.Digest)
 		if !tx.HasLayer(chain) {
 			return nil
 		}
-		if l, err = tx.Layer(chain); err != nil {
+		have, err := tx.Layer(chain)
+		if err != nil {
 			return err
 		}
+		if c, err := tx.Cache(have.CacheID); err == nil && c.Broken != "" {
+			return nil // made once more, in its place
+		}
+		l = have
 		return tx.LeaseLayer(lease, chain)
 	})
 	if err != nil || l.ChainID != "" {

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sort"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/metadata"
@@ -162,7 +165,7 @@ func (s *Store) haveLayer(ctx context.Context, lease string, parent digest.Diges
 			return err
 		}
 		for _, c := range caches {
-			if c.Bind == "" && c.Dialect == s.powers.dialect.String() {
+			if c.Bind == "" && c.Broken == "" && c.Dialect == s.powers.dialect.String() {
 				cacheID = c.CacheID
 				l := metadata.Layer{
 					ChainID: chain, DiffID: ld.diffID, Parent: parent, CacheID: cacheID,
@@ -176,13 +179,39 @@ func (s *Store) haveLayer(ctx context.Context, lease string, parent digest.Diges
 	if err != nil || cacheID == "" {
 		return false, err
 	}
-	// A row is believed only as far as its directory is there.
-	l, _, err := s.openLayer(cacheID)
-	if err != nil {
-		return false, fmt.Errorf("the store has it, but %w; run check --repair and load again", err)
+	// A row is believed only as far as its directory is there. What an archive has
+	// promised by a name has been looked at already.
+	return s.whole(ctx, cacheID, ld.stage != nil)
+}
+
+// whole says whether the content of a layer looks as it should: nothing is missing, no
+// file has lost its content. Files are looked at if scan is set. A layer that is damaged
+// is marked: whoever has its content puts it in its place.
+func (s *Store) whole(ctx context.Context, cacheID string, scan bool) (bool, error) {
+	var row metadata.Cache
+	err := s.view(ctx, func(tx *metadata.Tx) (err error) { row, err = tx.Cache(cacheID); return err })
+	if err != nil || row.Broken != "" {
+		return false, err
 	}
-	l.Close()
-	return true, nil
+	if row.Adopted != nil {
+		return true, nil // check looks at it
+	}
+	files, side, err := s.openLayer(cacheID)
+	if err == nil {
+		var st unix.Stat_t
+		if err = fsat.Stat(files.dir, splitName, &st); err == nil && st.Size != row.SplitSize {
+			err = fmt.Errorf("%w: %s has %d bytes, expected %d", ErrCorrupt, splitName, st.Size, row.SplitSize)
+		}
+		if err == nil && scan {
+			err = files.scan(ctx, side.displaced())
+		}
+		files.Close()
+	}
+	if err == nil || ctx.Err() != nil {
+		return err == nil, ctx.Err()
+	}
+	s.log.Warn("a layer of the store is damaged; it is unpacked again", zap.String("layer", row.DiffID.String()), zap.Error(err))
+	return false, s.update(ctx, func(tx *metadata.Tx) error { return setBroken(tx, cacheID, "K22: "+err.Error()) })
 }
 
 // restage unpacks a layer of the store into a new stage.
@@ -195,10 +224,21 @@ func (s *Store) restage(ctx context.Context, diffID digest.Digest) (*stage, erro
 	if err != nil {
 		return nil, err
 	}
-	if len(caches) == 0 {
-		return nil, fmt.Errorf("layer %s: %w", diffID, ErrNotFound)
+	// Damaged ones last: contents may be whole all the same, and are verified.
+	sort.SliceStable(caches, func(i, j int) bool { return caches[i].Broken == "" && caches[j].Broken != "" })
+	err = fmt.Errorf("layer %s: %w", diffID, ErrNotFound)
+	for _, c := range caches {
+		var st *stage
+		if st, err = s.restageFrom(ctx, c); err == nil || !errors.Is(err, ErrCorrupt) {
+			return st, err
+		}
 	}
-	files, side, err := s.openLayer(caches[0].CacheID)
+	return nil, err
+}
+
+func (s *Store) restageFrom(ctx context.Context, c metadata.Cache) (*stage, error) {
+	diffID := c.DiffID
+	files, side, err := s.openLayer(c.CacheID)
 	if err != nil {
 		return nil, err
 	}

@@ -115,24 +115,33 @@ func (s *Store) publish(ctx context.Context, bs []*bound) error {
 	if err := s.fault("after-dirsync"); err != nil {
 		return err
 	}
+	dead, err := s.deadMounts(ctx)
+	if err != nil {
+		return err
+	}
 	var junk []metadata.Trash
-	err := s.update(ctx, func(tx *metadata.Tx) error {
+	err = s.update(ctx, func(tx *metadata.Tx) error {
 		junk = nil
 		for _, b := range bs {
 			if err := tx.DeleteIngest(b.st.id); err != nil {
 				return err
 			}
-			shared, err := place(tx, b.layer, b.cache, b.t)
+			useless, err := place(tx, b.layer, b.cache, b.t, dead)
 			if err != nil {
 				return err
 			}
-			if shared {
-				more, err := addTrash(tx, "lost race", layersName+"/"+b.st.id)
-				if err != nil {
-					return err
-				}
-				junk = append(junk, more...)
+			if useless == "" {
+				continue
 			}
+			why := "replaced"
+			if useless == b.st.id {
+				why = "lost race"
+			}
+			more, err := addTrash(tx, why, layersName+"/"+useless)
+			if err != nil {
+				return err
+			}
+			junk = append(junk, more...)
 		}
 		return nil
 	})
@@ -209,25 +218,67 @@ func (b *bound) describe(ctx context.Context) error {
 }
 
 // place inserts the layer's row, unless it is there, and the content's row,
-// unless another directory holds the same; then shared is true.
-func place(tx *metadata.Tx, l metadata.Layer, c metadata.Cache, t target) (shared bool, err error) {
-	if tx.HasLayer(l.ChainID) {
-		shared = true
-	} else {
-		same, err := tx.CachesByDiff(l.DiffID)
+// unless another directory holds the same. A damaged directory gives its place to the
+// new one. The directory that is useless then is returned.
+func place(tx *metadata.Tx, l metadata.Layer, c metadata.Cache, t target, dead map[string]bool) (useless string, err error) {
+	lease := func() error { return tx.LeaseLayer(t.lease, l.ChainID) }
+	if have, err := tx.Layer(l.ChainID); err == nil {
+		old, err := tx.Cache(have.CacheID)
 		if err != nil {
-			return false, err
+			return "", err
 		}
-		row := &c
-		for _, have := range same {
-			if have.Bind == c.Bind && have.Dialect == c.Dialect && have.Owners == c.Owners {
-				l.CacheID, row, shared = have.CacheID, nil, true
-				break
+		if old.Broken == "" {
+			return c.CacheID, lease()
+		}
+		if err := replace(tx, old, c, dead); err != nil {
+			return "", err
+		}
+		return old.CacheID, lease()
+	}
+	same, err := tx.CachesByDiff(l.DiffID)
+	if err != nil {
+		return "", err
+	}
+	for _, have := range same {
+		if have.Bind != c.Bind || have.Dialect != c.Dialect || have.Owners != c.Owners {
+			continue
+		}
+		if have.Broken != "" {
+			if err := replace(tx, have, c, dead); err != nil {
+				return "", err
+			}
+			useless = have.CacheID
+		} else {
+			l.CacheID, useless = have.CacheID, c.CacheID
+		}
+		if err := tx.AddLayer(l, nil); err != nil {
+			return "", err
+		}
+		return useless, lease()
+	}
+	if err := tx.AddLayer(l, &c); err != nil {
+		return "", err
+	}
+	return "", lease()
+}
+
+// replace puts new content in the place of a damaged directory, which nobody may have
+// mounted: a server keeps its directories open.
+func replace(tx *metadata.Tx, old, c metadata.Cache, dead map[string]bool) error {
+	live, err := tx.LiveMounts()
+	if err != nil {
+		return err
+	}
+	for _, m := range live {
+		if dead[liveKey(m)] {
+			continue
+		}
+		chain, _ := tx.Chain(m.ChainID) // what there is of it
+		for _, l := range chain {
+			if l.CacheID == old.CacheID {
+				return fmt.Errorf("layer %s: %w: it is damaged and mounted on %s; unmount it and try again", old.DiffID, ErrInUse, m.Target)
 			}
 		}
-		if err := tx.AddLayer(l, row); err != nil {
-			return false, err
-		}
 	}
-	return shared, tx.LeaseLayer(t.lease, l.ChainID)
+	return tx.ReplaceCache(old.CacheID, c)
 }

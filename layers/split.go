@@ -249,11 +249,24 @@ func (l layerFiles) join(ctx context.Context, out io.Writer, displaced map[int]b
 	}
 }
 
-func (l layerFiles) content(w io.Writer, e *storage.Entry, displaced bool, buf []byte) error {
-	path, at := e.GetName(), l.diff
+// place is where the content of an entry lies: a path below a directory.
+func (l layerFiles) place(e *storage.Entry, displaced bool) (dir int, path string) {
 	if displaced {
-		path, at = dupName+"/"+strconv.Itoa(e.Position), l.dir
+		return l.dir, dupName + "/" + strconv.Itoa(e.Position)
 	}
+	return l.diff, e.GetName()
+}
+
+// isContent says whether a file can be the content of an entry.
+func isContent(e *storage.Entry, st *unix.Stat_t) error {
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != e.Size {
+		return fmt.Errorf("%w: content of %q: expected a file of %d bytes, got mode %#o, %d bytes", ErrCorrupt, e.GetName(), e.Size, st.Mode, st.Size)
+	}
+	return nil
+}
+
+func (l layerFiles) content(w io.Writer, e *storage.Entry, displaced bool, buf []byte) error {
+	at, path := l.place(e, displaced)
 	p, err := fsat.OpenBeneath(at, path, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return fmt.Errorf("%w: content of %q: %w", ErrCorrupt, e.GetName(), err)
@@ -263,8 +276,8 @@ func (l layerFiles) content(w io.Writer, e *storage.Entry, displaced bool, buf [
 	if err := fsat.Fstat(p, &st); err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != e.Size {
-		return fmt.Errorf("%w: content of %q: expected a file of %d bytes, got mode %#o, %d bytes", ErrCorrupt, e.GetName(), e.Size, st.Mode, st.Size)
+	if err := isContent(e, &st); err != nil {
+		return err
 	}
 	fd, err := fsat.Reopen(p, unix.O_RDONLY)
 	if err != nil {

@@ -30,7 +30,9 @@ type Store struct {
 	db     *metadata.DB
 	powers powers
 
-	rootFd, layersFd, stageFd, rwFd, trashFd, chainsFd int
+	rootFd, layersFd, stageFd, rwFd, trashFd, chainsFd, imagesFd, copiesFd int
+
+	savedMu sync.Mutex // held with the lock of images/, see lockSaved
 
 	// hook is told the name of each step of a change to the disk and may end
 	// it there. Tests only.
@@ -45,7 +47,7 @@ func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("store %q: %w", root, err)
 	}
-	s := &Store{root: abs, opts: o, limits: o.Limits.withDefaults(), log: o.Logger, rootFd: -1, layersFd: -1, stageFd: -1, rwFd: -1, trashFd: -1, chainsFd: -1}
+	s := &Store{root: abs, opts: o, limits: o.Limits.withDefaults(), log: o.Logger, rootFd: -1, layersFd: -1, stageFd: -1, rwFd: -1, trashFd: -1, chainsFd: -1, imagesFd: -1, copiesFd: -1}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
@@ -60,10 +62,13 @@ func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
 	if s.rootFd, err = fsat.OpenTrusted(abs); err != nil {
 		return nil, err
 	}
+	if err := s.checkFileSystem(); err != nil {
+		return nil, err
+	}
 	for _, d := range []struct {
 		name string
 		fd   *int
-	}{{layersName, &s.layersFd}, {stageName, &s.stageFd}, {rwName, &s.rwFd}, {trashName, &s.trashFd}, {chainsName, &s.chainsFd}} {
+	}{{layersName, &s.layersFd}, {stageName, &s.stageFd}, {rwName, &s.rwFd}, {trashName, &s.trashFd}, {chainsName, &s.chainsFd}, {imagesName, &s.imagesFd}, {copiesName, &s.copiesFd}} {
 		// 0700: what lies below carries suid bits and foreign owners.
 		if err := fsat.Mkdir(s.rootFd, d.name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 			return nil, fmt.Errorf("make %s: %w", d.name, err)
@@ -75,8 +80,11 @@ func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
 			return nil, fmt.Errorf("default ACL of %s: %w", d.name, err)
 		}
 	}
-	s.db = metadata.New(filepath.Join(abs, dbName), metadata.Options{LockTimeout: o.LockTimeout, OnWait: o.OnLockWait})
-	if err := s.mapErr(s.db.Init(ctx)); err != nil {
+	s.db = metadata.New(filepath.Join(abs, dbName), metadata.Options{
+		LockTimeout: o.LockTimeout, OnWait: o.OnLockWait,
+		BeforeMigration: func(ctx context.Context) error { return s.copyDatabase(ctx, "migration") },
+	})
+	if err := s.mapErr(s.openDatabase(ctx)); err != nil && (!o.Damaged || !errors.Is(err, ErrCorrupt)) {
 		return nil, err
 	}
 	if s.powers, err = probe(s.stageFd); err != nil {
@@ -171,7 +179,7 @@ func initialUserNS() bool {
 
 // Close releases what the store holds. It does not touch the disk.
 func (s *Store) Close() error {
-	for _, fd := range []*int{&s.rootFd, &s.layersFd, &s.stageFd, &s.rwFd, &s.trashFd, &s.chainsFd} {
+	for _, fd := range []*int{&s.rootFd, &s.layersFd, &s.stageFd, &s.rwFd, &s.trashFd, &s.chainsFd, &s.imagesFd, &s.copiesFd} {
 		fsat.Close(*fd)
 		*fd = -1
 	}
@@ -191,11 +199,29 @@ func (s *Store) fault(point string) error {
 }
 
 func (s *Store) view(ctx context.Context, fn func(*metadata.Tx) error) error {
-	return s.mapErr(s.db.View(ctx, fn))
+	skipped := 0
+	err := s.db.View(ctx, func(tx *metadata.Tx) error {
+		defer func() { skipped = tx.Skipped() }()
+		return fn(tx)
+	})
+	if skipped > 0 {
+		s.log.Warn("rows of the database that cannot be read were left out: run plyfs check --repair", zap.Int("count", skipped))
+	}
+	return s.mapErr(err)
 }
 
+// update runs a transaction, and has what is kept beside the database follow it.
 func (s *Store) update(ctx context.Context, fn func(*metadata.Tx) error) error {
-	return s.mapErr(s.db.Update(ctx, fn))
+	var touched metadata.Touched
+	err := s.db.Update(ctx, func(tx *metadata.Tx) error {
+		err := fn(tx)
+		touched = tx.Touched()
+		return err
+	})
+	if err == nil {
+		s.followed(ctx, touched)
+	}
+	return s.mapErr(err)
 }
 
 // mapErr adds our sentinel to an error of the database.
@@ -215,14 +241,22 @@ func (s *Store) mapErr(err error) error {
 		{metadata.ErrLocked, ErrLocked},
 		{metadata.ErrSchema, ErrUnsupported},
 		{metadata.ErrInvariant, ErrCorrupt},
+		{metadata.ErrFile, errDatabase},
 		{metadata.ErrCorrupt, ErrCorrupt},
 	} {
-		if errors.Is(err, m.from) {
-			return sentinel{err, m.to}
+		if !errors.Is(err, m.from) {
+			continue
 		}
+		if errors.Is(m.to, errDatabase) {
+			return sentinel{fmt.Errorf("%w; plyfs store rebuild makes it anew from what lies beside it", err), ErrCorrupt}
+		}
+		return sentinel{err, m.to}
 	}
 	return err
 }
+
+// errDatabase stands for an error that concerns the whole database file.
+var errDatabase = errors.New("database file")
 
 // sentinel makes an error be one of ours without changing its text.
 type sentinel struct {
@@ -248,6 +282,7 @@ func (s *Store) sweep(ctx context.Context) error {
 		containers []metadata.Container
 		live       []metadata.Live
 		trash      []metadata.Trash
+		known      = map[string]bool{}
 	)
 	err = s.view(ctx, func(tx *metadata.Tx) (err error) {
 		if ingests, err = tx.Ingests(); err != nil {
@@ -262,12 +297,16 @@ func (s *Store) sweep(ctx context.Context) error {
 		if live, err = tx.LiveMounts(); err != nil {
 			return err
 		}
+		for _, id := range append(tx.IngestIDs(), tx.MountIDs()...) {
+			known[id] = true // also those whose row cannot be read
+		}
 		trash, err = tx.TrashRows()
 		return err
 	})
 	if err != nil {
 		return err
 	}
+	s.copyDaily(ctx)
 	boot, err := BootID()
 	if err != nil {
 		return err
@@ -278,10 +317,8 @@ func (s *Store) sweep(ctx context.Context) error {
 			void = append(void, l)
 		}
 	}
-	known := map[string]bool{}
 	var deadIngests, deadLeases, deadContainers []string
 	for _, i := range ingests {
-		known[i.ID] = true
 		if !alive(i.Owner, i.Started) {
 			deadIngests = append(deadIngests, i.ID)
 		}
@@ -293,7 +330,6 @@ func (s *Store) sweep(ctx context.Context) error {
 	}
 	for _, c := range containers {
 		if c.State == metadata.Creating {
-			known[c.MountID] = true
 			if !alive(c.Owner, c.Created) {
 				deadContainers = append(deadContainers, c.ID)
 			}

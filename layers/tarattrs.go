@@ -20,7 +20,11 @@ import (
 
 // tarAttrs reads from the tar-split record which attributes the layer's tar
 // gives to the objects of the layer. Contents are not looked at.
-func (l layerFiles) tarAttrs(ctx context.Context) (*node, error) {
+func (l layerFiles) tarAttrs(ctx context.Context) (*node, error) { return l.readTree(ctx, false) }
+
+// readTree is tarAttrs; with marks, the tree also has whiteouts, opaque directories,
+// and a pending node for each hard link into a lower layer.
+func (l layerFiles) readTree(ctx context.Context, marks bool) (*node, error) {
 	fd, err := fsat.OpenRegular(l.dir, splitName, unix.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", splitName, err)
@@ -40,7 +44,7 @@ func (l layerFiles) tarAttrs(ctx context.Context) (*node, error) {
 			return root, nil
 		}
 		if err == nil || errors.Is(err, tar.ErrInsecurePath) {
-			err = root.note(h)
+			err = root.note(h, marks)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, splitName, err)
@@ -49,7 +53,7 @@ func (l layerFiles) tarAttrs(ctx context.Context) (*node, error) {
 }
 
 // note adds an entry of a tar to a tree that has attributes only.
-func (n *node) note(h *tar.Header) error {
+func (n *node) note(h *tar.Header, marks bool) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
@@ -62,27 +66,39 @@ func (n *node) note(h *tar.Header) error {
 		return err
 	}
 	if len(comps) == 0 {
-		n.attrs = a
+		n.attrs, n.implicit = a, false
 		return nil
 	}
 	dirs, base := comps[:len(comps)-1], comps[len(comps)-1]
 	if skip, err := checkMarkers(dirs); skip || err != nil {
 		return err
 	}
-	if m, _ := whiteout.ParseMarker(base); m != whiteout.NotMarker {
+	mark, deleted := whiteout.ParseMarker(base)
+	if mark != whiteout.NotMarker && (!marks || mark != whiteout.MarkerWhiteout && mark != whiteout.MarkerOpaque) {
 		return nil
 	}
 	parent, err := n.walk(dirs, func(p *node, name string) (*node, error) {
-		return p.add(&node{name: name, kind: kindDir, children: map[string]*node{}}), nil
+		return p.add(&node{name: name, kind: kindDir, children: map[string]*node{}, implicit: true}), nil
 	})
 	if err != nil {
 		return err
 	}
-	c := &node{name: base, attrs: a}
+	switch mark {
+	case whiteout.MarkerWhiteout:
+		if parent.whiteouts == nil {
+			parent.whiteouts = map[string]struct{}{}
+		}
+		parent.whiteouts[deleted] = struct{}{}
+		return nil
+	case whiteout.MarkerOpaque:
+		parent.opaque = true
+		return nil
+	}
+	c := &node{name: base, attrs: a, size: h.Size}
 	switch h.Typeflag {
 	case tar.TypeDir:
 		if old := parent.children[base]; old != nil && old.kind == kindDir {
-			old.attrs = a
+			old.attrs, old.implicit = a, false
 			return nil
 		}
 		c.kind, c.children = kindDir, map[string]*node{}
@@ -102,10 +118,13 @@ func (n *node) note(h *tar.Header) error {
 		}
 		delete(parent.children, base)
 		if dir == nil || dir.children[comps[len(comps)-1]] == nil {
+			if marks {
+				parent.add(&node{name: base, kind: kindPending})
+			}
 			return nil // a copy of a file of a lower layer
 		}
 		to := dir.children[comps[len(comps)-1]]
-		c.kind, c.attrs, c.target = to.kind, to.attrs, to.target
+		c.kind, c.attrs, c.target, c.size = to.kind, to.attrs, to.target, to.size
 	default:
 		c.kind = kindFile
 	}

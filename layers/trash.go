@@ -31,12 +31,46 @@ func addTrash(tx *metadata.Tx, reason string, paths ...string) ([]metadata.Trash
 	return out, nil
 }
 
-// purge deletes what a committed transaction gave up. Anything that fails
-// stays in the trash for the next sweep.
+// purge deletes what a committed transaction gave up, or has it deleted by somebody
+// who is not waited for. Anything that fails stays in the trash for the next sweep.
 func (s *Store) purge(ctx context.Context, junk []metadata.Trash) {
 	if len(junk) == 0 || s.fault("before-purge") != nil {
 		return
 	}
+	if s.opts.OnTrash != nil {
+		s.opts.OnTrash()
+		return
+	}
+	s.purgeNow(ctx, junk)
+}
+
+// Purge deletes everything that is in the trash, and what comes into it meanwhile. If
+// another process is at it, that one does it.
+func (s *Store) Purge(ctx context.Context) error {
+	last := uint64(0)
+	for {
+		// The lock is given up before the last look: who comes then and cannot have
+		// it has put its rows in before.
+		if err := unix.Flock(s.trashFd, unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+			return nil
+		}
+		var rows []metadata.Trash
+		err := s.view(ctx, func(tx *metadata.Tx) (err error) { rows, err = tx.TrashRows(); return err })
+		n := len(rows)
+		if err == nil && n > 0 && rows[n-1].Seq > last {
+			last = rows[n-1].Seq
+			s.purgeNow(ctx, rows)
+		} else {
+			n = 0
+		}
+		_ = unix.Flock(s.trashFd, unix.LOCK_UN)
+		if err != nil || n == 0 || ctx.Err() != nil {
+			return errors.Join(err, ctx.Err())
+		}
+	}
+}
+
+func (s *Store) purgeNow(ctx context.Context, junk []metadata.Trash) {
 	ctx = context.WithoutCancel(ctx)
 	var done []uint64
 	for _, t := range junk {
@@ -62,9 +96,15 @@ func (s *Store) purge(ctx context.Context, junk []metadata.Trash) {
 // trashDirs are the directories whose entries a trash row may name.
 var trashDirs = map[string]bool{layersName: true, stageName: true, rwName: true, trashName: true, chainsName: true}
 
+// validTrash says whether a path from a trash row is one of ours.
+func validTrash(path string) bool {
+	dir, name, ok := strings.Cut(path, "/")
+	return ok && trashDirs[dir] && name != "" && name != "." && name != ".." && !strings.Contains(name, "/")
+}
+
 func (s *Store) purgeOne(t metadata.Trash) error {
-	dir, name, ok := strings.Cut(t.Path, "/")
-	if !ok || !trashDirs[dir] || name == "" || name == "." || name == ".." || strings.Contains(name, "/") {
+	dir, name, _ := strings.Cut(t.Path, "/")
+	if !validTrash(t.Path) {
 		return fmt.Errorf("%w: trash row names %q, which is no place of ours", ErrCorrupt, t.Path)
 	}
 	from, err := fsat.OpenBeneath(s.rootFd, dir, unix.O_RDONLY|unix.O_DIRECTORY)

@@ -32,6 +32,7 @@ type node struct {
 
 	target  string // of a symbolic link; of a pending link the path in the lower layers
 	payload int    // tar-split position of a regular file's content, or -1
+	size    int64  // of a file, in a tree that was read from a tar-split record
 
 	// From the tar, or from the layers below. Of a directory they are applied
 	// when the layer is finished; of others they are kept if the file does

@@ -19,6 +19,15 @@ type Options struct {
 	LockTimeout time.Duration    // how long to wait for a busy database; 0: 30 s
 	OnLockWait  func(msg string) // called once per wait that lasts, with a sentence for the user
 	Limits      Limits           // zero fields take the defaults
+	// Damaged opens a store also if its database is damaged or missing, for
+	// [Store.Check] and [Store.Rebuild]; everything else says so then.
+	Damaged bool
+	// AnyFileSystem opens a store also on a file system where locks or mappings
+	// are not safe between machines.
+	AnyFileSystem bool
+	// OnTrash is called when something is to be deleted that the call does not
+	// wait for: somebody has to call [Store.Purge]. nil: the call deletes it.
+	OnTrash func()
 }
 
 // Progress is one step of long work.
@@ -112,6 +121,8 @@ type ImageSummary struct {
 	UniqueSize int64         `json:"uniqueSize"`
 	Layers     int           `json:"layers"`
 	Containers int           `json:"containers"`
+	// Broken: some of its layers are missing; it has to be loaded again.
+	Broken bool `json:"broken,omitempty"`
 }
 
 // HistoryEntry is one line of history, newest first.
@@ -230,14 +241,25 @@ type CheckOptions struct {
 	Progress ProgressFunc
 }
 
+// Severities of a [Finding].
+const (
+	SeverityError   = "error"
+	SeverityWarning = "warning" // nothing is broken; something deserves a look
+)
+
 // Finding is one broken invariant.
 type Finding struct {
-	Invariant string `json:"invariant"` // "K7"
-	Object    string `json:"object"`
-	Problem   string `json:"problem"`
-	Repair    string `json:"repair"` // what --repair does about it
-	Fixed     bool   `json:"fixed"`
+	Invariant string   `json:"invariant"` // "K7"
+	Severity  string   `json:"severity"`
+	Object    string   `json:"object"`
+	Problem   string   `json:"problem"`
+	Repair    string   `json:"repair"`           // what --repair does about it, or the user can
+	Images    []string `json:"images,omitempty"` // that have to be loaded again
+	Fixed     bool     `json:"fixed"`
 }
+
+// Open reports whether the finding is an error that is still there.
+func (f Finding) Open() bool { return !f.Fixed && f.Severity != SeverityWarning }
 
 // Report is the result of a check.
 type Report struct {
@@ -248,8 +270,15 @@ type Report struct {
 	Bytes      int64     `json:"bytes"` // read, when deep
 }
 
-// GCReport says what gc removed, or would remove.
+// PruneOptions configure [Store.Prune].
+type PruneOptions struct {
+	All    bool // also images with names that no container and no mount uses
+	DryRun bool
+}
+
+// GCReport says what gc or prune removed, or would remove.
 type GCReport struct {
+	Untagged  []string        `json:"untagged,omitempty"` // references that prune removed
 	Images    []digest.Digest `json:"images,omitempty"`
 	Layers    []digest.Digest `json:"layers,omitempty"` // chainIDs
 	Stages    []string        `json:"stages,omitempty"`
@@ -276,5 +305,7 @@ type DiskUsage struct {
 	Stage      int64 `json:"stage"`
 	Trash      int64 `json:"trash"`
 	Database   int64 `json:"database"` // with the reserve for full disks and the store's own directories
+	Records    int64 `json:"records"`  // what is kept beside the database, copies of it
+	Other      int64 `json:"other"`    // what no row explains
 	Total      int64 `json:"total"`
 }

@@ -41,6 +41,9 @@ var (
 	idxManifestDigest = []byte("manifest_digest")
 
 	idxBuildCacheImage = []byte("buildcache_image")
+	idxLayerBrief      = []byte("layer_brief")
+	idxLayerLease      = []byte("layer_lease")
+	idxLiveChain       = []byte("live_chain")
 
 	primaries = [][]byte{
 		bktMeta, bktLayers, bktCache, bktConfigs, bktImages, bktRefs, bktContainers,
@@ -50,11 +53,13 @@ var (
 		idxCacheChain, idxCacheDiff, idxLayerChild, idxLayerDiff, idxLayerBlob,
 		idxImageChain, idxImageChild, idxRefImage,
 		idxContainerName, idxContainerChain, idxContainerImage, idxContainerMount, idxManifestDigest, idxBuildCacheImage,
+		idxLayerBrief, idxLayerLease, idxLiveChain,
 	}
 
 	keySchema  = []byte("schema")
 	keyUUID    = []byte("uuid")
 	keyCreated = []byte("created")
+	keyPlace   = []byte("place")
 )
 
 // key joins the parts of a composite key.
@@ -88,18 +93,30 @@ func put(tx *Tx, bucket []byte, k []byte, v any) error {
 	return tx.b(bucket).Put(k, raw)
 }
 
-// all decodes every row of a bucket in key order.
+// all decodes every row of a bucket in key order. One that cannot be decoded is left
+// out: it must not hide the others.
 func all[T any](tx *Tx, bucket []byte) ([]T, error) {
 	var out []T
-	err := tx.b(bucket).ForEach(func(k, raw []byte) error {
+	err := tx.b(bucket).ForEach(func(_, raw []byte) error {
 		var v T
 		if err := json.Unmarshal(raw, &v); err != nil {
-			return fmt.Errorf("%s %q: %w: %w", bucket, k, ErrCorrupt, err)
+			tx.skipped++
+			return nil
 		}
 		out = append(out, v)
 		return nil
 	})
 	return out, err
+}
+
+// keys returns the keys of a bucket, those of rows that cannot be decoded too.
+func (tx *Tx) keys(bucket []byte) []string {
+	var out []string
+	_ = tx.b(bucket).ForEach(func(k, _ []byte) error { // which cannot fail
+		out = append(out, string(k))
+		return nil
+	})
+	return out
 }
 
 // seconds returns the second parts of the keys that start with first.

@@ -2,62 +2,123 @@ package metadata
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
 	"sort"
 
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 // Problem is a broken invariant of the database.
 type Problem struct {
-	Invariant string // K1, K3, K4, K9, K10, K11, K12, K13, K26
+	Invariant string // K1, K3, K4, K5, K7, K9, K10, K11, K12, K13, K26
 	Object    string
 	Text      string
+	// Chain is the layer that K3, K4 and K5 are about, and Image and Manifest or
+	// Build what K26 is about.
+	Chain    digest.Digest
+	Image    digest.Digest
+	Manifest digest.Digest
+	Build    string
 }
 
-// CheckFile verifies the structure of the file itself (K1).
+// CheckFile verifies the structure of the file itself (K1). A file that cannot even
+// be opened is a problem too, not an error.
 func (db *DB) CheckFile(ctx context.Context) ([]Problem, error) {
 	var out []Problem
+	add := func(text string) { out = append(out, Problem{Invariant: "K1", Object: db.path, Text: text}) }
 	err := db.locked(ctx, true, func(b *bolt.DB) error {
+		// First without trust: bbolt's own check runs where its panics cannot be
+		// caught.
+		if err := scanFile(db.path, func(string, []byte, []byte) {}, add); err != nil || len(out) > 0 {
+			return err
+		}
 		return b.View(func(tx *bolt.Tx) error {
 			for err := range tx.Check() {
-				out = append(out, Problem{"K1", db.path, err.Error()})
+				add(err.Error())
+			}
+			if len(out) == 0 {
+				if err := checkSchema(tx); err != nil {
+					return err
+				}
 			}
 			return nil
 		})
 	})
+	if errors.Is(err, ErrCorrupt) || errors.Is(err, os.ErrNotExist) {
+		add(err.Error())
+		err = nil
+	}
 	return out, err
+}
+
+// scanFile reads the rows of a database file without bbolt.
+func scanFile(path string, row func(bucket string, k, v []byte), report func(string)) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() {
+		report("it is not a regular file")
+		return nil
+	}
+	p, err := openPages(f, st.Size())
+	if err != nil {
+		report(err.Error())
+		return nil
+	}
+	p.walk(row, report)
+	return nil
 }
 
 // Check verifies every invariant that the rows alone can show.
 func (tx *Tx) Check() ([]Problem, error) {
 	var out []Problem
 	add := func(inv, obj, format string, a ...any) {
-		out = append(out, Problem{inv, obj, fmt.Sprintf(format, a...)})
+		out = append(out, Problem{Invariant: inv, Object: obj, Text: fmt.Sprintf(format, a...)})
 	}
 	layers, err := tx.Layers()
 	if err != nil {
 		return nil, err
 	}
 	used := map[string]bool{}
+	byChain := make(map[digest.Digest]Layer, len(layers))
 	for _, l := range layers {
-		if l.ChainID != ChainID(l.Parent, l.DiffID) {
+		byChain[l.ChainID] = l
+	}
+	for _, k := range tx.keys(bktLayers) {
+		used[k] = true // a row under the key of another
+	}
+	for _, l := range layers {
+		n := len(out)
+		if l.ChainID != ChainID(l.Parent, l.DiffID) || !used[l.ChainID.String()] {
 			add("K3", l.ChainID.String(), "chainID does not follow from parent and diffID")
 		}
 		depth := 1
 		if l.Parent != "" {
-			p, err := tx.Layer(l.Parent)
-			if err != nil {
+			p, ok := byChain[l.Parent]
+			if !ok {
 				add("K4", l.ChainID.String(), "parent %s is missing", l.Parent)
 			}
 			depth = p.Depth + 1
 		}
-		if l.Depth != depth {
+		if l.Depth != depth && len(out) == n {
 			add("K4", l.ChainID.String(), "depth %d, expected %d", l.Depth, depth)
 		}
 		if c, err := tx.Cache(l.CacheID); err != nil || c.DiffID != l.DiffID {
 			add("K5", l.ChainID.String(), "content directory row %q is missing or not its own", l.CacheID)
+		}
+		for i := n; i < len(out); i++ {
+			out[i].Chain = l.ChainID
 		}
 		used[l.CacheID] = true
 	}
@@ -85,6 +146,9 @@ func (tx *Tx) Check() ([]Problem, error) {
 		if i.TopChain != "" && !tx.HasLayer(i.TopChain) {
 			add("K11", i.ID.String(), "top layer %s is missing", i.TopChain)
 		}
+		if want, ok := configChain(raw); ok && i.TopChain != want {
+			add("K11", i.ID.String(), "its top layer is %s, its config says %s", i.TopChain, want)
+		}
 	}
 	_ = tx.b(bktConfigs).ForEach(func(k, _ []byte) error {
 		if tx.b(bktImages).Get(k) == nil {
@@ -94,6 +158,12 @@ func (tx *Tx) Check() ([]Problem, error) {
 	})
 	_ = tx.b(bktManifests).ForEach(func(k, raw []byte) error {
 		image, d := split(k)
+		n := len(out)
+		defer func() {
+			for i := n; i < len(out); i++ {
+				out[i].Image, out[i].Manifest = digest.Digest(image), digest.Digest(d)
+			}
+		}()
 		switch {
 		case tx.b(bktImages).Get([]byte(image)) == nil:
 			add("K26", image+" "+d, "a manifest without an image")
@@ -104,7 +174,8 @@ func (tx *Tx) Check() ([]Problem, error) {
 	})
 	_ = tx.b(bktBuildCache).ForEach(func(k, image []byte) error {
 		if tx.b(bktImages).Get(image) == nil {
-			add("K26", string(k), "the build cache names image %s, which does not exist", image)
+			add("K26", "build cache", "it names image %s, which does not exist", image)
+			out[len(out)-1].Build = string(k)
 		}
 		return nil
 	})
@@ -129,6 +200,9 @@ func (tx *Tx) Check() ([]Problem, error) {
 			add("K13", c.Name, "image %s is missing", c.ImageID)
 		}
 	}
+	if tx.skipped > 0 {
+		return out, nil // indexes also speak of the rows that cannot be decoded
+	}
 	want, err := tx.wantIndexes(layers, caches, images, names, refs, containers)
 	if err != nil {
 		return nil, err
@@ -151,6 +225,23 @@ func (tx *Tx) Check() ([]Problem, error) {
 	return out, nil
 }
 
+// configChain is the chainID that the layers of an image config make; ok is false if
+// it is no config.
+func configChain(config []byte) (chain digest.Digest, ok bool) {
+	var c struct {
+		RootFS struct {
+			DiffIDs []digest.Digest `json:"diff_ids"`
+		} `json:"rootfs"`
+	}
+	if json.Unmarshal(config, &c) != nil {
+		return "", false
+	}
+	for _, d := range c.RootFS.DiffIDs {
+		chain = ChainID(chain, d)
+	}
+	return chain, true
+}
+
 func sortedKeys(m map[string]string) []string {
 	out := make([]string, 0, len(m))
 	for k := range m {
@@ -167,8 +258,13 @@ func (tx *Tx) wantIndexes(layers []Layer, caches []Cache, images []Image, names 
 		want[string(n)] = map[string]string{}
 	}
 	set := func(b []byte, v string, parts ...string) { want[string(b)][string(key(parts...))] = v }
+	byID := make(map[string]Cache, len(caches))
+	for _, c := range caches {
+		byID[c.CacheID] = c
+	}
 	for _, l := range layers {
 		c := l.ChainID.String()
+		set(idxLayerBrief, brief(l, byID[l.CacheID]), c)
 		set(idxCacheChain, "", l.CacheID, c)
 		set(idxLayerDiff, "", l.DiffID.String(), c)
 		if l.Blob != "" {
@@ -200,6 +296,19 @@ func (tx *Tx) wantIndexes(layers []Layer, caches []Cache, images []Image, names 
 		}
 		set(idxContainerImage, "", c.ImageID.String(), c.ID)
 	}
+	for _, k := range tx.keys(bktLeaseLayer) {
+		lease, c := split([]byte(k))
+		set(idxLayerLease, "", c, lease)
+	}
+	live, err := tx.LiveMounts()
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range live {
+		if l.ChainID != "" {
+			set(idxLiveChain, "", l.ChainID.String(), l.BootID, l.Target)
+		}
+	}
 	_ = tx.b(bktManifests).ForEach(func(k, _ []byte) error {
 		image, d := split(k)
 		set(idxManifestDigest, "", d, image)
@@ -213,7 +322,10 @@ func (tx *Tx) wantIndexes(layers []Layer, caches []Cache, images []Image, names 
 }
 
 // RebuildIndexes writes every index anew from the rows.
-func (tx *Tx) RebuildIndexes() error {
+func (tx *Tx) RebuildIndexes() error { return tx.fillIndexes(indexes...) }
+
+// fillIndexes writes some indexes anew.
+func (tx *Tx) fillIndexes(which ...[]byte) error {
 	layers, err := tx.Layers()
 	if err != nil {
 		return err
@@ -238,7 +350,7 @@ func (tx *Tx) RebuildIndexes() error {
 	if err != nil {
 		return err
 	}
-	for _, n := range indexes {
+	for _, n := range which {
 		if err := tx.tx.DeleteBucket(n); err != nil {
 			return err
 		}
@@ -246,48 +358,12 @@ func (tx *Tx) RebuildIndexes() error {
 		if err != nil {
 			return err
 		}
-		for k, v := range want[string(n)] {
-			if err := b.Put([]byte(k), []byte(v)); err != nil {
+		w := want[string(n)]
+		for _, k := range sortedKeys(w) {
+			if err := b.Put([]byte(k), []byte(w[k])); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
-}
-
-// DropRef removes a reference row whose image is gone (repair of K12).
-func (tx *Tx) DropRef(name string) error {
-	if r, err := tx.Ref(name); err == nil {
-		_ = tx.unmark(idxRefImage, r.ImageID.String(), name)
-	}
-	return tx.b(bktRefs).Delete([]byte(name))
-}
-
-// DropImage removes an image row and its references (repair of K10, K11).
-func (tx *Tx) DropImage(id digest.Digest) error {
-	for _, r := range tx.RefsOf(id) {
-		if err := tx.DropRef(r); err != nil {
-			return err
-		}
-	}
-	i, err := tx.Image(id)
-	if err != nil {
-		i = Image{ID: id} // what else names it
-	}
-	return tx.dropImage(i)
-}
-
-// DropCache removes a content row that no layer names (repair of K7).
-func (tx *Tx) DropCache(id string) error {
-	c, err := tx.Cache(id)
-	if err != nil {
-		return err
-	}
-	if tx.any(idxCacheChain, id) {
-		return fmt.Errorf("content directory %q: %w", id, ErrInUse)
-	}
-	if err := tx.b(bktCache).Delete([]byte(id)); err != nil {
-		return err
-	}
-	return tx.unmark(idxCacheDiff, c.DiffID.String(), id)
 }

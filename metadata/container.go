@@ -41,6 +41,7 @@ func (tx *Tx) AddContainer(c Container) error {
 	if c.Chain != "" && !tx.HasLayer(c.Chain) {
 		return fmt.Errorf("container %q: %w: layer %s does not exist", c.Name, ErrInvariant, c.Chain)
 	}
+	tx.touchContainer(c.ID)
 	if err := put(tx, bktContainers, []byte(c.ID), c); err != nil {
 		return err
 	}
@@ -69,6 +70,7 @@ func (tx *Tx) SetContainerState(id, state string) error {
 		return err
 	}
 	c.State = state
+	tx.touchContainer(id)
 	if state != Creating {
 		c.Owner = Owner{}
 	}
@@ -90,10 +92,16 @@ func (tx *Tx) DeleteContainer(id string) (Container, error) {
 			return c, fmt.Errorf("container %q: %w: mounted on %s", c.Name, ErrInUse, l.Target)
 		}
 	}
+	return c, tx.dropContainer(c)
+}
+
+func (tx *Tx) dropContainer(c Container) error {
+	id := c.ID
+	tx.touchContainer(id)
 	if err := tx.b(bktContainers).Delete([]byte(id)); err != nil {
-		return c, err
+		return err
 	}
-	return c, errors.Join(tx.b(idxContainerName).Delete([]byte(c.Name)), tx.b(idxContainerMount).Delete([]byte(c.MountID)),
+	return errors.Join(tx.b(idxContainerName).Delete([]byte(c.Name)), tx.b(idxContainerMount).Delete([]byte(c.MountID)),
 		tx.unmark(idxContainerChain, c.Chain.String(), id), tx.unmark(idxContainerImage, c.ImageID.String(), id))
 }
 
@@ -119,11 +127,26 @@ func (tx *Tx) PutLive(l Live) error {
 	if l.ChainID != "" && !tx.HasLayer(l.ChainID) {
 		return fmt.Errorf("layer %q: %w", l.ChainID, ErrNotFound)
 	}
+	if err := tx.DeleteLive(l.BootID, l.Target); err != nil {
+		return err
+	}
+	if l.ChainID != "" {
+		if err := tx.mark(idxLiveChain, l.ChainID.String(), l.BootID, l.Target); err != nil {
+			return err
+		}
+	}
 	return put(tx, bktLive, key(l.BootID, l.Target), l)
 }
 
 // DeleteLive forgets a mount.
-func (tx *Tx) DeleteLive(bootID, target string) error { return tx.unmark(bktLive, bootID, target) }
+func (tx *Tx) DeleteLive(bootID, target string) error {
+	if old, err := tx.Live(bootID, target); err == nil && old.ChainID != "" {
+		if err := tx.unmark(idxLiveChain, old.ChainID.String(), bootID, target); err != nil {
+			return err
+		}
+	}
+	return tx.unmark(bktLive, bootID, target)
+}
 
 // AddIngest records a stage.
 func (tx *Tx) AddIngest(i Ingest) error {
@@ -156,14 +179,14 @@ func (tx *Tx) LeaseLayer(lease string, chain digest.Digest) error {
 	if tx.b(bktLeases).Get([]byte(lease)) == nil {
 		return fmt.Errorf("lease %q: %w", lease, ErrNotFound)
 	}
-	return tx.mark(bktLeaseLayer, lease, chain.String())
+	return errors.Join(tx.mark(bktLeaseLayer, lease, chain.String()), tx.mark(idxLayerLease, chain.String(), lease))
 }
 
 // EndLease removes a lease and returns the layers it kept.
 func (tx *Tx) EndLease(id string) ([]digest.Digest, error) {
 	chains := digests(tx.seconds(bktLeaseLayer, id))
 	for _, c := range chains {
-		if err := tx.unmark(bktLeaseLayer, id, c.String()); err != nil {
+		if err := errors.Join(tx.unmark(bktLeaseLayer, id, c.String()), tx.unmark(idxLayerLease, c.String(), id)); err != nil {
 			return nil, err
 		}
 	}

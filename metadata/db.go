@@ -14,7 +14,6 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,6 +28,9 @@ type Options struct {
 	LockTimeout time.Duration // 0: 30 s
 	// OnWait is told once per transaction that the lock is busy.
 	OnWait func(msg string)
+	// BeforeMigration is called before a database is brought to a newer schema. An
+	// error keeps it from that.
+	BeforeMigration func(context.Context) error
 }
 
 // DB is a database file. It is open only while a transaction runs.
@@ -41,7 +43,9 @@ type DB struct {
 
 // Tx is a transaction. It must not outlive the function it was given to.
 type Tx struct {
-	tx *bolt.Tx
+	tx      *bolt.Tx
+	touched Touched
+	skipped int
 }
 
 // New names a database without touching it.
@@ -65,6 +69,12 @@ func (db *DB) Init(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return db.Attach(ctx)
+}
+
+// Attach is Init for a database that must exist: without one the error matches
+// [os.ErrNotExist].
+func (db *DB) Attach(ctx context.Context) error {
 	if err := db.migrate(ctx); err != nil {
 		return err
 	}
@@ -72,13 +82,38 @@ func (db *DB) Init(ctx context.Context) error {
 }
 
 func (db *DB) create() (err error) {
-	var id [16]byte
-	_, _ = rand.Read(id[:]) // never fails (crypto/rand)
-	tmp := db.path + ".new." + hex.EncodeToString(id[:4])
+	tmp := tempName(db.path, "new")
 	defer os.Remove(tmp)
-	b, err := bolt.Open(tmp, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, Timeout: patience})
+	if err = makeEmpty(tmp); err == nil {
+		// Not rename: of two processes that create the store, one wins.
+		err = os.Link(tmp, db.path)
+		if errors.Is(err, os.ErrExist) {
+			err = nil
+		}
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(db.path))
+	}
 	if err != nil {
 		return fmt.Errorf("create database %s: %w", db.path, err)
+	}
+	return nil
+}
+
+// tempName is a name beside the database for a file that becomes something there.
+func tempName(path, what string) string {
+	var id [4]byte
+	_, _ = rand.Read(id[:]) // never fails (crypto/rand)
+	return path + "." + what + "." + hex.EncodeToString(id[:])
+}
+
+// makeEmpty writes a database without rows.
+func makeEmpty(path string) error {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails (crypto/rand)
+	b, err := bolt.Open(path, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, Timeout: patience})
+	if err != nil {
+		return err
 	}
 	err = b.Update(func(tx *bolt.Tx) error {
 		for _, n := range slices.Concat(primaries, indexes) {
@@ -93,20 +128,7 @@ func (db *DB) create() (err error) {
 	if cerr := b.Close(); err == nil {
 		err = cerr
 	}
-	if err == nil {
-		// Not rename: of two processes that create the store, one wins.
-		err = os.Link(tmp, db.path)
-		if errors.Is(err, os.ErrExist) {
-			err = nil
-		}
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(db.path))
-	}
-	if err != nil {
-		return fmt.Errorf("create database %s: %w", db.path, err)
-	}
-	return nil
+	return err
 }
 
 func syncDir(dir string) error {
@@ -133,84 +155,11 @@ func (db *DB) Update(ctx context.Context, fn func(*Tx) error) error {
 	})
 }
 
-// locked runs fn with the file open.
-func (db *DB) locked(ctx context.Context, readOnly bool, fn func(*bolt.DB) error) error {
-	if readOnly {
-		db.mu.RLock()
-		defer db.mu.RUnlock()
-	} else {
-		db.mu.Lock()
-		defer db.mu.Unlock()
-	}
-	return db.with(ctx, readOnly, fn)
-}
-
 func (db *DB) run(tx *bolt.Tx, fn func(*Tx) error) error {
 	if err := checkSchema(tx); err != nil {
 		return fmt.Errorf("database %s: %w", db.path, err)
 	}
 	return fn(&Tx{tx: tx})
-}
-
-// with opens the file, waiting for its lock, and closes it after fn.
-func (db *DB) with(ctx context.Context, readOnly bool, fn func(*bolt.DB) error) (err error) {
-	b, err := db.open(ctx, readOnly)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if cerr := b.Close(); err == nil && cerr != nil {
-			err = fmt.Errorf("close database %s: %w", db.path, cerr)
-		}
-	}()
-	return fn(b)
-}
-
-func (db *DB) open(ctx context.Context, readOnly bool) (b *bolt.DB, err error) {
-	start := time.Now()
-	told := false
-	for {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		left := db.opts.LockTimeout - time.Since(start)
-		if left <= 0 {
-			return nil, fmt.Errorf("%w: %s is held by %s for more than %s; wait for it to end, or use its socket",
-				ErrLocked, db.path, holder(db.path), db.opts.LockTimeout)
-		}
-		b, err = openBolt(db.path, &bolt.Options{
-			Timeout: min(left, patience), ReadOnly: readOnly,
-			FreelistType: bolt.FreelistMapType, NoStatistics: true,
-			OpenFile: func(p string, flag int, perm os.FileMode) (*os.File, error) {
-				// bbolt adds O_CREATE; a database that has vanished must not
-				// come back empty.
-				return os.OpenFile(p, flag&^os.O_CREATE|unix.O_NOFOLLOW, perm)
-			},
-		})
-		switch {
-		case err == nil:
-			return b, nil
-		case !errors.Is(err, berrors.ErrTimeout):
-			if errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrChecksum) || errors.Is(err, berrors.ErrVersionMismatch) {
-				err = fmt.Errorf("%w: %w", ErrCorrupt, err)
-			}
-			return nil, fmt.Errorf("open database %s: %w", db.path, err)
-		}
-		if !told && db.opts.OnWait != nil {
-			told = true
-			db.opts.OnWait(fmt.Sprintf("waiting for %s, which is held by %s", db.path, holder(db.path)))
-		}
-	}
-}
-
-// openBolt turns the panics with which bbolt meets a damaged file into errors.
-func openBolt(path string, o *bolt.Options) (b *bolt.DB, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("%w: %v", ErrCorrupt, r)
-		}
-	}()
-	return bolt.Open(path, 0o600, o)
 }
 
 // holder names the processes that have the file locked, for messages.

@@ -1,6 +1,9 @@
 package metadata
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 var (
 	// ErrNotFound: no such row.
@@ -17,4 +20,10 @@ var (
 	ErrSchema = errors.New("unknown database schema")
 	// ErrCorrupt: the file or a row cannot be read.
 	ErrCorrupt = errors.New("corrupt database")
+	// ErrFile: the file as a whole cannot be used. It matches ErrCorrupt, too.
+	ErrFile = fmt.Errorf("%w file", ErrCorrupt)
 )
+
+func errInvariantf(format string, a ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrInvariant}, a...)...)
+}

@@ -2,9 +2,11 @@ package metadata
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -52,6 +54,24 @@ func (tx *Tx) ImagesByChain(chain digest.Digest) []digest.Digest {
 	return digests(tx.seconds(idxImageChain, chain.String()))
 }
 
+// brief takes from an image's config what lists show, so that they need not read it.
+// A config that says nothing of it leaves the row as it is.
+func (i *Image) brief(config []byte) {
+	var c struct {
+		Created *time.Time `json:"created"`
+		RootFS  struct {
+			DiffIDs []json.RawMessage `json:"diff_ids"`
+		} `json:"rootfs"`
+	}
+	if json.Unmarshal(config, &c) != nil {
+		return
+	}
+	i.Made, i.Layers = time.Time{}, len(c.RootFS.DiffIDs)
+	if c.Created != nil {
+		i.Made = *c.Created
+	}
+}
+
 // AddImage inserts an image with its config. An image that exists stays as it
 // is, and created is false.
 func (tx *Tx) AddImage(i Image, config []byte) (created bool, err error) {
@@ -61,6 +81,8 @@ func (tx *Tx) AddImage(i Image, config []byte) (created bool, err error) {
 	if i.TopChain != "" && !tx.HasLayer(i.TopChain) {
 		return false, fmt.Errorf("image %s: %w: its top layer %s does not exist", i.ID, ErrInvariant, i.TopChain)
 	}
+	i.brief(config)
+	tx.touchImage(i.ID)
 	if err := put(tx, bktImages, []byte(i.ID), i); err != nil {
 		return false, err
 	}
@@ -96,6 +118,7 @@ func (tx *Tx) DeleteImage(id digest.Digest) error {
 
 func (tx *Tx) dropImage(i Image) error {
 	id := i.ID.String()
+	tx.touchImage(i.ID)
 	if err := tx.b(bktImages).Delete([]byte(id)); err != nil {
 		return err
 	}
@@ -121,6 +144,7 @@ func (tx *Tx) SetImageParent(id, parent digest.Digest) error {
 		return err
 	}
 	i.Parent = parent
+	tx.touchImage(id)
 	if err := put(tx, bktImages, []byte(id), i); err != nil {
 		return err
 	}
@@ -132,11 +156,15 @@ func (tx *Tx) Ref(name string) (Ref, error) { return get[Ref](tx, bktRefs, name,
 
 // Refs returns all references in order.
 func (tx *Tx) Refs() (names []string, refs []Ref, err error) {
-	refs, err = all[Ref](tx, bktRefs)
-	if err != nil {
-		return nil, nil, err
-	}
-	err = tx.b(bktRefs).ForEach(func(k, _ []byte) error { names = append(names, string(k)); return nil })
+	err = tx.b(bktRefs).ForEach(func(k, raw []byte) error {
+		var r Ref
+		if json.Unmarshal(raw, &r) != nil {
+			tx.skipped++
+			return nil
+		}
+		names, refs = append(names, string(k)), append(refs, r)
+		return nil
+	})
 	return names, refs, err
 }
 
@@ -155,8 +183,10 @@ func (tx *Tx) SetRef(name string, r Ref) (old digest.Digest, err error) {
 			return "", err
 		}
 	}
+	tx.touchImage(r.ImageID)
 	if prev, err := tx.Ref(name); err == nil {
 		old = prev.ImageID
+		tx.touchImage(old)
 		if err := tx.unmark(idxRefImage, old.String(), name); err != nil {
 			return "", err
 		}
@@ -173,6 +203,7 @@ func (tx *Tx) DeleteRef(name string) error {
 	if err != nil {
 		return err
 	}
+	tx.touchImage(r.ImageID)
 	if err := tx.unmark(idxRefImage, r.ImageID.String(), name); err != nil {
 		return err
 	}

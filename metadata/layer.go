@@ -1,7 +1,10 @@
 package metadata
 
 import (
+	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -28,17 +31,18 @@ func (tx *Tx) HasLayer(chain digest.Digest) bool {
 // Layers returns all layers.
 func (tx *Tx) Layers() ([]Layer, error) { return all[Layer](tx, bktLayers) }
 
-// Chain returns a layer and all below it, topmost first.
+// Chain returns a layer and all below it, topmost first; with an error, those above
+// the first one that is missing.
 func (tx *Tx) Chain(chain digest.Digest) ([]Layer, error) {
 	var out []Layer
 	for chain != "" {
 		l, err := tx.Layer(chain)
 		if err != nil {
-			return nil, err
+			return out, err
 		}
 		out = append(out, l)
-		if len(out) > 1<<20 {
-			return nil, fmt.Errorf("layer %s: %w: its parents form a circle", chain, ErrInvariant)
+		if len(out) > 1<<16 {
+			return out, fmt.Errorf("layer %s: %w: its parents form a circle", chain, ErrInvariant)
 		}
 		chain = l.Parent
 	}
@@ -133,6 +137,9 @@ func (tx *Tx) AddLayer(l Layer, c *Cache) error {
 
 func (tx *Tx) indexLayer(l Layer) error {
 	c := l.ChainID.String()
+	if err := tx.putBrief(l); err != nil {
+		return err
+	}
 	if err := tx.mark(idxCacheChain, l.CacheID, c); err != nil {
 		return err
 	}
@@ -177,7 +184,109 @@ func (tx *Tx) PutCache(c Cache) error {
 	if old.DiffID != c.DiffID {
 		return fmt.Errorf("content directory %q: %w: its diffID is fixed", c.CacheID, ErrInvariant)
 	}
-	return put(tx, bktCache, []byte(c.CacheID), c)
+	if err := put(tx, bktCache, []byte(c.CacheID), c); err != nil || old.Apparent == c.Apparent {
+		return err
+	}
+	for _, chain := range tx.ChainsByCache(c.CacheID) {
+		if l, err := tx.Layer(chain); err != nil {
+			return err
+		} else if err := tx.putBrief(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Brief is what sums over many layers need of each.
+type Brief struct {
+	Parent digest.Digest
+	Size   int64 // Cache.Apparent
+}
+
+// putBrief writes the index entry of a layer whose content has a row.
+func (tx *Tx) putBrief(l Layer) error {
+	c, err := tx.Cache(l.CacheID)
+	if err != nil {
+		return err
+	}
+	return tx.b(idxLayerBrief).Put([]byte(l.ChainID), []byte(brief(l, c)))
+}
+
+func brief(l Layer, c Cache) string {
+	return strconv.FormatInt(c.Apparent, 10) + " " + l.Parent.String()
+}
+
+// Briefs returns that of every layer, much faster than the rows themselves.
+func (tx *Tx) Briefs() map[digest.Digest]Brief {
+	out := map[digest.Digest]Brief{}
+	_ = tx.b(idxLayerBrief).ForEach(func(k, v []byte) error { // which cannot fail
+		size, parent, _ := strings.Cut(string(v), " ")
+		n, _ := strconv.ParseInt(size, 10, 64) // K9 tells
+		out[digest.Digest(k)] = Brief{Parent: digest.Digest(parent), Size: n}
+		return nil
+	})
+	return out
+}
+
+// ReplaceCache puts whole content, c, in the place of a broken directory: every layer
+// that had the old one has the new one.
+func (tx *Tx) ReplaceCache(old string, c Cache) error {
+	o, err := tx.Cache(old)
+	if err != nil {
+		return err
+	}
+	if o.DiffID != c.DiffID || tx.b(bktCache).Get([]byte(c.CacheID)) != nil {
+		return fmt.Errorf("content directory %q in place of %q: %w", c.CacheID, old, ErrInvariant)
+	}
+	if err := errors.Join(put(tx, bktCache, []byte(c.CacheID), c), tx.mark(idxCacheDiff, c.DiffID.String(), c.CacheID)); err != nil {
+		return err
+	}
+	for _, chain := range tx.ChainsByCache(old) {
+		l, err := tx.Layer(chain)
+		if err != nil {
+			return err
+		}
+		if err := tx.unmark(idxCacheChain, old, chain.String()); err != nil {
+			return err
+		}
+		l.CacheID = c.CacheID
+		if err := errors.Join(put(tx, bktLayers, []byte(chain), l), tx.indexLayer(l)); err != nil {
+			return err
+		}
+		if err := tx.touchAbove(old, c.CacheID, chain); err != nil {
+			return err
+		}
+	}
+	return errors.Join(tx.b(bktCache).Delete([]byte(old)), tx.unmark(idxCacheDiff, o.DiffID.String(), old))
+}
+
+// touchAbove notes that a layer has another directory for all that lies on top of it,
+// and corrects the containers whose init layer it is.
+func (tx *Tx) touchAbove(old, now string, chain digest.Digest) error {
+	todo := []digest.Digest{chain}
+	seen := map[digest.Digest]bool{}
+	for len(todo) > 0 {
+		at := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if seen[at] {
+			continue
+		}
+		seen[at] = true
+		todo = append(todo, digests(tx.seconds(idxLayerChild, at.String()))...)
+		for _, id := range tx.ImagesByChain(at) {
+			tx.touchImage(id)
+		}
+		for _, id := range tx.seconds(idxContainerChain, at.String()) {
+			tx.touchContainer(id)
+			if c, err := tx.Container(id); err == nil && c.Init == old {
+				c.Init = now
+				if err := put(tx, bktContainers, []byte(id), c); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // Users is what keeps a layer alive.
@@ -202,22 +311,27 @@ func (tx *Tx) LayerUsers(chain digest.Digest) (Users, error) {
 		Images:     digests(tx.seconds(idxImageChain, c)),
 		Containers: tx.seconds(idxContainerChain, c),
 	}
-	cur := tx.b(bktLeaseLayer).Cursor()
-	for k, _ := cur.First(); k != nil; k, _ = cur.Next() {
-		if lease, l := split(k); l == c {
-			u.Leases = append(u.Leases, lease)
-		}
-	}
-	live, err := tx.LiveMounts()
-	if err != nil {
-		return u, err
-	}
-	for _, l := range live {
-		if l.ChainID == chain {
-			u.Mounts = append(u.Mounts, l.Target)
-		}
+	u.Leases = tx.seconds(idxLayerLease, c)
+	for _, m := range tx.seconds(idxLiveChain, c) {
+		_, target := split([]byte(m))
+		u.Mounts = append(u.Mounts, target)
 	}
 	return u, nil
+}
+
+// UnusedLayers returns the layers that nothing keeps alive, not counting what lies only
+// below them.
+func (tx *Tx) UnusedLayers() (out []digest.Digest) {
+	for _, c := range tx.keys(bktLayers) {
+		used := false
+		for _, idx := range [][]byte{idxLayerChild, idxImageChain, idxContainerChain, idxLayerLease, idxLiveChain} {
+			used = used || tx.any(idx, c)
+		}
+		if !used {
+			out = append(out, digest.Digest(c))
+		}
+	}
+	return out
 }
 
 // DeleteLayer removes a layer that nothing uses. If it was the last one on its
@@ -239,7 +353,7 @@ func (tx *Tx) DeleteLayer(chain digest.Digest) (orphan string, err error) {
 
 func (tx *Tx) dropLayer(l Layer) (orphan string, err error) {
 	c := l.ChainID.String()
-	if err := tx.b(bktLayers).Delete([]byte(c)); err != nil {
+	if err := errors.Join(tx.b(bktLayers).Delete([]byte(c)), tx.b(idxLayerBrief).Delete([]byte(c))); err != nil {
 		return "", err
 	}
 	for _, k := range []struct {

@@ -17,6 +17,7 @@ func (tx *Tx) AddManifest(image, d digest.Digest, raw []byte) error {
 	if d.Validate() != nil || d.Algorithm().FromBytes(raw) != d {
 		return fmt.Errorf("manifest %s of image %s: %w: it does not have this digest", d, image, ErrInvariant)
 	}
+	tx.touchImage(image)
 	if err := tx.b(bktManifests).Put(key(image.String(), d.String()), raw); err != nil {
 		return err
 	}

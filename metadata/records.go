@@ -48,6 +48,9 @@ type Cache struct {
 	SplitSHA   digest.Digest `json:"splitSHA256"`
 	SplitSize  int64         `json:"splitSize"`
 	Duplicates bool          `json:"duplicates,omitempty"` // the tar names a path twice
+	// Broken says what is wrong with the content, once a check has found something.
+	// The next load of the layer puts whole content in its place.
+	Broken string `json:"broken,omitempty"`
 	// Adopted is set if the content lies in another engine's store.
 	Adopted *Adopted  `json:"adopted,omitempty"`
 	Created time.Time `json:"created"`
@@ -78,6 +81,8 @@ type Image struct {
 	TopChain digest.Digest `json:"topChain,omitempty"` // empty: no layers
 	Parent   digest.Digest `json:"parent,omitempty"`   // image it was committed from
 	Created  time.Time     `json:"created"`            // in this store
+	Made     time.Time     `json:"made,omitzero"`      // what the config says of its creation
+	Layers   int           `json:"layers,omitempty"`   // of the config
 	Platform string        `json:"platform"`
 	Manifest digest.Digest `json:"manifest,omitempty"` // it came with
 	Origin   string        `json:"origin"`

@@ -15,7 +15,7 @@ import (
 // a newer minor: what its writer keeps consistent is not known here.
 const (
 	SchemaMajor = 1
-	SchemaMinor = 1
+	SchemaMinor = 2
 )
 
 // migration takes a database from the minor before to this one. What it does is
@@ -34,13 +34,36 @@ var migrations = []migration{
 		}
 		return nil
 	}},
+	{2, func(btx *bolt.Tx) error {
+		for _, n := range [][]byte{idxLayerBrief, idxLayerLease, idxLiveChain} {
+			if _, err := btx.CreateBucketIfNotExists(n); err != nil {
+				return err
+			}
+		}
+		tx := &Tx{tx: btx}
+		images, err := tx.Images()
+		if err != nil {
+			return err
+		}
+		for _, i := range images {
+			config, err := tx.Config(i.ID)
+			if err != nil {
+				continue // K10 tells
+			}
+			i.brief(config)
+			if err := put(tx, bktImages, []byte(i.ID), i); err != nil {
+				return err
+			}
+		}
+		return tx.fillIndexes(idxLayerBrief, idxLayerLease, idxLiveChain)
+	}},
 }
 
 // version reads the schema of a database.
 func version(tx *bolt.Tx) (major, minor int, err error) {
 	m := tx.Bucket(bktMeta)
 	if m == nil {
-		return 0, 0, fmt.Errorf("%w: it is not a plyfs database", ErrSchema)
+		return 0, 0, fmt.Errorf("%w: it is not a plyfs database", ErrFile)
 	}
 	v := string(m.Get(keySchema))
 	a, b, ok := strings.Cut(v, ".")
@@ -67,7 +90,7 @@ func checkSchema(tx *bolt.Tx) error {
 	}
 	for _, n := range slices.Concat(primaries, indexes) {
 		if tx.Bucket(n) == nil {
-			return fmt.Errorf("%w: bucket %q is missing", ErrCorrupt, n)
+			return fmt.Errorf("%w: bucket %q is missing", ErrFile, n)
 		}
 	}
 	return nil
@@ -83,6 +106,11 @@ func (db *DB) migrate(ctx context.Context) error {
 			return err
 		})
 	})
+	if err == nil && old && db.opts.BeforeMigration != nil {
+		if err = db.opts.BeforeMigration(ctx); err != nil {
+			err = fmt.Errorf("keep a copy before the schema changes: %w", err)
+		}
+	}
 	if err == nil && old {
 		err = db.locked(ctx, false, func(b *bolt.DB) error { return b.Update(migrateTx) })
 	}

@@ -257,6 +257,26 @@ func (c *Client) RecordBuild(ctx context.Context, r RecordBuildRequest) (Empty, 
 	return ask[Empty](ctx, c, "recordbuild", r)
 }
 
+// Prune implements Service.
+func (c *Client) Prune(ctx context.Context, r PruneRequest) (layers.GCReport, error) {
+	return ask[layers.GCReport](ctx, c, "prune", r)
+}
+
+// Rebuild implements Service.
+func (c *Client) Rebuild(ctx context.Context, r Empty) (layers.RebuildReport, error) {
+	return ask[layers.RebuildReport](ctx, c, "rebuild", r)
+}
+
+// Compact implements Service.
+func (c *Client) Compact(ctx context.Context, r Empty) (CompactResult, error) {
+	return ask[CompactResult](ctx, c, "compact", r)
+}
+
+// CopyDatabase implements Service.
+func (c *Client) CopyDatabase(ctx context.Context, r Empty) (CopyResult, error) {
+	return ask[CopyResult](ctx, c, "copy-database", r)
+}
+
 // DiskUsage implements Service.
 func (c *Client) DiskUsage(ctx context.Context, r Empty) (layers.DiskUsage, error) {
 	return ask[layers.DiskUsage](ctx, c, "df", r)

@@ -40,11 +40,23 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
-	l, err := OpenLocal(ctx, root, LocalOptions{Logger: o.Logger, Version: o.Version})
+	purge := make(chan struct{}, 1)
+	l, err := OpenLocal(ctx, root, LocalOptions{
+		// A daemon must come up also on a damaged store: it is asked to repair it.
+		Logger: o.Logger, Version: o.Version, Damaged: true, AnyFileSystem: AnyFileSystem(),
+		onTrash: func() { request(purge) },
+	})
 	if err != nil {
 		return err
 	}
 	defer l.Close()
+	purged := make(chan struct{})
+	purgeCtx, stopPurge := context.WithCancel(ctx)
+	defer func() { stopPurge(); <-purged }()
+	go func() {
+		defer close(purged)
+		l.purgeLoop(purgeCtx, purge)
+	}()
 	if err := makeRunDir(l.runDir); err != nil {
 		return err
 	}
@@ -62,9 +74,12 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 		return err
 	}
 	defer unlock()
-	if err := l.reconcile(ctx); err != nil {
+	if err := l.reconcile(ctx); errors.Is(err, layers.ErrCorrupt) {
+		o.Logger.Error("the store is damaged", zap.Error(err))
+	} else if err != nil {
 		return fmt.Errorf("look at the mounts of the store: %w", err)
 	}
+	request(purge) // what an earlier one has left
 	ln, release, err := listen(socket)
 	if err != nil {
 		return err
@@ -77,6 +92,28 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 			o.Ready(socket)
 		}
 	})
+}
+
+// request asks whoever listens, unless it has been asked already.
+func request(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// purgeLoop empties the trash whenever it is asked to.
+func (l *Local) purgeLoop(ctx context.Context, asked <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-asked:
+			if err := l.store.Purge(ctx); err != nil && ctx.Err() == nil {
+				l.log.Warn("empty the trash", zap.Error(err))
+			}
+		}
+	}
 }
 
 // listen makes the socket, mode 0600. One that nobody listens on any more is

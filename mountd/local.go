@@ -21,6 +21,15 @@ type LocalOptions struct {
 	Version    string
 	// Bound makes mounts end with this process.
 	Bound bool
+	// Damaged opens the store also if its database is damaged or missing.
+	Damaged bool
+	// AnyFileSystem opens the store also where its file system is not safe.
+	AnyFileSystem bool
+	// Background has what is removed deleted by a process of its own, the running
+	// binary with [VerbPurge], so that nobody waits for it.
+	Background bool
+	// onTrash is that of a daemon, which does it by itself.
+	onTrash func()
 }
 
 // Local is the service in this process.
@@ -42,7 +51,13 @@ func OpenLocal(ctx context.Context, root string, o LocalOptions) (*Local, error)
 	if err != nil {
 		return nil, err
 	}
-	s, err := layers.Open(ctx, root, layers.Options{Logger: o.Logger, OnLockWait: o.OnLockWait})
+	onTrash := o.onTrash
+	if onTrash == nil && o.Background {
+		onTrash = func() { startPurge(root, o.Logger) }
+	}
+	s, err := layers.Open(ctx, root, layers.Options{
+		Logger: o.Logger, OnLockWait: o.OnLockWait, Damaged: o.Damaged, AnyFileSystem: o.AnyFileSystem, OnTrash: onTrash,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -230,16 +245,12 @@ func (l *Local) Commit(ctx context.Context, r CommitRequest, p layers.ProgressFu
 	})
 }
 
-// Check implements Service.
-func (l *Local) Check(ctx context.Context, r CheckRequest, p layers.ProgressFunc) (layers.Report, error) {
+// Prune implements Service.
+func (l *Local) Prune(ctx context.Context, r PruneRequest) (layers.GCReport, error) {
 	if err := l.reconcile(ctx); err != nil {
-		return layers.Report{}, err
+		return layers.GCReport{}, err
 	}
-	rep, err := l.store.Check(ctx, layers.CheckOptions{Deep: r.Deep, Repair: r.Repair, Progress: p})
-	if err != nil {
-		return layers.Report{}, err
-	}
-	return *rep, nil
+	return l.store.Prune(ctx, layers.PruneOptions{All: r.All, DryRun: r.DryRun})
 }
 
 // GC implements Service.

@@ -255,7 +255,7 @@ func (l *Local) start(ctx context.Context, spec holder.Spec, row layers.Live, au
 			l.removeMountDir(dir)
 		}
 	}()
-	rec := mountRecord{Starter: holder.Self(), ContainerID: row.ContainerID, AutoRemove: autoRemove}
+	rec := mountRecord{Starter: holder.Self(), ContainerID: row.ContainerID, AutoRemove: autoRemove, Row: &row}
 	if err := writeRecord(dir, rec); err != nil {
 		return 0, fmt.Errorf("run directory of the mount: %w", err)
 	}

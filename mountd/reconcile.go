@@ -20,6 +20,9 @@ type mountRecord struct {
 	Starter     holder.Process `json:"starter"`
 	ContainerID string         `json:"containerID,omitempty"`
 	AutoRemove  bool           `json:"autoRemove,omitempty"`
+	// Row is the live row, as far as it is known before the mount: a database that
+	// has been made anew gets it back from here.
+	Row *layers.Live `json:"row,omitempty"`
 }
 
 const recordFile = "mount.json"
@@ -137,6 +140,11 @@ func (l *Local) reconcile(ctx context.Context) error {
 
 // liveMounts reconciles and returns the rows that have something behind them.
 func (l *Local) liveMounts(ctx context.Context) ([]assessment, error) {
+	return l.reconciled(ctx, func(layers.Finding) {})
+}
+
+// reconciled is liveMounts, and tells which mounts had no row.
+func (l *Local) reconciled(ctx context.Context, lost func(layers.Finding)) ([]assessment, error) {
 	rows, err := l.store.LiveMounts(ctx)
 	if err != nil {
 		return nil, err
@@ -167,8 +175,63 @@ func (l *Local) liveMounts(ctx context.Context) ([]assessment, error) {
 			known[row.RunDir] = true
 		}
 	}
-	l.sweepRunDirs(known)
+	for _, dir := range l.sweepRunDirs(known) {
+		f, row, ok := l.attach(ctx, dir)
+		if f != nil {
+			lost(*f)
+		}
+		if ok {
+			alive = append(alive, assess(row, table))
+		}
+	}
 	return alive, nil
+}
+
+// attach gives a mount that is alive, but has no row, one. So it is after the database
+// has been made anew.
+func (l *Local) attach(ctx context.Context, dir string) (f *layers.Finding, row layers.Live, ok bool) {
+	st, err := holder.ReadState(dir)
+	rec, rerr := readRecord(dir)
+	if err != nil || rerr != nil {
+		return nil, row, false
+	}
+	if rec.Row != nil {
+		row = *rec.Row
+	} else { // an older version has written it
+		row = layers.Live{ContainerID: rec.ContainerID}
+	}
+	p := st.Holder
+	if !p.Alive() {
+		p = st.Server
+	}
+	row.Target, row.Pid, row.StartTime, row.RunDir, row.BootID = st.Target, p.Pid, p.StartTime, dir, holder.BootID()
+	if row.ContainerID != "" {
+		row.ImageID, row.ChainID = "", ""
+	}
+	f = &layers.Finding{Invariant: "K15", Severity: layers.SeverityError, Object: st.Target, Problem: fmt.Sprintf("a mount of process %d has no row", p.Pid)}
+	err = l.withLiveLock(func() error {
+		rows, err := l.store.LiveMounts(ctx)
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			if r.RunDir == dir { // it has come meanwhile
+				f = nil
+				return nil
+			}
+		}
+		return l.store.AddLive(ctx, row)
+	})
+	switch {
+	case f == nil:
+		return nil, row, false
+	case err != nil:
+		f.Problem += ": " + err.Error()
+		f.Repair = "none: unmount it with umount(8)"
+		return f, row, false
+	}
+	f.Fixed, f.Repair = true, "make the row anew"
+	return f, row, true
 }
 
 // settleTimeout is how long a command waits for a mount that was just taken out
@@ -260,12 +323,12 @@ func (l *Local) forget(ctx context.Context, a assessment) error {
 }
 
 // sweepRunDirs removes run directories of mounts that were given up before
-// they had a row.
-func (l *Local) sweepRunDirs(known map[string]bool) {
+// they had a row, and returns those of mounts that are alive without one.
+func (l *Local) sweepRunDirs(known map[string]bool) (lost []string) {
 	dir := filepath.Join(l.runDir, "mounts")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return
+		return nil
 	}
 	for _, e := range entries {
 		d := filepath.Join(dir, e.Name())
@@ -280,10 +343,12 @@ func (l *Local) sweepRunDirs(known map[string]bool) {
 			continue // not even its record is written
 		}
 		if st, err := holder.ReadState(d); err == nil && (st.Holder.Alive() || st.Server.Alive()) {
-			continue // its row came after we read the rows, or belongs to a lost database
+			lost = append(lost, d) // its row came after we read the rows, or was in a lost database
+			continue
 		}
 		l.removeMountDir(d)
 	}
+	return lost
 }
 
 // removeMountDir removes the run directory of one mount: only below our own,

@@ -38,6 +38,10 @@ func NewHandler(svc Service, log *zap.Logger) http.Handler {
 	call(mux, log, "findbuild", svc.FindBuild)
 	call(mux, log, "recordbuild", svc.RecordBuild)
 	call(mux, log, "gc", svc.GC)
+	call(mux, log, "prune", svc.Prune)
+	call(mux, log, "rebuild", svc.Rebuild)
+	call(mux, log, "compact", svc.Compact)
+	call(mux, log, "copy-database", svc.CopyDatabase)
 	call(mux, log, "df", svc.DiskUsage)
 
 	stream(mux, log, "load", func(ctx context.Context, r LoadRequest, in io.Reader, f *frameWriter) (any, error) {

@@ -51,6 +51,14 @@ type Service interface {
 
 	Check(ctx context.Context, r CheckRequest, p layers.ProgressFunc) (layers.Report, error)
 	GC(ctx context.Context, r GCRequest) (layers.GCReport, error)
+	// Prune removes images that nothing needs.
+	Prune(ctx context.Context, r PruneRequest) (layers.GCReport, error)
+	// Rebuild makes the database anew from what lies beside it.
+	Rebuild(ctx context.Context, r Empty) (layers.RebuildReport, error)
+	// Compact writes the database anew without the space it does not use.
+	Compact(ctx context.Context, r Empty) (CompactResult, error)
+	// CopyDatabase keeps a copy of the database.
+	CopyDatabase(ctx context.Context, r Empty) (CopyResult, error)
 	DiskUsage(ctx context.Context, r Empty) (layers.DiskUsage, error)
 
 	Close() error
@@ -244,4 +252,21 @@ type CheckRequest struct {
 // GCRequest removes what nothing needs.
 type GCRequest struct {
 	DryRun bool `json:"dryRun,omitempty"`
+}
+
+// PruneRequest removes images that nothing needs.
+type PruneRequest struct {
+	All    bool `json:"all,omitempty"` // also those that have a name
+	DryRun bool `json:"dryRun,omitempty"`
+}
+
+// CompactResult has the sizes of the database in bytes.
+type CompactResult struct {
+	Before int64 `json:"before"`
+	After  int64 `json:"after"`
+}
+
+// CopyResult says where the copy is.
+type CopyResult struct {
+	Path Path `json:"path"`
 }

@@ -17,12 +17,17 @@ func newCheckCommand(a *app) *cobra.Command {
 		Use:   "check [--deep] [--repair]",
 		Short: "Verify the store",
 		Long: `Verify the invariants of the store. With --deep all content is read and compared with
-its digests. With --repair what can be cured is. Exit code 8: problems remain.`,
+its digests and with the tars it came from. With --repair what can be cured is: rows are
+made anew, also the whole database, damaged layers unpacked again where their contents
+are whole. Containers' data is never removed; what belongs to nobody is moved to lost/ in
+the store. For a layer whose content is lost the image has to be loaded again, which
+puts it in its place. Exit code 8: problems remain; warnings (SEVERITY warning in the
+JSON form) do not count.`,
 		Example: `  plyfs check
   plyfs check --deep --repair`,
 		Args: exactArgs(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+			return a.withDamaged(cmd, func(ctx context.Context, s mountd.Service) error {
 				p := startProgress()
 				rep, err := s.Check(ctx, r, p.callback())
 				p.finish()
@@ -39,7 +44,7 @@ its digests. With --repair what can be cured is. Exit code 8: problems remain.`,
 					return err
 				}
 				for _, f := range rep.Findings {
-					if !f.Fixed {
+					if f.Open() {
 						return errFindings
 					}
 				}
@@ -56,11 +61,14 @@ func printReport(rep layers.Report) error {
 	if len(rep.Findings) > 0 {
 		t := newTable(os.Stdout, "RULE", "OBJECT", "PROBLEM", "REPAIR")
 		for _, f := range rep.Findings {
-			cure := f.Repair
-			if f.Fixed {
+			cure, rule := f.Repair, f.Invariant
+			switch {
+			case f.Fixed:
 				cure = "done: " + cure
+			case f.Severity == layers.SeverityWarning:
+				rule += " warning"
 			}
-			t.row(f.Invariant, f.Object, f.Problem, cure)
+			t.row(rule, f.Object, f.Problem, cure)
 		}
 		if err := t.flush(); err != nil {
 			return err
@@ -70,14 +78,31 @@ func printReport(rep layers.Report) error {
 	if rep.Bytes > 0 {
 		fmt.Printf(", %s read", size(rep.Bytes))
 	}
-	switch n := len(rep.Findings); n {
-	case 0:
-		fmt.Println(": no problems")
-	case 1:
-		fmt.Println(": 1 problem")
-	default:
-		fmt.Printf(": %d problems\n", n)
+	open, fixed, warnings := 0, 0, 0
+	for _, f := range rep.Findings {
+		switch {
+		case f.Fixed:
+			fixed++
+		case f.Open():
+			open++
+		default:
+			warnings++
+		}
 	}
+	text := ": no problems"
+	switch {
+	case open == 1:
+		text = ": 1 problem"
+	case open > 1:
+		text = fmt.Sprintf(": %d problems", open)
+	}
+	if fixed > 0 {
+		text += fmt.Sprintf(", %d repaired", fixed)
+	}
+	if warnings > 0 {
+		text += fmt.Sprintf(", %d warnings", warnings)
+	}
+	fmt.Println(text)
 	return nil
 }
 
@@ -97,24 +122,61 @@ func newGCCommand(a *app) *cobra.Command {
 				if a.json {
 					return printJSON(rep)
 				}
-				verb, total := "Deleted", "Total reclaimed space"
-				if rep.DryRun {
-					verb, total = "Would delete", "Reclaimable space"
-				}
-				for _, d := range rep.Images {
-					fmt.Printf("%s image: %s\n", verb, d)
-				}
-				for _, d := range rep.Layers {
-					fmt.Printf("%s layer: %s\n", verb, d)
-				}
-				for _, p := range append(rep.Stages, rep.Paths...) {
-					fmt.Printf("%s: %s\n", verb, quoted(p))
-				}
-				fmt.Printf("%s: %s\n", total, size(rep.Reclaimed))
+				printGC(rep)
 				return nil
 			})
 		},
 	}
+	cmd.Flags().BoolVarP(&r.DryRun, "dry-run", "n", false, "only say what would be removed")
+	return cmd
+}
+
+func printGC(rep layers.GCReport) {
+	verb, total := "Deleted", "Total reclaimed space"
+	if rep.DryRun {
+		verb, total = "Would delete", "Reclaimable space"
+	}
+	for _, r := range rep.Untagged {
+		fmt.Printf("%s name: %s\n", verb, printable(r))
+	}
+	for _, d := range rep.Images {
+		fmt.Printf("%s image: %s\n", verb, d)
+	}
+	for _, d := range rep.Layers {
+		fmt.Printf("%s layer: %s\n", verb, d)
+	}
+	for _, p := range append(rep.Stages, rep.Paths...) {
+		fmt.Printf("%s: %s\n", verb, quoted(p))
+	}
+	fmt.Printf("%s: %s\n", total, size(rep.Reclaimed))
+}
+
+func newPruneCommand(a *app) *cobra.Command {
+	var r mountd.PruneRequest
+	cmd := &cobra.Command{
+		Use:   "prune [--all]",
+		Short: "Remove images without a name, or all that nothing uses",
+		Long: `Remove images without a name, and with --all those with names too, that no container
+and no mount uses and from which no other image was made, with the layers that only they
+have. plyfs gc removes leftovers; it leaves images alone that never had a name.`,
+		Example: `  plyfs prune --dry-run
+  plyfs prune --all`,
+		Args: exactArgs(0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+				rep, err := s.Prune(ctx, r)
+				if err != nil {
+					return err
+				}
+				if a.json {
+					return printJSON(rep)
+				}
+				printGC(rep)
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&r.All, "all", "a", false, "also images that have a name")
 	cmd.Flags().BoolVarP(&r.DryRun, "dry-run", "n", false, "only say what would be removed")
 	return cmd
 }
@@ -150,6 +212,8 @@ func newDfCommand(a *app) *cobra.Command {
 					{"Unfinished work", du.Stage},
 					{"Trash", du.Trash},
 					{"Database", du.Database},
+					{"Sidecars and copies", du.Records},
+					{"Other", du.Other},
 					{"Total", du.Total},
 				} {
 					t.row(l.name, "", "", size(l.n), "")

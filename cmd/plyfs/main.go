@@ -24,6 +24,8 @@ func run(args []string) int {
 			return holder.HolderMain(newLogger())
 		case holder.VerbServer:
 			return holder.ServerMain(newLogger())
+		case mountd.VerbPurge:
+			return mountd.PurgeMain(args[2:], localOptions())
 		case sandbox.VerbKeeper:
 			return shellStatus(mountd.KeeperMain(args[2:], localOptions(), tell))
 		case sandbox.VerbInit:

@@ -89,7 +89,7 @@ data, 6 locked or timed out, 7 mount failure, 8 check found problems.`,
 		newRmiCommand(a), newHistoryCommand(a), newInspectCommand(a), newLayersCommand(a), newBuildCacheCommand(a))
 	add("mounts", newMountCommand(a), newUmountCommand(a), newCreateCommand(a), newPsCommand(a), newDiffCommand(a),
 		newCommitCommand(a), newRmCommand(a), newExportCommand(a), newShellCommand(a), newBundleCommand(a), newOverlayCommand())
-	add("store", newCheckCommand(a), newGCCommand(a), newDfCommand(a), newDaemonCommand(a), newDoctorCommand(a), newVersionCommand(a))
+	add("store", newCheckCommand(a), newGCCommand(a), newPruneCommand(a), newDfCommand(a), newStoreCommand(a), newDaemonCommand(a), newDoctorCommand(a), newVersionCommand(a))
 	add("store", newCompletionCommand())
 	root.AddCommand(newGenDocsCommand())
 	addCompletions(root)
@@ -116,25 +116,39 @@ func (a *app) socketPath() string {
 }
 
 // open returns the service: a daemon or this process.
-func (a *app) open(ctx context.Context) (mountd.Service, error) {
+func (a *app) open(ctx context.Context) (mountd.Service, error) { return a.openAs(ctx, localOptions()) }
+
+func (a *app) openAs(ctx context.Context, o mountd.LocalOptions) (mountd.Service, error) {
 	root, given, err := a.storeRoot()
 	if err != nil {
 		return nil, err
 	}
-	return mountd.OpenService(ctx, mountd.OpenOptions{
-		Root: root, RootGiven: given, Socket: a.socketPath(),
-		Local: localOptions(),
-	})
+	return mountd.OpenService(ctx, mountd.OpenOptions{Root: root, RootGiven: given, Socket: a.socketPath(), Local: o})
 }
 
 // localOptions are those of a service in this process.
 func localOptions() mountd.LocalOptions {
-	return mountd.LocalOptions{Logger: newCommandLogger(), Version: versionString(), OnLockWait: tell}
+	return mountd.LocalOptions{
+		Logger: newCommandLogger(), Version: versionString(), OnLockWait: tell,
+		AnyFileSystem: mountd.AnyFileSystem(), Background: true,
+	}
 }
 
 // with runs f with the service.
 func (a *app) with(cmd *cobra.Command, f func(ctx context.Context, s mountd.Service) error) error {
 	s, err := a.open(cmd.Context())
+	if err != nil {
+		return err
+	}
+	defer s.Close() // holds nothing that could be lost
+	return f(cmd.Context(), s)
+}
+
+// withDamaged is with for commands that work also on a store whose database is damaged.
+func (a *app) withDamaged(cmd *cobra.Command, f func(ctx context.Context, s mountd.Service) error) error {
+	o := localOptions()
+	o.Damaged = true
+	s, err := a.openAs(cmd.Context(), o)
 	if err != nil {
 		return err
 	}
