@@ -32,7 +32,7 @@ import (
 //	K18  trash                                   K19 (deep) content gives the diffID
 //	K20  (deep) no object the tar does not have  K21 (deep) sizes
 //	K22  files that lost their content           K23 indexes of layers
-//	K24  indexes of chains
+//	K24  indexes of chains                 K26 adopted content is where and as it was
 func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) {
 	c := &checker{s: s, ctx: ctx, o: o, r: &Report{Findings: []Finding{}}}
 	probs, err := s.db.CheckFile(ctx)
@@ -264,7 +264,10 @@ func (c *checker) caches() error {
 	return nil
 }
 
-const reload = "none: remove the images that have it, and load them again"
+const (
+	reload  = "none: remove the images that have it, and load them again"
+	readopt = "none: put it back, or remove the images that have it"
+)
 
 func (c *checker) one(row metadata.Cache, l metadata.Layer) error {
 	object := layersName + "/" + row.CacheID
@@ -279,7 +282,13 @@ func (c *checker) one(row metadata.Cache, l metadata.Layer) error {
 	files := layerFiles{dir: fd, diff: -1}
 	defer func() { files.Close() }()
 	var err error
-	if files.diff, err = fsat.OpenName(fd, diffName, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+	if row.Adopted != nil {
+		files.adopted = true
+		if files.diff, err = openAdopted(row.Adopted); err != nil {
+			c.found("K26", object, err.Error(), readopt, nil)
+			return nil
+		}
+	} else if files.diff, err = fsat.OpenName(fd, diffName, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
 		c.found("K5", object, fmt.Sprintf("the content of layer %s is missing: %v", row.DiffID, err), reload, nil)
 		return nil
 	}
@@ -293,17 +302,17 @@ func (c *checker) one(row metadata.Cache, l metadata.Layer) error {
 		}
 		c.found("K6", object, "its sidecar cannot be read: "+err.Error(), repair, fix)
 		side = Sidecar{Cache: row}
-	case side.Cache.DiffID != row.DiffID || side.Cache.CacheID != row.CacheID || side.Cache.Bind != row.Bind || side.Cache.SplitSHA != row.SplitSHA:
+	case !sameAdopted(side.Cache.Adopted, row.Adopted) || side.Cache.DiffID != row.DiffID || side.Cache.CacheID != row.CacheID || side.Cache.Bind != row.Bind || side.Cache.SplitSHA != row.SplitSHA:
 		side.Cache = row
 		c.found("K6", object, "its sidecar does not agree with its row", "write it anew", func() error { return writeSidecar(fd, side) })
 	}
 	var st unix.Stat_t
-	if err := fsat.Stat(fd, splitName, &st); err != nil || st.Size != row.SplitSize {
+	if err := fsat.Stat(fd, splitName, &st); (err != nil || st.Size != row.SplitSize) && (row.SplitSize > 0 || !fsat.IsAbsent(err)) {
 		c.found("K22", object+"/"+splitName, fmt.Sprintf("expected %d bytes, got %d", row.SplitSize, st.Size), reload, nil)
 		return nil
 	}
 	found := len(c.r.Findings)
-	if c.o.Deep {
+	if c.o.Deep && row.SplitSize > 0 {
 		if err := c.deep(row, files, side, object); err != nil {
 			return err
 		}

@@ -41,7 +41,10 @@ func (s *Store) GC(ctx context.Context, dryRun bool) (GCReport, error) {
 			if err != nil {
 				return err
 			}
-			sizes[l.ChainID] = c.Allocated + c.SplitSize
+			sizes[l.ChainID] = c.SplitSize
+			if c.Adopted == nil {
+				sizes[l.ChainID] += c.Allocated
+			}
 		}
 		gone := func(l metadata.Layer) { rep.Layers = append(rep.Layers, l.ChainID) }
 		if err := gcImages(tx, &rep, &junk, gone); err != nil {
@@ -248,6 +251,9 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 		if initID[c.CacheID] {
 			u.Init += size
 			continue
+		}
+		if c.Adopted != nil {
+			u.Adopted += c.Allocated
 		}
 		u.Layers.Count++
 		u.Layers.Size += size

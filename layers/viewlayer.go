@@ -88,7 +88,7 @@ func (l viewLayer) marked(dir string) (bool, error) {
 // listing reads one layer's directory.
 func (l viewLayer) listing(path string) (merge.Listing, error) {
 	var out merge.Listing
-	fd, err := fsat.OpenBeneath(l.fd, path, unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := fsat.OpenDirBeneath(l.fd, path)
 	if err != nil {
 		return out, err
 	}
