@@ -87,7 +87,7 @@ func (s *Store) Adopt(ctx context.Context, path string, o AdoptOptions) (*AdoptR
 	}
 	a := &adopter{
 		s: s, src: src, copy: o.Mode == AdoptCopy, verify: o.Verify, progress: &progress{fn: o.Progress},
-		told: map[*foreign.Layer]digest.Digest{}, broken: map[*foreign.Layer]error{},
+		told: map[*foreign.Layer]digest.Digest{}, met: map[digest.Digest]bool{}, broken: map[*foreign.Layer]error{},
 		rep: &AdoptReport{
 			Path: src.Path, Source: sourceName(src), Mode: AdoptReference, DryRun: o.DryRun,
 			Images: []AdoptedImage{}, Containers: []AdoptedContainer{}, Skipped: []AdoptSkipped{},

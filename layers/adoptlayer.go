@@ -28,6 +28,8 @@ type adopter struct {
 
 	// diffIDs that only reading a tar has told, by layer.
 	told map[*foreign.Layer]digest.Digest
+	// met are the chainIDs of layers that have been counted.
+	met map[digest.Digest]bool
 	// broken layers, and why: an error is told once for each image, not found again.
 	broken map[*foreign.Layer]error
 }
@@ -81,7 +83,10 @@ func (a *adopter) have(ctx context.Context, c *chainer, diffID digest.Digest) (b
 		return false, err
 	}
 	c.top = metadata.ChainID(c.top, diffID)
-	a.rep.Present++
+	if !a.met[c.top] {
+		a.met[c.top] = true
+		a.rep.Present++
+	}
 	return true, nil
 }
 
@@ -110,6 +115,7 @@ func (a *adopter) take(ctx context.Context, c *chainer, l *foreign.Layer, diffID
 		return "", isLayer(got, diffID)
 	}
 	diffID = st.u.stats.diffID
+	a.met[metadata.ChainID(c.top, diffID)] = true
 	if err := c.add(ctx, &layerData{name: l.Name, diffID: diffID, stage: st}); err != nil {
 		return "", err
 	}
@@ -242,6 +248,7 @@ func (a *adopter) addReference(ctx context.Context, c *chainer, t *foreign.Tree,
 			Path: a.src.Abs(t.Dir), Source: sourceName(a.src), Dev: stat.Dev, Ino: stat.Ino, Ctime: ctimeOf(&stat),
 		},
 	}
+	a.met[b.layer.ChainID] = true
 	c.bound = append(c.bound, b)
 	c.stack = append([]LayerDir{b.dir()}, c.stack...)
 	c.top = b.layer.ChainID
