@@ -13,6 +13,7 @@ import (
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/layers/foreign"
 	"github.com/plyfs/plyfs/metadata"
+	"github.com/plyfs/plyfs/whiteout/override"
 )
 
 // container takes over one container: its writable layer becomes an image without a
@@ -112,7 +113,10 @@ func (a *adopter) upper(ctx context.Context, fc *foreign.Container, top digest.D
 	if err != nil {
 		return "", err
 	}
-	write, empty := a.upperTar(ctx, fc, stack)
+	write, empty, err := a.upperTar(ctx, fc, tree, stack)
+	if err != nil {
+		return "", err
+	}
 	c := chainer{s: a.s, lease: a.lease, top: top}
 	defer c.discard()
 	t := a.progress.start(fc.Name, "adopting", 0)
@@ -124,7 +128,7 @@ func (a *adopter) upper(ctx context.Context, fc *foreign.Container, top digest.D
 			return "", err
 		}
 		// What it says is believed, as root has written it, but a layer cannot say it.
-		refer = in.indirect == "" && !a.hasLinkIndex(fc.Upper)
+		refer = in.indirect == "" && !a.hasLinkIndex(fc.Upper) && !isOverridden(tree)
 	}
 	if refer {
 		var diffID digest.Digest
@@ -171,15 +175,31 @@ func (a *adopter) hasLinkIndex(t *foreign.Tree) bool {
 
 // upperTar returns a function that writes the layer, and where it says that there was
 // nothing to write.
-func (a *adopter) upperTar(ctx context.Context, fc *foreign.Container, stack []LayerDir) (write func(io.Writer) error, empty *bool) {
+func (a *adopter) upperTar(ctx context.Context, fc *foreign.Container, tree int, stack []LayerDir) (write func(io.Writer) error, empty *bool, err error) {
 	empty = new(bool)
+	var ids *foreign.IDs
+	switch owners, err := a.src.Owners(); {
+	case err != nil:
+		return nil, nil, err
+	case !owners.None():
+		ids = &owners
+	}
 	if fc.Upper.Whole {
 		return func(w io.Writer) (err error) {
-			*empty, err = writeDifference(ctx, w, a.src.Abs(fc.Base.Dir), a.src.Abs(fc.Upper.Dir))
+			*empty, err = writeDifference(ctx, w, LayerDir{Path: a.src.Abs(fc.Base.Dir), ids: ids}, LayerDir{Path: a.src.Abs(fc.Upper.Dir), ids: ids})
 			return err
-		}, empty
+		}, empty, nil
 	}
-	st := Stack{Upper: a.src.Abs(fc.Upper.Dir), Dialect: fc.Upper.Dialect, Lowers: stack}
+	st := Stack{Upper: a.src.Abs(fc.Upper.Dir), Dialect: fc.Upper.Dialect, Lowers: stack, ids: ids}
+	if isOverridden(tree) {
+		st.Override = override.Containers
+	}
+	if a.hasLinkIndex(fc.Upper) {
+		// Its names are those of the inodes that were copied up.
+		if lowers := a.lowers(fc, ids); lowers != nil {
+			st.Lowers = lowers
+		}
+	}
 	if fc.Upper.Work != "" {
 		if fd, err := a.src.OpenTree(&foreign.Tree{Dir: fc.Upper.Work}); err == nil {
 			fsat.Close(fd)
@@ -189,5 +209,37 @@ func (a *adopter) upperTar(ctx context.Context, fc *foreign.Container, stack []L
 	return func(w io.Writer) (err error) {
 		*empty, err = writeUpper(ctx, w, st)
 		return err
-	}, empty
+	}, empty, nil
+}
+
+// lowers are the layers of a container's image where they lie in the other store,
+// topmost first; nil if that does not keep layers.
+func (a *adopter) lowers(fc *foreign.Container, ids *foreign.IDs) (out []LayerDir) {
+	for _, i := range a.src.Images {
+		if i.Key != fc.Image {
+			continue
+		}
+		for n := len(i.Layers) - 1; n >= 0; n-- {
+			t := i.Layers[n].Tree
+			if t == nil || t.Whole {
+				return nil
+			}
+			d := LayerDir{Path: a.src.Abs(t.Dir), Dialect: t.Dialect, ids: ids}
+			if fd, err := a.src.OpenTree(t); err == nil {
+				if isOverridden(fd) {
+					d.Override = override.Containers
+				}
+				fsat.Close(fd)
+			}
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// isOverridden reports whether files of a directory say in an attribute what they are
+// (podman's force_mask): its root does.
+func isOverridden(tree int) bool {
+	_, err := fsat.Getxattr(tree, "", override.Containers.Attr(), nil)
+	return err == nil
 }

@@ -12,10 +12,11 @@ import (
 // writeDifference writes the layer that turns the tree base into the tree top, both of
 // which are plain directories: what a storage driver has in place of layers that has
 // none. empty says that there is no difference.
-func writeDifference(ctx context.Context, w io.Writer, base, top string) (empty bool, err error) {
+func writeDifference(ctx context.Context, w io.Writer, base, top LayerDir) (empty bool, err error) {
 	var views [2]*view
-	for i, path := range []string{base, top} {
-		if views[i], err = openView(ctx, []LayerDir{{Path: path, Dialect: whiteout.Overlay}}); err != nil {
+	for i, d := range []LayerDir{base, top} {
+		d.Dialect = whiteout.Overlay
+		if views[i], err = openView(ctx, []LayerDir{d}); err != nil {
 			return false, err
 		}
 		defer views[i].Close()

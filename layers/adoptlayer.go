@@ -138,6 +138,9 @@ func (a *adopter) refer(ctx context.Context, c *chainer, l *foreign.Layer, tree 
 	if in.indirect != "" {
 		return "", fmt.Errorf("%w: %q says that a part of it is elsewhere (redirect or metacopy), which no image can say: adopt it with --copy", ErrUnsupported, in.indirect)
 	}
+	if isOverridden(tree) {
+		return "", fmt.Errorf("%w: its files say in an attribute what they are (force_mask): adopt it with --copy", ErrUnsupported)
+	}
 	t := a.progress.start(l.Name, "adopting", 0)
 	defer t.done()
 	return a.addReference(ctx, c, l.Tree, tree, in, diffID, "adopt", func(f *os.File) (recorded, error) {

@@ -9,6 +9,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
 
+	"github.com/plyfs/plyfs/layers/foreign"
 	"github.com/plyfs/plyfs/metadata"
 	"github.com/plyfs/plyfs/whiteout"
 	"github.com/plyfs/plyfs/whiteout/override"
@@ -192,6 +193,7 @@ type LayerDir struct {
 
 	tree    *node             // of a stage without privileges: what its index will say
 	adopted *metadata.Adopted // Path is in another engine's store
+	ids     *foreign.IDs      // see encoding
 }
 
 // Stack is what a mount is made of. Lowers[0] is the topmost.
@@ -204,6 +206,8 @@ type Stack struct {
 	Override override.Form `json:"override,omitempty"`
 	// ChainID is the chain that Lowers are, if they are one.
 	ChainID digest.Digest `json:"chainID,omitempty"`
+
+	ids *foreign.IDs // of the upper, see encoding
 }
 
 // Change is one line of diff: kind A, C or D and an absolute path.

@@ -136,8 +136,22 @@ func unescape(s string) string {
 	return b.String()
 }
 
-// ofRoot reports whether the root of the store belongs to root.
+// ofRoot reports whether the store is that of the machine's root, and not of a user
+// who is root in a namespace.
 func (s *Store) ofRoot() bool {
+	uid, err := s.owner()
+	return err == nil && uid == 0 && firstUserNamespace()
+}
+
+func (s *Store) owner() (uid uint32, err error) {
 	var st unix.Stat_t
-	return fsat.Fstat(s.fd, &st) == nil && st.Uid == 0
+	err = fsat.Fstat(s.fd, &st)
+	return st.Uid, err
+}
+
+// firstUserNamespace reports whether ids are what they are on the machine.
+func firstUserNamespace() bool {
+	raw, err := os.ReadFile("/proc/self/uid_map")
+	f := strings.Fields(string(raw))
+	return err == nil && len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == "4294967295"
 }

@@ -101,9 +101,10 @@ type containersReader struct {
 }
 
 func (r *containersReader) read(ctx context.Context) error {
-	r.dialect = whiteout.Overlay
-	if r.driver == "overlay" && (r.s.isFile("overlay/.has-mount-program") || !r.s.ofRoot()) {
-		r.dialect = whiteout.Auto
+	// The file says whether there is a mount program; it is missing in old stores.
+	r.dialect = whiteout.Auto
+	if word, err := r.s.readWord("overlay/.has-mount-program"); err == nil && word == "false" && r.s.ofRoot() {
+		r.dialect = whiteout.Overlay
 	}
 	for _, name := range []string{"layers.json", "volatile-layers.json"} {
 		var list []*containersLayer
