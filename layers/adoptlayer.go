@@ -114,7 +114,13 @@ func (a *adopter) take(ctx context.Context, c *chainer, l *foreign.Layer, diffID
 		st.discard()
 		return "", isLayer(got, diffID)
 	}
-	diffID = st.u.stats.diffID
+	if diffID == "" {
+		diffID = st.u.stats.diffID
+		if have, err := a.have(ctx, c, diffID); err != nil || have {
+			st.discard()
+			return diffID, err
+		}
+	}
 	a.met[metadata.ChainID(c.top, diffID)] = true
 	if err := c.add(ctx, &layerData{name: l.Name, diffID: diffID, stage: st}); err != nil {
 		return "", err
@@ -221,6 +227,7 @@ func (a *adopter) addReference(ctx context.Context, c *chainer, t *foreign.Tree,
 		}
 	}
 	files := layerFiles{dir: st.dir, diff: st.diff, adopted: true}
+	known := diffID != ""
 	switch {
 	case rec.diffID != "" && diffID != "" && rec.diffID != diffID:
 		return "", isLayer(rec.diffID, diffID)
@@ -229,6 +236,11 @@ func (a *adopter) addReference(ctx context.Context, c *chainer, t *foreign.Tree,
 	case diffID == "": // the record was converted: its contents tell
 		if diffID, err = files.digest(ctx); err != nil {
 			return "", err
+		}
+	}
+	if !known {
+		if have, err := a.have(ctx, c, diffID); err != nil || have {
+			return diffID, err // the stage is thrown away
 		}
 	}
 	if a.verify && rec.splitSize > 0 {

@@ -50,6 +50,10 @@ func (s *Store) readGraph(ctx context.Context) error {
 			return nil, err
 		}
 		l := &Layer{Name: shortName(id), Size: -1, Tree: trees(id)}
+		img := &stepImage{raw: raw, layer: l}
+		if err := img.parse(id, s.limits.JSONDepth); err != nil {
+			return nil, err
+		}
 		if text, err := s.readWord(dir + "layersize"); err == nil {
 			if n, err := strconv.ParseInt(text, 10, 64); err == nil && n >= 0 {
 				l.Size = n
@@ -63,10 +67,6 @@ func (s *Store) readGraph(ctx context.Context) error {
 		}
 		if l.Tree.Whole && l.Split == "" {
 			return nil, fmt.Errorf("%w: the driver %s keeps whole trees, and there is no record of the layer's tar", ErrUnsupported, s.Driver)
-		}
-		img := &stepImage{raw: raw, layer: l}
-		if err := img.parse(id, s.limits.JSONDepth); err != nil {
-			return nil, err
 		}
 		if p, err := s.readWord(dir + "parent"); err == nil && isHex(p, 64) { // Docker 1.9
 			img.parent = p
