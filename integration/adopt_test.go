@@ -3,6 +3,7 @@ package integration
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -209,6 +210,48 @@ func TestAdoptDocker(t *testing.T) {
 			}
 			a.untouched()
 		})
+	}
+}
+
+// TestAdoptContainerd adopts what containerd has pulled and unpacked.
+func TestAdoptContainerd(t *testing.T) {
+	t.Parallel()
+	engine.Need(t, "containerd", "ctr", "runc")
+	harness.NeedRoot(t)
+	harness.NeedKernelOverlay(t)
+	w := enginePlace(t, engine.Options{}).Root
+	dir := filepath.Join(w.Home, "c")
+	conf := fmt.Sprintf("version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = %q\n",
+		dir+"/root", dir+"/state", dir+"/s")
+	if err := errors.Join(os.Mkdir(dir, 0o711), os.WriteFile(dir+"/conf", []byte(conf), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	w = w.With(map[string]string{"CONTAINERD_ADDRESS": dir + "/s"})
+	w.Run(t, "sh", "-c", `set -e
+containerd -c "$1/conf" > "$1/log" 2>&1 < /dev/null & echo $! > "$1/pid"
+i=0; until ctr version > /dev/null 2>&1; do i=$((i+1)); test $i -lt 300; sleep 0.1; done`, "start", dir)
+	stopped := false
+	stop := func() {
+		if !stopped {
+			w.Run(t, "sh", "-c", `p=$(cat "$1"); kill "$p"; i=0; while kill -0 "$p" 2>/dev/null; do i=$((i+1)); test $i -lt 300; sleep 0.1; done`, "stop", dir+"/pid")
+		}
+		stopped = true
+	}
+	t.Cleanup(stop)
+	w.Run(t, "ctr", "image", "import", "--snapshotter", "overlayfs", baseImage(t, w))
+	w.Run(t, "ctr", "image", "tag", engine.BaseImage, "localhost/second:tag")
+	w.Run(t, "ctr", "run", "--snapshotter", "overlayfs", engine.BaseImage, "work", "sh", "-c", change)
+	stop()
+	source := dir + "/root"
+	for _, mode := range []string{"--reference", "--copy"} {
+		a := newAdoption(t, source)
+		a.run("adopt", mode, "--verify", source)
+		sameText(t, mode+" image", imageTree, a.look(engine.BaseImage))
+		sameText(t, mode+" second name", imageTree, a.look("localhost/second:tag"))
+		sameText(t, mode+" container", committed(changedTree), a.look("work"))
+		a.check()
+		a.run("save", "-o", filepath.Join(t.TempDir(), "saved.tar"), engine.BaseImage)
+		a.untouched()
 	}
 }
 

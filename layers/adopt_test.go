@@ -38,9 +38,10 @@ func spliced(t testing.TB, tarball []byte) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	zw := gzip.NewWriter(&buf)
-	r, err := asm.NewInputTarStream(bytes.NewReader(tarball), storage.NewJSONPacker(zw), nil)
+	r, done, err := asm.NewInputTarStreamWithDone(bytes.NewReader(tarball), storage.NewJSONPacker(zw), nil)
 	if err == nil {
 		_, err = io.Copy(io.Discard, r)
+		err = errors.Join(err, <-done)
 	}
 	if err := errors.Join(err, zw.Close()); err != nil {
 		t.Fatal(err)

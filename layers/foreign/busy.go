@@ -102,7 +102,8 @@ func mountsBelow(dir string) map[string]bool {
 	return out
 }
 
-// mountPoints adds to out the mount points of a mountinfo that lie below dir.
+// mountPoints adds to out the mount points of a mountinfo, and the uppers of overlays,
+// that lie below dir.
 func mountPoints(table []byte, dir string, out map[string]bool) {
 	sc := bufio.NewScanner(bytes.NewReader(table))
 	sc.Buffer(nil, 1<<20)
@@ -113,6 +114,14 @@ func mountPoints(table []byte, dir string, out map[string]bool) {
 		}
 		if p := unescape(f[4]); strings.HasPrefix(p, dir+"/") {
 			out[p] = true
+		}
+		// An overlay says what its upper is, wherever it is mounted.
+		for option := range strings.SplitSeq(f[len(f)-1], ",") {
+			if p, ok := strings.CutPrefix(option, "upperdir="); ok {
+				if p = unescape(p); strings.HasPrefix(p, dir+"/") {
+					out[p] = true
+				}
+			}
 		}
 	}
 }

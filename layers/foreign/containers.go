@@ -285,6 +285,6 @@ func (r *containersReader) container(c *containersContainer) (*Container, error)
 	if !r.s.isDir(out.Upper.Dir) {
 		return nil, fmt.Errorf("%w: its directory %s is missing", ErrDamaged, out.Upper.Dir)
 	}
-	out.Running = r.s.Mounted(strings.TrimSuffix(out.Upper.Dir, "/diff") + "/merged")
+	out.Running = r.s.Mounted(out.Upper.Dir) || r.s.Mounted(strings.TrimSuffix(out.Upper.Dir, "/diff")+"/merged")
 	return out, nil
 }

@@ -100,6 +100,10 @@ func (s *Store) readDocker(ctx context.Context) error {
 		return s.refuseDriver(refused)
 	}
 	s.sortImages()
+	// Newer engines keep images in a containerd of their own.
+	if len(s.Images) == 0 && s.isFile("containerd/daemon/"+containerdMeta) {
+		s.problem("store", "containerd/daemon", fmt.Errorf("%w: if images are in containerd's store, adopt them from %q", ErrUnsupported, s.Abs("containerd/daemon")))
+	}
 	return nil
 }
 
@@ -317,7 +321,7 @@ func (r *dockerReader) container(id string) (*Container, error) {
 	if !r.s.isDir(c.Upper.Dir) {
 		return nil, fmt.Errorf("%w: its directory %s is missing", ErrDamaged, c.Upper.Dir)
 	}
-	if r.s.Mounted(r.driver+"/"+mount+"/merged") || r.s.Mounted("aufs/mnt/"+mount) {
+	if r.s.Mounted(c.Upper.Dir) || r.s.Mounted(r.driver+"/"+mount+"/merged") || r.s.Mounted("aufs/mnt/"+mount) {
 		c.Running = true
 	}
 	return c, nil

@@ -79,7 +79,8 @@ type Store struct {
 
 	limits Limits
 	fd     int
-	mounts map[string]bool // mount points below Path, in any mount namespace we see
+	open   []*os.File      // databases
+	mounts map[string]bool // see Mounted
 }
 
 // Problem is an object of the store that cannot be taken over.
@@ -166,6 +167,10 @@ func Open(ctx context.Context, path string, l Limits) (*Store, error) {
 
 // Close releases the store.
 func (s *Store) Close() {
+	for _, f := range s.open {
+		_ = f.Close() // read only
+	}
+	s.open = nil
 	fsat.Close(s.fd)
 	s.fd = -1
 }
@@ -245,8 +250,8 @@ func (s *Store) OpenFile(name string) (*os.File, error) {
 // Abs is the absolute path of a directory of the store.
 func (s *Store) Abs(rel string) string { return filepath.Join(s.Path, rel) }
 
-// Mounted reports whether anything is mounted on a directory of the store, in any
-// mount namespace that we can see.
+// Mounted reports whether anything is mounted on a directory of the store, or the
+// directory is the upper of an overlay, in any mount namespace that we can see.
 func (s *Store) Mounted(rel string) bool { return s.mounts[s.Abs(rel)] }
 
 // sortImages puts parents before their children.
