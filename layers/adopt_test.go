@@ -615,3 +615,41 @@ func TestAdoptReadOnly(t *testing.T) {
 	}
 	clean(t, s)
 }
+
+// TestAdoptCrash kills a process that adopts a store at every step. What is done stays,
+// what is not is swept, and adopting again gives the rest.
+func TestAdoptCrash(t *testing.T) {
+	needRoot(t)
+	source, id := dockerRoot(t)
+	before := trace(t, source)
+	for _, role := range []string{"adopt", "adopt-copy"} {
+		for _, point := range []string{
+			"after-ingest-row", "before-sync", "after-sync", "before-index-sync", "after-index", "after-rename", "after-dirsync", "after-row",
+			"after-container-row", "after-container-rename",
+		} {
+			t.Run(role+" "+point, func(t *testing.T) {
+				root := filepath.Join(t.TempDir(), "store")
+				s := openAt(t, root)
+				c := start(t, role, root, source, point)
+				_ = c.Wait()
+				if c.ProcessState.ExitCode() != diedCode {
+					t.Fatalf("the helper did not reach the point: %v", c.ProcessState)
+				}
+				o := AdoptOptions{}
+				if role == "adopt-copy" {
+					o.Mode = AdoptCopy
+				}
+				if rep := adopt(t, s, source, o); len(rep.Images) != 1 || len(rep.Containers) != 1 || len(rep.Skipped) > 0 {
+					t.Errorf("adopted again: %+v", rep)
+				}
+				if img, err := s.ResolveImage(t.Context(), "app:1"); err != nil || img.ID != id {
+					t.Errorf("%+v %v", img, err)
+				}
+				clean(t, s)
+			})
+		}
+	}
+	if after := trace(t, source); after != before {
+		t.Error("the source has changed")
+	}
+}

@@ -153,10 +153,9 @@ func (a *adopter) upper(ctx context.Context, fc *foreign.Container, top digest.D
 		st.discard()
 		return "", nil
 	}
-	if err := c.add(ctx, &layerData{name: fc.Name, diffID: diffID, stage: st}); err != nil {
+	if err := a.add(ctx, &c, fc.Name, st); err != nil {
 		return "", err
 	}
-	a.rep.Copied++
 	return diffID, c.publish(ctx)
 }
 

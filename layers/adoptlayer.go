@@ -122,11 +122,21 @@ func (a *adopter) take(ctx context.Context, c *chainer, l *foreign.Layer, diffID
 		}
 	}
 	a.met[metadata.ChainID(c.top, diffID)] = true
-	if err := c.add(ctx, &layerData{name: l.Name, diffID: diffID, stage: st}); err != nil {
-		return "", err
+	return diffID, a.add(ctx, c, l.Name, st)
+}
+
+// add puts a stage on top of the chain, unless the store has the layer.
+func (a *adopter) add(ctx context.Context, c *chainer, name string, st *stage) error {
+	ld := &layerData{name: name, diffID: st.u.stats.diffID, stage: st}
+	err := c.add(ctx, ld)
+	if ld.stage != nil { // not taken
+		ld.stage.discard()
+		return err
 	}
-	a.rep.Copied++
-	return diffID, nil
+	if err == nil {
+		a.rep.Copied++
+	}
+	return err
 }
 
 // refer makes a layer whose content stays where it is.

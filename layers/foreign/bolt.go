@@ -68,7 +68,7 @@ func readBolt(r io.ReaderAt, size int64) (*boltBucket, error) {
 	// A page is read once, unless it is of the path to several leaves.
 	f := &boltFile{r: r, budget: 4*size + 1<<20}
 	var root, best uint64
-	for _, at := range []int64{0, 4096, 8192, 16384, 32768, 65536} {
+	for _, at := range []int64{0, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536} {
 		buf := make([]byte, boltHeader+64)
 		if _, err := r.ReadAt(buf, at); err != nil {
 			continue // beyond the end
