@@ -2,7 +2,9 @@ package layers
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -78,6 +80,9 @@ func (s *Store) Adopt(ctx context.Context, path string, o AdoptOptions) (*AdoptR
 		return nil, fmt.Errorf("%w: mode %q: expected reference or copy", ErrInvalid, o.Mode)
 	}
 	src, err := foreign.Open(ctx, path, foreign.Limits{Config: s.limits.Config, JSONDepth: s.limits.JSONDepth, Layers: s.limits.Layers})
+	if errors.Is(err, os.ErrNotExist) {
+		err = sentinel{err, ErrNotFound}
+	}
 	if err != nil {
 		return nil, mapForeign(err)
 	}

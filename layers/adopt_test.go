@@ -653,3 +653,76 @@ func TestAdoptCrash(t *testing.T) {
 		t.Error("the source has changed")
 	}
 }
+
+// overlayRoot writes a root of Docker with overlay2 that has an image of one layer and
+// a container, and returns the layer's directory and the container's upper.
+func overlayRoot(t testing.TB) (root, layer, upper string) {
+	t.Helper()
+	root = filepath.Join(t.TempDir(), "docker")
+	must(t, os.MkdirAll(root, 0o700))
+	b := layerTar(t, dir("d"), file("d/a", "aa"), file("d/b", "bb"), dir("e"), file("f", "data"))
+	diff := digest.FromBytes(b)
+	ldb := root + "/image/overlay2/layerdb/sha256/" + diff.Encoded()
+	put(t, ldb+"/diff", diff.String())
+	put(t, ldb+"/cache-id", hexID("1"))
+	put(t, ldb+"/tar-split.json.gz", string(spliced(t, b)))
+	layer, upper = root+"/overlay2/"+hexID("1")+"/diff", root+"/overlay2/"+hexID("8")+"/diff"
+	aufsTree(t, layer, dir("d"), file("d/a", "aa"), file("d/b", "bb"), dir("e"), file("f", "data"))
+	config := img{layers: [][]byte{b}}.configJSON(t)
+	id := digest.FromBytes(config)
+	put(t, root+"/image/overlay2/imagedb/content/sha256/"+id.Encoded(), string(config))
+	put(t, root+"/image/overlay2/repositories.json", fmt.Sprintf(`{"Repositories":{"app":{"app:1":%q}}}`, id))
+	cid := hexID("7")
+	put(t, root+"/image/overlay2/layerdb/mounts/"+cid+"/mount-id", hexID("8"))
+	put(t, root+"/image/overlay2/layerdb/mounts/"+cid+"/parent", diff.String())
+	put(t, root+"/containers/"+cid+"/config.v2.json", fmt.Sprintf(`{"Name":"/box","Image":%q}`, id))
+	must(t, os.MkdirAll(upper, 0o755))
+	return root, layer, upper
+}
+
+// TestAdoptRedirect: what the kernel has written into the upper of a container is
+// believed, and becomes a plain layer; what is in the layer of an image is not.
+func TestAdoptRedirect(t *testing.T) {
+	needRoot(t)
+	set := func(path, attr, value string) {
+		t.Helper()
+		must(t, unix.Lsetxattr(path, "trusted.overlay."+attr, []byte(value), 0))
+	}
+	root, layer, upper := overlayRoot(t)
+	must(t, os.Mkdir(upper+"/moved", 0o755))
+	set(upper+"/moved", "redirect", "/d")
+	must(t, unix.Mknod(upper+"/d", unix.S_IFCHR, 0))
+	must(t, unix.Mknod(upper+"/moved/b", unix.S_IFCHR, 0))
+	put(t, upper+"/f", "\x00\x00\x00\x00")
+	set(upper+"/f", "metacopy", "")
+	set(upper+"/f", "origin", "x")
+	must(t, os.Chmod(upper+"/f", 0o600))
+	const want = "/ /e/ /f=data /moved/ /moved/a=aa"
+	before := trace(t, root)
+	for _, mode := range []string{AdoptReference, AdoptCopy} {
+		s := openStore(t)
+		if rep := adopt(t, s, root, AdoptOptions{Mode: mode}); len(rep.Skipped) > 0 || mode == AdoptReference && (rep.Referenced != 1 || rep.Copied != 1) {
+			t.Errorf("%s: %+v", mode, rep)
+		}
+		st, err := s.ContainerStack(t.Context(), "box")
+		must(t, err)
+		if got := contents(t, Stack{Lowers: st.Lowers[1:]}); got != want {
+			t.Errorf("%s: the container shows %s, expected %s", mode, got, want)
+		}
+		clean(t, s)
+	}
+	if after := trace(t, root); after != before {
+		t.Error("the source has changed")
+	}
+
+	// Somebody has smuggled them into an image.
+	set(layer+"/e", "redirect", "/d")
+	s := openStore(t)
+	if _, err := s.Adopt(t.Context(), root, AdoptOptions{}); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "redirect") {
+		t.Errorf("an image with a redirect: %v", err)
+	}
+	clean(t, s)
+	adopt(t, s, root, AdoptOptions{Mode: AdoptCopy})
+	shows(t, s, "app:1", "/ /d/ /d/a=aa /d/b=bb /e/ /f=data")
+	clean(t, s)
+}

@@ -30,15 +30,16 @@ func guarded(path string) (private bool, err error) {
 		if err := unix.Lstat(at, &st); err != nil {
 			return false, fmt.Errorf("%q: %w", at, err)
 		}
+		hasACL := func() bool { _, err := unix.Lgetxattr(at, accessACL, nil); return err == nil }
 		switch {
 		case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 			return false, fmt.Errorf("%q: %w", at, unix.ENOTDIR)
 		case st.Uid != 0 && st.Uid != self:
 			return false, fmt.Errorf("%w: %q belongs to user %d", errNotOurs, at, st.Uid)
-		case at != path && st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0:
+		case at != path && st.Mode&unix.S_ISVTX == 0 && forOthers(&st, hasACL):
 			return false, fmt.Errorf("%w: %q has mode %#o", errNotOurs, at, st.Mode&0o7777)
 		}
-		ofGroup := st.Mode&0o010 != 0 && st.Gid != 0
+		ofGroup := st.Mode&0o010 != 0 && (st.Gid != 0 || hasACL())
 		if at != path && st.Mode&0o001 == 0 && !ofGroup {
 			private = true
 		}
@@ -47,6 +48,14 @@ func guarded(path string) (private bool, err error) {
 		}
 	}
 }
+
+// forOthers reports whether somebody but root and the owner can write an object. Where
+// there is an ACL, the bits of the group are what it gives at most, to anybody.
+func forOthers(st *unix.Stat_t, hasACL func() bool) bool {
+	return st.Mode&0o002 != 0 || st.Mode&0o020 != 0 && (st.Gid != 0 || hasACL())
+}
+
+const accessACL = "system.posix_acl_access"
 
 // inspection is what a look at every object of adopted content has found.
 type inspection struct {
@@ -69,7 +78,7 @@ func inspect(ctx context.Context, fd int, d whiteout.Dialect, private bool) (in 
 			return err
 		}
 		typ := st.Mode & unix.S_IFMT
-		if !private && (st.Uid != 0 && st.Uid != self || st.Mode&0o022 != 0 && typ != unix.S_IFLNK) {
+		if !private && (st.Uid != 0 && st.Uid != self || typ != unix.S_IFLNK && forOthers(&st, func() bool { _, err := fsat.Getxattr(fd, "", accessACL, nil); return err == nil })) {
 			return fmt.Errorf("%w: %q belongs to user %d and has mode %#o", errNotOurs, "/"+path, st.Uid, st.Mode&0o7777)
 		}
 		if in.indirect == "" && (typ == unix.S_IFDIR || typ == unix.S_IFREG) {

@@ -198,7 +198,13 @@ func (s *Store) restage(ctx context.Context, diffID digest.Digest) (*stage, erro
 	if len(caches) == 0 {
 		return nil, fmt.Errorf("layer %s: %w", diffID, ErrNotFound)
 	}
-	files, side, err := s.openLayer(caches[0].CacheID)
+	from := caches[0]
+	for _, c := range caches { // one of ours before one of another store
+		if c.Adopted == nil {
+			from = c
+		}
+	}
+	files, side, err := s.openLayer(from.CacheID)
 	if err != nil {
 		return nil, err
 	}

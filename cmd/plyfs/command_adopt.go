@@ -32,7 +32,7 @@ top of what it has written.
 What is damaged is reported and left out.`,
 		Example: `  plyfs adopt --dry-run /var/lib/docker
   plyfs adopt /var/lib/docker
-  podman unshare plyfs adopt --copy ~/.local/share/containers/storage`,
+  podman unshare plyfs --root ~/.local/share/plyfs adopt --copy ~/.local/share/containers/storage`,
 		Args:              exactArgs(1, "the PATH of a store"),
 		ValidArgsFunction: completeArgs(completeDirs),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -307,7 +307,7 @@ func (r *containerdReader) tree(sn, key string, rows *boltBucket) (*Tree, byte, 
 	if !r.s.isDir(dir + "/fs") {
 		return nil, 0, nil
 	}
-	t := &Tree{Dir: dir + "/fs", Dialect: containerdSnapshotters[sn]}
+	t := r.s.asWritten(&Tree{Dir: dir + "/fs", Dialect: containerdSnapshotters[sn]})
 	if snap.kind == containerdActive {
 		t.Work = dir + "/work"
 	}

@@ -229,7 +229,7 @@ func (r *dockerReader) layer(chain, parent, diffID digest.Digest) (*Layer, error
 	if !isName(cache) {
 		return nil, fmt.Errorf("%w: its cache-id is %q", ErrDamaged, cache)
 	}
-	l := &Layer{Name: shortName(chain.String()), DiffID: diffID, Size: -1, Tree: dockerTrees[r.driver].layer(cache)}
+	l := &Layer{Name: shortName(chain.String()), DiffID: diffID, Size: -1, Tree: r.s.asWritten(dockerTrees[r.driver].layer(cache))}
 	if text, err := r.s.readWord(dir + "size"); err == nil {
 		if n, err := strconv.ParseInt(text, 10, 64); err == nil && n >= 0 {
 			l.Size = n
@@ -289,7 +289,7 @@ func (r *dockerReader) container(id string) (*Container, error) {
 	if err != nil && !isAbsent(err) { // an image without layers has none
 		return nil, err
 	}
-	c := &Container{ID: id, Name: id[:12], Upper: dockerTrees[r.driver].upper(mount)}
+	c := &Container{ID: id, Name: id[:12], Upper: r.s.asWritten(dockerTrees[r.driver].upper(mount))}
 	var conf dockerContainer
 	switch err := r.s.readJSON("containers/"+id+"/config.v2.json", r.s.limits.Config, &conf); {
 	case err == nil:
@@ -325,6 +325,15 @@ func (r *dockerReader) container(id string) (*Container, error) {
 		c.Running = true
 	}
 	return c, nil
+}
+
+// asWritten corrects the dialect of a tree: the engine of a user cannot write what
+// root's does.
+func (s *Store) asWritten(t *Tree) *Tree {
+	if t.Dialect == whiteout.Overlay && !t.Whole && !s.ofRoot() {
+		t.Dialect = whiteout.Auto
+	}
+	return t
 }
 
 func sortedKeys[V any](m map[string]V) []string {

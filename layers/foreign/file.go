@@ -32,6 +32,9 @@ func (s *Store) readFile(name string, limit int64) ([]byte, error) {
 	if int64(len(raw)) > limit {
 		return nil, fmt.Errorf("%s: %w: more than %d bytes", name, ErrUnsupported, limit)
 	}
+	if s.total += int64(len(raw)); s.total > s.limits.Total {
+		return nil, fmt.Errorf("%s: %w: more than %d bytes that are no layers", name, ErrUnsupported, s.limits.Total)
+	}
 	return raw, nil
 }
 

@@ -40,6 +40,7 @@ const (
 type Limits struct {
 	Config    int64 // bytes of an image config
 	Index     int64 // bytes of a file that lists things
+	Total     int64 // bytes of all files but layers
 	JSONDepth int
 	Layers    int // of one image
 	Objects   int // images, layers or containers of a store
@@ -50,7 +51,10 @@ func (l Limits) withDefaults() Limits {
 		l.Config = 8 << 20
 	}
 	if l.Index == 0 {
-		l.Index = 256 << 20
+		l.Index = 64 << 20
+	}
+	if l.Total == 0 {
+		l.Total = 1 << 30
 	}
 	if l.JSONDepth == 0 {
 		l.JSONDepth = 64
@@ -78,6 +82,7 @@ type Store struct {
 	Users []string
 
 	limits Limits
+	total  int64 // bytes read
 	fd     int
 	open   []*os.File      // databases
 	mounts map[string]bool // see Mounted
