@@ -11,6 +11,7 @@ import (
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers/foreign"
 	"github.com/plyfs/plyfs/metadata"
@@ -173,6 +174,9 @@ func imageName(i *foreign.Image) string {
 func (a *adopter) skip(ctx context.Context, kind, object string, err error) error {
 	if fatal(ctx, err) {
 		return err
+	}
+	if errors.Is(err, unix.EACCES) && os.Geteuid() != 0 {
+		err = fmt.Errorf("%w: it belongs to another id of the store's owner; adopt in the owner's user namespace (podman unshare), or as root", err)
 	}
 	a.rep.Skipped = append(a.rep.Skipped, AdoptSkipped{kind, object, err.Error()})
 	return nil

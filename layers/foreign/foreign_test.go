@@ -267,6 +267,15 @@ func TestOwnersOfUsers(t *testing.T) {
 	}
 }
 
+func TestRemapped(t *testing.T) {
+	for name, want := range map[string]uint32{"100000.200000": 100000, "docker": 0, "1.x": 0, "0.0": 0, "4294967295.1": 0, "1.2.3": 0} {
+		ids, ok := remapped(name)
+		if ok != (want > 0) || ok && (ids.UIDs[0].Disk != want || ids.GIDs[0].Disk != 200000) {
+			t.Errorf("%s: %+v %v", name, ids, ok)
+		}
+	}
+}
+
 // TestParentsFirst: also of images whose parents form a circle.
 func TestParentsFirst(t *testing.T) {
 	s := &Store{}

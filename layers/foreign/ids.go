@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -34,6 +35,9 @@ func Inside(ranges []IDRange, id uint32) (uint32, bool) {
 // Owners says who the files of containers in the store belong to: its owner is root in
 // them, and the others are the owner's subordinate ids (subuid(5)), in order.
 func (s *Store) Owners() (IDs, error) {
+	if ids, ok := remapped(filepath.Base(s.Path)); ok && s.Kind == KindDocker {
+		return ids, nil
+	}
 	uid, err := s.owner()
 	if err != nil || uid == 0 || !firstUserNamespace() {
 		return IDs{}, err
@@ -58,6 +62,19 @@ func (s *Store) Owners() (IDs, error) {
 		*f.to = append(*f.to, subordinates(raw, names)...)
 	}
 	return ids, nil
+}
+
+// remapped reads the name of a root of Docker with userns-remap, which is that of the
+// first ids: "100000.100000".
+func remapped(name string) (IDs, bool) {
+	u, g, ok := strings.Cut(name, ".")
+	uid, err1 := strconv.ParseUint(u, 10, 32)
+	gid, err2 := strconv.ParseUint(g, 10, 32)
+	const length = 1 << 16 // of the one range that it uses
+	if !ok || err1 != nil || err2 != nil || uid == 0 || uid+length > 1<<32-1 || gid+length > 1<<32-1 {
+		return IDs{}, false
+	}
+	return IDs{UIDs: []IDRange{{uint32(uid), 0, length}}, GIDs: []IDRange{{uint32(gid), 0, length}}}, true
 }
 
 // subordinates reads subuid(5).

@@ -16,6 +16,7 @@ import (
 //	images/ID/ancestry                     JSON list of IDs, itself first, base last
 //	images/ID/_checksum                    "sha256:…" of the layer, or of document and layer
 //	images/ID/layer                        tar, usually with gzip
+//	images/ID/_inprogress                  while the layer is uploaded
 //	repositories/NAMESPACE/NAME/tag_TAG    ID
 //
 // Older ones keep it below images/ and repositories/ of a directory "registry".
@@ -37,6 +38,9 @@ func (s *Store) readRegistry(ctx context.Context) error {
 		img := &stepImage{raw: raw, layer: &Layer{Name: shortName(id), Size: -1, Blob: &Blob{File: dir + "layer", Size: -1}}}
 		if err := img.parse(id, s.limits.JSONDepth); err != nil {
 			return nil, err
+		}
+		if s.isFile(dir + "_inprogress") {
+			return nil, fmt.Errorf("%w: it was never uploaded to its end", ErrDamaged)
 		}
 		if !s.isFile(img.layer.Blob.File) {
 			return nil, fmt.Errorf("%w: its layer is missing", ErrDamaged)
