@@ -89,8 +89,8 @@ func (s *Store) stackID(lowers []LayerDir) (string, error) {
 		if !validID(d.CacheID) {
 			return "", fmt.Errorf("%w: layer directory %q", ErrCorrupt, d.CacheID)
 		}
-		if err := fsat.Stat(s.layersFd, d.CacheID+"/"+diffName, &st); err != nil {
-			return "", fmt.Errorf("%w: layer directory %s: %w", ErrCorrupt, d.Path, err)
+		if err := s.statContent(d, &st); err != nil {
+			return "", err
 		}
 		fmt.Fprintf(sum, "%s %s %d %d.%d\n", d.CacheID, d.Dialect, st.Ino, st.Ctim.Sec, st.Ctim.Nsec)
 	}

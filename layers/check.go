@@ -32,7 +32,7 @@ import (
 //	K22  files that lost their content           K23 indexes of layers
 //	K24  indexes of chains                       K25 free space (warnings)
 //	K26  manifests and the build cache           K27 rows can be decoded
-//	K28  adopted content is where it was         K29 (deep) no attributes of a foreign form
+//	K28  adopted content is where and as it was  K29 (deep) no attributes of a foreign form
 func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) {
 	c := &checker{s: s, ctx: ctx, o: o, r: &Report{Findings: []Finding{}}}
 	if whole, err := c.file(); err != nil || !whole {

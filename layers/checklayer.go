@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/vbatts/tar-split/tar/storage"
@@ -39,9 +38,6 @@ func (c *checker) caches() error {
 
 func (c *checker) one(row metadata.Cache, ls []metadata.Layer) error {
 	object := layersName + "/" + row.CacheID
-	if row.Adopted != nil {
-		c.adopted(row, ls)
-	}
 	fd := -1
 	if validID(row.CacheID) {
 		fd, _ = fsat.OpenName(c.s.layersFd, row.CacheID, unix.O_RDONLY|unix.O_DIRECTORY, 0)
@@ -52,11 +48,14 @@ func (c *checker) one(row metadata.Cache, ls []metadata.Layer) error {
 	}
 	files := layerFiles{dir: fd, diff: -1}
 	defer func() { files.Close() }()
-	if row.Adopted != nil {
-		return nil // its content is not ours to look into
-	}
 	var err error
-	if files.diff, err = fsat.OpenName(fd, diffName, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+	if row.Adopted != nil {
+		files.adopted = true
+		if files.diff, err = openAdopted(row.Adopted); err != nil {
+			c.report(Finding{Invariant: "K28", Severity: SeverityError, Object: object, Problem: err.Error(), Repair: readopt, Images: c.users(ls)}, nil)
+			return nil
+		}
+	} else if files.diff, err = fsat.OpenName(fd, diffName, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
 		c.damaged("K5", object, fmt.Sprintf("the content of layer %s is missing: %v", row.DiffID, err), row, ls)
 		return nil
 	}
@@ -71,7 +70,7 @@ func (c *checker) one(row metadata.Cache, ls []metadata.Layer) error {
 			return writeSidecar(fd, Sidecar{Version: 1, Cache: row, Layer: ls[0]})
 		})
 		side = Sidecar{Cache: row}
-	case side.Cache.DiffID != row.DiffID || side.Cache.CacheID != row.CacheID || side.Cache.Bind != row.Bind || side.Cache.SplitSHA != row.SplitSHA:
+	case !sameAdopted(side.Cache.Adopted, row.Adopted) || side.Cache.DiffID != row.DiffID || side.Cache.CacheID != row.CacheID || side.Cache.Bind != row.Bind || side.Cache.SplitSHA != row.SplitSHA:
 		side.Cache = row
 		if len(ls) > 0 && (side.Layer.DiffID != row.DiffID || side.Layer.CacheID != row.CacheID) {
 			side.Layer = ls[0]
@@ -79,7 +78,7 @@ func (c *checker) one(row metadata.Cache, ls []metadata.Layer) error {
 		c.found("K6", object, "its sidecar does not agree with its row", "write it anew", func() error { return writeSidecar(fd, side) })
 	}
 	var st unix.Stat_t
-	if err := fsat.Stat(fd, splitName, &st); err != nil || st.Size != row.SplitSize {
+	if err := fsat.Stat(fd, splitName, &st); (err != nil || st.Size != row.SplitSize) && (row.SplitSize > 0 || !fsat.IsAbsent(err)) {
 		c.damaged("K22", object+"/"+splitName, fmt.Sprintf("expected %d bytes, got %d", row.SplitSize, st.Size), row, ls)
 		return nil
 	}
@@ -88,7 +87,9 @@ func (c *checker) one(row metadata.Cache, ls []metadata.Layer) error {
 		return nil
 	}
 	found := len(c.r.Findings)
-	if c.o.Deep {
+	if row.SplitSize == 0 {
+		// Content in another store, where there was no record of its tar.
+	} else if c.o.Deep {
 		err = c.deep(row, files, side, object, ls)
 	} else if serr := files.scan(c.ctx, side.displaced()); c.ctx.Err() != nil {
 		err = c.ctx.Err()
@@ -109,21 +110,8 @@ func (c *checker) one(row metadata.Cache, ls []metadata.Layer) error {
 	return c.index(row, files, side, object, ls)
 }
 
-// adopted checks content that lies in another engine's store.
-func (c *checker) adopted(row metadata.Cache, ls []metadata.Layer) {
-	a := row.Adopted
-	var st unix.Stat_t
-	text := ""
-	switch err := unix.Lstat(a.Path, &st); {
-	case err != nil:
-		text = err.Error()
-	case st.Dev != a.Dev || st.Ino != a.Ino || !time.Unix(st.Ctim.Sec, st.Ctim.Nsec).Equal(a.Ctime):
-		text = "another directory is in its place, or it has been changed"
-	default:
-		return
-	}
-	c.damaged("K28", layersName+"/"+row.CacheID, fmt.Sprintf("its content in %s store %s: %s", a.Source, a.Path, text), row, ls)
-}
+// readopt is what can be done about content in another store.
+const readopt = "none: put it back, or remove the images that have it"
 
 // known reports what an earlier check has found and marked.
 func (c *checker) known(row metadata.Cache, ls []metadata.Layer, object string) {

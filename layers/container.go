@@ -33,10 +33,6 @@ func (s *Store) CreateContainer(ctx context.Context, imageRef, name string) (_ *
 	if err := s.sweep(ctx); err != nil {
 		return nil, err
 	}
-	owner, err := self()
-	if err != nil {
-		return nil, err
-	}
 	lease, err := s.newLease(ctx)
 	if err != nil {
 		return nil, err
@@ -47,17 +43,26 @@ func (s *Store) CreateContainer(ctx context.Context, imageRef, name string) (_ *
 	if err != nil {
 		return nil, err
 	}
+	id := make([]byte, 32)
+	_, _ = rand.Read(id) // never fails (crypto/rand)
+	return s.createContainer(ctx, lease, img, metadata.Container{ID: hex.EncodeToString(id), Name: name, ImageName: imageRef})
+}
+
+// createContainer makes the container of a row that has an ID and says what it is
+// called, on an image whose layers the lease keeps.
+func (s *Store) createContainer(ctx context.Context, lease string, img Image, row metadata.Container) (*Container, error) {
+	owner, err := self()
+	if err != nil {
+		return nil, err
+	}
 	initLayer, err := s.ensureInit(ctx, lease, img.ChainID)
 	if err != nil {
 		return nil, fmt.Errorf("init layer: %w", err)
 	}
-	id := make([]byte, 32)
-	_, _ = rand.Read(id) // never fails (crypto/rand)
-	row := metadata.Container{
-		ID: hex.EncodeToString(id), Name: name, MountID: newID(), Chain: initLayer.ChainID, Top: img.ChainID, Init: initLayer.CacheID,
-		ImageID: img.ID, ImageName: imageRef, Dialect: s.powers.upperDialect().String(),
-		State: metadata.Creating, Owner: owner, Created: time.Now().UTC(),
-	}
+	name := row.Name
+	row.MountID, row.Chain, row.Top, row.Init = newID(), initLayer.ChainID, img.ChainID, initLayer.CacheID
+	row.ImageID, row.Dialect = img.ID, s.powers.upperDialect().String()
+	row.State, row.Owner, row.Created = metadata.Creating, owner, time.Now().UTC()
 	for try := 0; ; try++ {
 		if name == "" {
 			row.Name = randomName(try)
@@ -315,6 +320,9 @@ func (s *Store) ContainerStack(ctx context.Context, nameOrID string) (st Stack, 
 		st, err = s.containerStackTx(tx, c)
 		return err
 	})
+	if err == nil {
+		err = checkAdopted(st.Lowers)
+	}
 	return st, err
 }
 

@@ -66,6 +66,13 @@ func helper(role string) error {
 	case "create":
 		_, err := s.CreateContainer(ctx, "base", "c")
 		return err
+	case "adopt", "adopt-copy":
+		o := AdoptOptions{}
+		if role == "adopt-copy" {
+			o.Mode = AdoptCopy
+		}
+		_, err := s.Adopt(ctx, os.Getenv(envData), o)
+		return err
 	case "list":
 		for range 20 {
 			if _, err := s.Images(ctx, ""); err != nil {

@@ -72,6 +72,9 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 			u.Init += size
 			continue
 		}
+		if c.Adopted != nil {
+			u.Adopted += c.Allocated
+		}
 		u.Layers.Count++
 		u.Layers.Size += size
 		if active[c.CacheID] {

@@ -4,7 +4,7 @@
 // # On disk
 //
 //	plyfs.db                       the rows (package metadata)
-//	layers/<cacheID>/diff/         content of one layer, whiteouts kept
+//	layers/<cacheID>/diff/         content of one layer, whiteouts kept; none if adopted
 //	layers/<cacheID>/tarsplit.zst  everything of the layer's tar but file contents
 //	layers/<cacheID>/dup/<n>       contents that a later entry of the tar replaced
 //	layers/<cacheID>/layer.json    sidecar: enough to make the rows anew
@@ -49,6 +49,29 @@
 // anew takes it from the tar-split record, and of what no tar mentions it knows
 // nothing: a copy that a hard link into a lower layer has become (in other layers:
 // a copy of a symbolic link) belongs to root from then on.
+//
+// # Adopted layers
+//
+// The content of a layer may stay in the store of another engine (Adopt, package
+// layers/foreign). Its directory has no diff/ then; the sidecar and the row say where the
+// content is, and what the directory was: inode and change time. Whoever opens it
+// compares them. The rest is as with other layers: an index, made from the directory;
+// a tar-split record, converted from the engine's or made by reading its archive. A layer
+// of which there is neither has no record, and cannot be saved.
+//
+//   - Nothing is written, removed or locked in the other store, ever.
+//   - Only what belongs to root or to us and nobody else can write is used where it lies:
+//     its directories up to / first, and unless one of them shuts others out, every object.
+//   - No image says that a part of an object is elsewhere: a layer with a redirect or a
+//     metacopy is refused by reference, and copied as its tar has it. The upper of a
+//     container is believed, as its kernel or mount program has written it; what it says
+//     so is written out, and it is copied.
+//   - By reference, diffIDs are those that the engine has noted, and they agree with its
+//     chainIDs and with the config; Verify and copies read the content.
+//   - Its own directory is for its own chain (Cache.Bind): in another one it is unpacked.
+//
+// A container's upper becomes an image without a name, on top of its image, and the
+// container one of that: diff and commit go by what it writes from then on.
 //
 // # One directory, several chains
 //
@@ -143,6 +166,11 @@
 // From the first syncfs on, the layers that an image adds go through these steps
 // together: each is on the disk before there is a row for any of them, and the
 // rows come in one transaction.
+//
+//	step (adopt)                                if we die after it
+//	layers, as above; renamed, no diff/         as above
+//	image row                                   the image is complete; others follow
+//	container: layer, image row, then create    the image stays for gc, or is found again
 //
 //	step (create)                               if we die after it
 //	container row, state creating               row of a dead owner: swept

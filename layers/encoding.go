@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/layers/foreign"
 	"github.com/plyfs/plyfs/whiteout"
 	"github.com/plyfs/plyfs/whiteout/override"
 )
@@ -21,6 +22,9 @@ type encoding struct {
 	// which nothing else is said belongs to root.
 	mapped bool
 	self   uint32
+	// ids, if not nil, says who owners are: the files are those of another user, seen
+	// from outside of that user's namespace.
+	ids *foreign.IDs
 }
 
 // toDisk returns the name under which an attribute that an image or a user calls
@@ -52,6 +56,11 @@ func (e encoding) readlink(fd int) (string, error) {
 // stat completes st, which is what the kernel says about the file (dirfd, name),
 // by what the object is. Whether a file is a whiteout must be asked before.
 func (e encoding) stat(dirfd int, name string, st *unix.Stat_t) error {
+	if e.ids != nil {
+		if err := inside(e.ids, st); err != nil {
+			return err
+		}
+	}
 	if !e.mapped {
 		return nil
 	}
@@ -66,4 +75,15 @@ func (e encoding) stat(dirfd int, name string, st *unix.Stat_t) error {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return err
+}
+
+// inside replaces the owner of a file by who that is in the user's namespace.
+func inside(ids *foreign.IDs, st *unix.Stat_t) error {
+	uid, ok1 := foreign.Inside(ids.UIDs, st.Uid)
+	gid, ok2 := foreign.Inside(ids.GIDs, st.Gid)
+	if !ok1 || !ok2 {
+		return fmt.Errorf("%w: it belongs to %d:%d, which is nobody in the user namespace of its store's owner", ErrUnsupported, st.Uid, st.Gid)
+	}
+	st.Uid, st.Gid = uid, gid
+	return nil
 }

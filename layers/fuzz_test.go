@@ -2,9 +2,15 @@ package layers
 
 import (
 	"bytes"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/layers/foreign"
+	"github.com/plyfs/plyfs/whiteout"
 )
 
 func FuzzTarPath(f *testing.F) {
@@ -73,4 +79,62 @@ func FuzzChanges(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(_ *testing.T, s string) { _, _ = parseChanges([]string{s}) })
+}
+
+// FuzzAdoptedRecord feeds tar-split records of other engines: nothing outside of the
+// layer is reached, and the record that comes out can be read.
+func FuzzAdoptedRecord(f *testing.F) {
+	small := layerTar(f, dir("d"), file("d/a", "12345"), sym("l", "d"), file("l/b", "1"))
+	f.Add(spliced(f, small))
+	f.Add(gz(f, []byte(`{"type":1,"name":"../x","size":3,"payload":""}`)))
+	f.Add(gz(f, []byte(`{"type":2,"payload":"AAAA"}`+"\n"+`{"type":1,"name":"l/../../b","size":9223372036854775807}`)))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		root := t.TempDir()
+		put(t, root+"/store/graph/x", "")
+		put(t, root+"/store/aufs/diff/a/d/a", "12345")
+		put(t, root+"/store/record", string(raw))
+		put(t, root+"/secret", "1")
+		if err := os.Symlink("d", root+"/store/aufs/diff/a/l"); err != nil {
+			t.Fatal(err)
+		}
+		s := &Store{limits: Limits{LayerBytes: 1 << 20, Entries: 1000}.withDefaults()}
+		src, err := foreign.Open(t.Context(), root+"/store", foreign.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer src.Close()
+		l := &foreign.Layer{Split: "record", Tree: &foreign.Tree{Dir: "aufs/diff/a", Dialect: whiteout.AUFS}}
+		tree, err := src.OpenTree(l.Tree)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(tree)
+		var direct bytes.Buffer
+		werr := s.writeForeign(t.Context(), &direct, src, l, tree)
+		dir, err := os.MkdirTemp(root, "layer")
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := os.Create(dir + "/" + splitName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		if _, err := s.convertRecord(t.Context(), src, l, tree, out); err != nil {
+			if werr == nil {
+				t.Fatalf("converted with %v, written without an error", err)
+			}
+			return
+		}
+		fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		var again bytes.Buffer
+		err = layerFiles{dir: fd, diff: tree}.join(t.Context(), &again, nil)
+		if (err == nil) != (werr == nil) || err == nil && !bytes.Equal(direct.Bytes(), again.Bytes()) {
+			t.Fatalf("converted: %v, %d bytes; directly: %v, %d bytes", err, again.Len(), werr, direct.Len())
+		}
+	})
 }

@@ -165,7 +165,9 @@ func (g *garbage) chain(tx *metadata.Tx, top digest.Digest) error {
 	rows, _ := tx.Chain(top) // what there is of it
 	for _, l := range rows {
 		if c, err := tx.Cache(l.CacheID); err == nil {
-			sizes[l.CacheID] = c.Allocated + c.SplitSize
+			if sizes[l.CacheID] = c.SplitSize; c.Adopted == nil {
+				sizes[l.CacheID] += c.Allocated
+			}
 		}
 	}
 	junk, err := releaseChain(tx, top, func(l metadata.Layer) {

@@ -431,10 +431,14 @@ func (s *Store) layerInfo(tx *metadata.Tx, l metadata.Layer) (LayerInfo, error) 
 	if err != nil {
 		return LayerInfo{}, err
 	}
-	return LayerInfo{
+	info := LayerInfo{
 		DiffID: l.DiffID, ChainID: l.ChainID, Parent: l.Parent, CacheID: l.CacheID, Path: d.Path, Dialect: d.Dialect,
-		Size: c.Apparent, Allocated: c.Allocated, Inodes: c.Inodes, TarSize: c.TarSize, Exact: true, Created: l.Created,
-	}, nil
+		Size: c.Apparent, Allocated: c.Allocated, Inodes: c.Inodes, TarSize: c.TarSize, Exact: c.SplitSize > 0, Created: l.Created,
+	}
+	if c.Adopted != nil {
+		info.Adopted = c.Adopted.Source
+	}
+	return info, nil
 }
 
 // ImageStack returns the directories of a read-only mount of an image.
@@ -452,5 +456,8 @@ func (s *Store) ImageStack(ctx context.Context, nameOrID string) (st Stack, err 
 		st.Lowers, err = s.stackTx(tx, row.TopChain)
 		return err
 	})
+	if err == nil {
+		err = checkAdopted(st.Lowers)
+	}
 	return st, err
 }

@@ -56,7 +56,7 @@ func (x *linkIndex) close() {
 
 // openUnion opens a container's stack.
 func openUnion(ctx context.Context, st Stack) (*view, error) {
-	v, err := openView(ctx, append([]LayerDir{{Path: st.Upper, Dialect: st.Dialect, Override: st.Override}}, st.Lowers...))
+	v, err := openView(ctx, append([]LayerDir{{Path: st.Upper, Dialect: st.Dialect, Override: st.Override, ids: st.ids}}, st.Lowers...))
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,9 @@ func (s *Store) layerDir(c metadata.Cache) (LayerDir, error) {
 		return LayerDir{}, fmt.Errorf("%w: the database names the layer directory %q", ErrCorrupt, c.CacheID)
 	}
 	dir := LayerDir{Path: filepath.Join(s.root, layersName, c.CacheID, diffName), Dialect: d, DiffID: c.DiffID, CacheID: c.CacheID}
+	if c.Adopted != nil {
+		dir.Path, dir.adopted = c.Adopted.Path, c.Adopted
+	}
 	dir.setOwners(c.Owners)
 	return dir, nil
 }
@@ -100,7 +103,8 @@ func (s *Store) openLayer(cacheID string) (layerFiles, Sidecar, error) {
 	return l, side, nil
 }
 
-// openFiles opens the directory of a layer.
+// openFiles opens the directory of a layer. One without content has it in another
+// engine's store, and its sidecar says where.
 func (s *Store) openFiles(cacheID string) (layerFiles, error) {
 	l := layerFiles{dir: -1, diff: -1}
 	if !validID(cacheID) {
@@ -108,11 +112,12 @@ func (s *Store) openFiles(cacheID string) (layerFiles, error) {
 	}
 	var err error
 	if l.dir, err = fsat.OpenName(s.layersFd, cacheID, unix.O_RDONLY|unix.O_DIRECTORY, 0); err == nil {
-		l.diff, err = fsat.OpenName(l.dir, diffName, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		l.diff, err = openContent(l.dir)
 	}
 	if err != nil {
 		l.Close()
 		return l, fmt.Errorf("%w: layer directory %s/%s: %w", ErrCorrupt, layersName, cacheID, err)
 	}
+	l.adopted = !hasContent(l.dir)
 	return l, nil
 }

@@ -224,8 +224,18 @@ func (s *Store) restage(ctx context.Context, diffID digest.Digest) (*stage, erro
 	if err != nil {
 		return nil, err
 	}
-	// Damaged ones last: contents may be whole all the same, and are verified.
-	sort.SliceStable(caches, func(i, j int) bool { return caches[i].Broken == "" && caches[j].Broken != "" })
+	// Damaged ones last: contents may be whole all the same, and are verified. Those in
+	// another store may be changed by others.
+	rank := func(c metadata.Cache) int {
+		switch {
+		case c.Broken != "":
+			return 2
+		case c.Adopted != nil:
+			return 1
+		}
+		return 0
+	}
+	sort.SliceStable(caches, func(i, j int) bool { return rank(caches[i]) < rank(caches[j]) })
 	err = fmt.Errorf("layer %s: %w", diffID, ErrNotFound)
 	for _, c := range caches {
 		var st *stage

@@ -14,6 +14,7 @@ import (
 
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/metadata"
+	"github.com/plyfs/plyfs/whiteout"
 )
 
 // target is where in the chains a stage belongs.
@@ -76,6 +77,10 @@ func (st *stage) bind(ctx context.Context, t target, stack []LayerDir) (*bound, 
 
 // dir is the stage as a layer below others that are bound after it.
 func (b *bound) dir() LayerDir {
+	if a := b.cache.Adopted; a != nil {
+		d, _ := whiteout.ParseDialect(b.cache.Dialect) // we have written it
+		return LayerDir{Path: a.Path, Dialect: d, DiffID: b.layer.DiffID, adopted: a}
+	}
 	d := LayerDir{Path: b.st.path() + "/" + diffName, Dialect: b.st.u.powers.dialect, DiffID: b.layer.DiffID}
 	d.setOwners(b.cache.Owners)
 	if !b.st.u.powers.privileged {
@@ -188,6 +193,9 @@ func describeAll(ctx context.Context, bs []*bound) error {
 // describe writes the index of a stage, which measures it, and its sidecar. The
 // stage was synced before, and is once more after.
 func (b *bound) describe(ctx context.Context) error {
+	if b.cache.Adopted != nil {
+		return b.describeAdopted(ctx)
+	}
 	st := b.st
 	w, err := newLayerIndex(indexID(st.id, st.u.powers.privileged), st.path())
 	if err != nil {
@@ -197,17 +205,8 @@ func (b *bound) describe(ctx context.Context) error {
 	if err := st.u.index(ctx, w); err != nil {
 		return err
 	}
-	fd, err := fsat.OpenName(st.dir, indexName, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", indexName, err)
-	}
-	f := os.NewFile(uintptr(fd), indexName)
-	_, err = w.WriteTo(f)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", indexName, err)
+	if err := st.writeStream(indexName, func(f *os.File) error { _, err := w.WriteTo(f); return err }); err != nil {
+		return err
 	}
 	b.cache.Apparent, b.cache.Allocated, b.cache.Inodes = st.u.stats.apparent, st.u.stats.allocated, st.u.stats.inodes
 	side := Sidecar{Version: 1, Cache: b.cache, Layer: b.layer, Incomplete: st.u.stats.incomplete}

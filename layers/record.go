@@ -6,8 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/metadata/chainindex"
 	"github.com/plyfs/plyfs/whiteout/override"
@@ -85,7 +83,7 @@ func openIndexOf(ctx context.Context, d LayerDir) (x *chainindex.Index, err erro
 	if l.dir, err = fsat.OpenTrusted(filepath.Dir(d.Path)); err != nil {
 		return nil, err
 	}
-	if l.diff, err = fsat.OpenName(l.dir, diffName, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+	if l.diff, err = openContent(l.dir); err != nil {
 		return nil, err
 	}
 	if x, err = readLayerIndex(l, d.indexID()); err != nil {

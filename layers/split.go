@@ -187,6 +187,8 @@ func (w *splitWriter) abort() { _ = w.close() }
 type layerFiles struct {
 	dir  int // layers/<cacheID>
 	diff int
+	// adopted: diff is in another engine's store.
+	adopted bool
 }
 
 func (l layerFiles) Close() {
@@ -214,6 +216,9 @@ func isLayer(got, want digest.Digest) error {
 // join puts the tar together.
 func (l layerFiles) join(ctx context.Context, out io.Writer, displaced map[int]bool) error {
 	fd, err := fsat.OpenRegular(l.dir, splitName, unix.O_RDONLY)
+	if fsat.IsAbsent(err) && l.adopted {
+		return fmt.Errorf("%w: nobody has kept the form of this layer's tar (its content is in another engine's store): adopt it with --copy, or load the image", ErrUnsupported)
+	}
 	if err != nil {
 		return fmt.Errorf("open %s: %w", splitName, err)
 	}
@@ -279,7 +284,7 @@ func (l layerFiles) content(w io.Writer, e *storage.Entry, displaced bool, buf [
 	if err := isContent(e, &st); err != nil {
 		return err
 	}
-	fd, err := fsat.Reopen(p, unix.O_RDONLY)
+	fd, err := reopenQuietly(p)
 	if err != nil {
 		return fmt.Errorf("content of %q: %w", e.GetName(), err)
 	}

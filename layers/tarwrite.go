@@ -112,7 +112,7 @@ func (t *treeWriter) object(v *view, n *vnode) error {
 }
 
 func (t *treeWriter) content(p int, size int64) error {
-	fd, err := fsat.Reopen(p, unix.O_RDONLY)
+	fd, err := reopenQuietly(p)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
 
+	"github.com/plyfs/plyfs/layers/foreign"
+	"github.com/plyfs/plyfs/metadata"
 	"github.com/plyfs/plyfs/whiteout"
 	"github.com/plyfs/plyfs/whiteout/override"
 )
@@ -161,7 +163,8 @@ type LayerInfo struct {
 	Allocated int64            `json:"allocated"` // bytes on disk
 	Inodes    int64            `json:"inodes"`
 	TarSize   int64            `json:"tarSize"`
-	Exact     bool             `json:"exact"` // can be written out again byte for byte
+	Exact     bool             `json:"exact"`             // can be written out again byte for byte
+	Adopted   string           `json:"adopted,omitempty"` // kind of the store that Path belongs to
 	Created   time.Time        `json:"created"`
 }
 
@@ -199,7 +202,9 @@ type LayerDir struct {
 	// Only the index knows owners, modes and types.
 	Virtual bool `json:"virtual,omitempty"`
 
-	tree *node // of a stage without privileges: what its index will say
+	tree    *node             // of a stage without privileges: what its index will say
+	adopted *metadata.Adopted // Path is in another engine's store
+	ids     *foreign.IDs      // see encoding
 }
 
 // Stack is what a mount is made of. Lowers[0] is the topmost.
@@ -212,6 +217,8 @@ type Stack struct {
 	Override override.Form `json:"override,omitempty"`
 	// ChainID is the chain that Lowers are, if they are one.
 	ChainID digest.Digest `json:"chainID,omitempty"`
+
+	ids *foreign.IDs // of the upper, see encoding
 }
 
 // Change is one line of diff: kind A, C or D and an absolute path.
@@ -283,7 +290,7 @@ type GCReport struct {
 	Layers    []digest.Digest `json:"layers,omitempty"` // chainIDs
 	Stages    []string        `json:"stages,omitempty"`
 	Paths     []string        `json:"paths,omitempty"` // directories without a row
-	Reclaimed int64           `json:"reclaimed"`
+	Reclaimed int64           `json:"reclaimed"`       // bytes of this store
 	DryRun    bool            `json:"dryRun"`
 }
 
@@ -304,6 +311,8 @@ type DiskUsage struct {
 	Init       int64 `json:"init"`
 	Stage      int64 `json:"stage"`
 	Trash      int64 `json:"trash"`
+	// Adopted is what layers in other engines' stores take there; no part of Total.
+	Adopted    int64 `json:"adopted,omitempty"`
 	Database   int64 `json:"database"` // with the reserve for full disks and the store's own directories
 	Records    int64 `json:"records"`  // what is kept beside the database, copies of it
 	Other      int64 `json:"other"`    // what no row explains

@@ -25,10 +25,10 @@ type view struct {
 func openView(ctx context.Context, dirs []LayerDir) (*view, error) {
 	v := &view{ctx: ctx}
 	for _, d := range dirs {
-		fd, err := fsat.OpenTrusted(d.Path)
+		fd, err := d.open()
 		if err != nil {
 			v.Close()
-			return nil, fmt.Errorf("%w: open layer directory %s: %w", ErrCorrupt, d.Path, err)
+			return nil, err
 		}
 		l, err := newViewLayer(fd, d)
 		v.layers = append(v.layers, l)

@@ -22,13 +22,16 @@ type viewLayer struct {
 
 // newViewLayer looks at the directory fd, which is that of d.
 func newViewLayer(fd int, d LayerDir) (viewLayer, error) {
-	l := viewLayer{fd: fd, encoding: encoding{dialect: d.Dialect, override: d.Override}, virtual: d.Virtual, record: newRecord(d)}
+	l := viewLayer{fd: fd, encoding: encoding{dialect: d.Dialect, override: d.Override, ids: d.ids}, virtual: d.Virtual, record: newRecord(d)}
 	if d.Override == override.None && !d.Virtual {
 		return l, nil
 	}
 	// Whoever made the directory made all that is in it.
 	var st unix.Stat_t
 	err := fsat.Fstat(fd, &st)
+	if err == nil && d.ids != nil {
+		err = inside(d.ids, &st)
+	}
 	l.mapped, l.self = true, st.Uid
 	return l, err
 }
@@ -88,7 +91,7 @@ func (l viewLayer) marked(dir string) (bool, error) {
 // listing reads one layer's directory.
 func (l viewLayer) listing(path string) (merge.Listing, error) {
 	var out merge.Listing
-	fd, err := fsat.OpenBeneath(l.fd, path, unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := fsat.OpenDirBeneath(l.fd, path)
 	if err != nil {
 		return out, err
 	}

@@ -218,6 +218,9 @@ func newDfCommand(a *app) *cobra.Command {
 				} {
 					t.row(l.name, "", "", size(l.n), "")
 				}
+				if du.Adopted > 0 {
+					t.row("Adopted, elsewhere", "", "", size(du.Adopted), "")
+				}
 				return t.flush()
 			})
 		},

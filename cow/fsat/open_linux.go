@@ -105,6 +105,24 @@ func openat2(dirfd int, path string, flags int) (fd int, err error) {
 	return fd, err
 }
 
+// OpenNoLinks is OpenBeneath for a tree that spans mounts, as the root of a storage
+// engine does, which mounts parts of it on themselves. No link is followed, nor is
+// dirfd left.
+func OpenNoLinks(dirfd int, path string, flags int) (fd int, err error) {
+	how := unix.OpenHow{
+		Flags:   uint64(flags) | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	if path == "" {
+		path = "."
+	}
+	err = retry(func() (e error) {
+		fd, e = unix.Openat2(dirfd, path, &how)
+		return e
+	})
+	return fd, err
+}
+
 // OpenInRoot opens path as a process would whose root is rootFd: links are followed,
 // absolute ones and ".." stay below it. Magic links are not followed. It adds
 // O_CLOEXEC. It is for the running root of an image, in which names are what they

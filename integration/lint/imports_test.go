@@ -14,6 +14,7 @@ var may = map[string][]string{
 	"mountd":              {"mountd/...", "unionfs/...", "layers", "metadata", "metadata/chainindex", "whiteout", "whiteout/override", "cow/fsat"},
 	"mountd/sandbox":      {"cow/fsat"},
 	"unionfs":             {"unionfs/...", "cow/...", "whiteout/...", "metadata/chainindex"},
+	"layers/foreign":      {"cow/fsat", "whiteout"},
 	"layers":              {"layers/...", "metadata", "metadata/chainindex", "whiteout/...", "cow/fsat"},
 	"cow":                 {"cow/...", "whiteout"},
 	"cow/fsat":            {"whiteout/xattrat"},
