@@ -312,9 +312,9 @@ type DiskUsage struct {
 	Stage      int64 `json:"stage"`
 	Trash      int64 `json:"trash"`
 	// Adopted is what layers in other engines' stores take there; no part of Total.
-	Adopted    int64 `json:"adopted,omitempty"`
-	Database   int64 `json:"database"` // with the reserve for full disks and the store's own directories
-	Records    int64 `json:"records"`  // what is kept beside the database, copies of it
-	Other      int64 `json:"other"`    // what no row explains
-	Total      int64 `json:"total"`
+	Adopted  int64 `json:"adopted,omitempty"`
+	Database int64 `json:"database"` // with the reserve for full disks and the store's own directories
+	Records  int64 `json:"records"`  // what is kept beside the database, copies of it
+	Other    int64 `json:"other"`    // what no row explains
+	Total    int64 `json:"total"`
 }
