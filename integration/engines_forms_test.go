@@ -53,9 +53,12 @@ for i in $(seq 100); do mountpoint -q merged && break; sleep 0.1; done`},
 		{name: "mount.fuse3 type", script: `mount.fuse3 src merged -o lowerdir=lower2:lower1 -o upperdir=upper,workdir=work -t plyfs`},
 		{name: "mount.fuse3 as containerd calls it", script: `mount.fuse3 overlay $PWD/merged -o workdir=$PWD/work -o upperdir=$PWD/upper -o lowerdir=$PWD/lower2:$PWD/lower1 -t fuse-overlayfs`},
 		{
-			name: "SIGTERM", root: true, script: `fuse-overlayfs -o lowerdir=lower2:lower1,upperdir=upper,workdir=work merged`,
-			end: `kill $(pgrep -f "mount-holder $PWD/merged"); for i in $(seq 100); do mountpoint -q merged || break; sleep 0.1; done`,
+			name: "SIGTERM", script: `fuse-overlayfs -o lowerdir=lower2:lower1,upperdir=upper,workdir=work merged`,
+			end: `for p in /proc/[0-9]*; do
+if tr '\0' ' ' < $p/cmdline 2>/dev/null | grep -q "mount-holder $PWD/merged"; then kill ${p#/proc/}; fi; done`,
 		},
+		{name: "SIGTERM in the foreground", script: `fuse-overlayfs -f -o lowerdir=lower2:lower1,upperdir=upper,workdir=work merged > log 2>&1 & p=$!
+for i in $(seq 100); do mountpoint -q merged && break; sleep 0.1; done`, end: `kill $p; wait $p`},
 	})
 }
 
@@ -97,6 +100,27 @@ func eachForm(t *testing.T, forms []form) {
 	}
 }
 
+// TestFormsFstabUser: a user may mount and unmount what fstab says.
+func TestFormsFstabUser(t *testing.T) {
+	engine.Need(t, "fusermount3", "mount.fuse3")
+	harness.NeedRoot(t)
+	harness.NeedKernelOverlay(t)
+	own := program(t, "plyfs")
+	p := enginePlace(t, engine.Options{
+		Sbin: map[string]string{"mount.plyfs": own}, Local: map[string]string{"plyfs": own},
+	})
+	if why := p.NeedUser(); why != "" {
+		harness.Skip(t, "%s", why)
+	}
+	p.User.Run(t, "sh", "-c", formsScript)
+	for _, kind := range []string{"plyfs", "fuse.plyfs"} {
+		line := fmt.Sprintf("none %[1]s/merged %[2]s user,noauto,lowerdir=%[1]s/lower2:%[1]s/lower1,upperdir=%[1]s/upper,workdir=%[1]s/work 0 0\n", p.User.Home, kind)
+		p.Root.Feed(t, line, "sh", "-c", "cat > /etc/fstab") // that of the place
+		got := p.User.Run(t, "sh", "-c", `set -eu; mount "$HOME/merged"; cat merged/file; echo x > merged/new; fusermount3 -u merged; cat upper/new; ls merged`)
+		sameText(t, kind, "two\nx\n", got)
+	}
+}
+
 func tryForm(t *testing.T, w engine.Person, i int, f form) {
 	if f.end == "" {
 		f.end = "fusermount3 -u merged"
@@ -121,7 +145,7 @@ ls -A merged; cat upper/new; find work -type f`
 
 // TestFormsPaths mounts layers with names that need care, and many of them.
 func TestFormsPaths(t *testing.T) {
-	eachPersonOrUser(t, func(t *testing.T, w engine.Person) {
+	eachCaller(t, func(t *testing.T, w engine.Person) {
 		w.Run(t, "sh", "-c", formsScript)
 		const lines = `set -eu
 fuse-overlayfs -o 'lowerdir=a\:b:c\,d:lower1' merged; cat merged/colon merged/comma merged/file; fusermount3 -u merged
@@ -140,7 +164,7 @@ cd many; fuse-overlayfs -o "lowerdir=$(seq -s : 400)" ../merged; cat ../merged/f
 // TestFormsErrors: exit code 1, the reason on standard error, nothing on standard output,
 // nothing mounted; 1 or 32 from a helper of mount(8).
 func TestFormsErrors(t *testing.T) {
-	eachPersonOrUser(t, func(t *testing.T, w engine.Person) {
+	eachCaller(t, func(t *testing.T, w engine.Person) {
 		w.Run(t, "sh", "-c", formsScript)
 		for _, c := range []struct {
 			args string
@@ -182,7 +206,7 @@ func TestFormsErrors(t *testing.T) {
 
 // TestFormsParallel mounts and unmounts 128 unions at once.
 func TestFormsParallel(t *testing.T) {
-	eachPersonOrUser(t, func(t *testing.T, w engine.Person) {
+	eachCaller(t, func(t *testing.T, w engine.Person) {
 		w.Run(t, "sh", "-c", formsScript+`for i in $(seq 128); do mkdir $i $i/u $i/w $i/m; done`)
 		var all sync.WaitGroup
 		for i := range 128 {
@@ -200,12 +224,12 @@ cat m/file; echo %[1]d > m/dir/new; mv m/file m/moved; fusermount3 -u m; cat u/d
 	})
 }
 
-// eachPersonOrUser is eachPerson with the names of the binary in PATH and no engine.
-func eachPersonOrUser(t *testing.T, test func(t *testing.T, w engine.Person)) {
+// eachCaller runs a test as root and as a user who find the names of the binary in PATH.
+func eachCaller(t *testing.T, test func(t *testing.T, w engine.Person)) {
 	t.Helper()
-	eachPerson(t, func(t *testing.T, w engine.Person) {
+	people(t, (*engine.Place).NeedUser, func(t *testing.T, w engine.Person) {
 		engine.Need(t, "fusermount3")
-		bin := filepath.Dir(program(t, "fuse-overlayfs"))
+		bin := filepath.Dir(program(t, "fuse-overlayfs")) + ":" + filepath.Dir(program(t, "plyfs"))
 		test(t, w.With(map[string]string{"PATH": bin + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"}))
 	})
 }

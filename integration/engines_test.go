@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -23,8 +24,19 @@ func enginePlace(t *testing.T, o engine.Options) *engine.Place {
 	return engine.New(t, filepath.Join(base, fmt.Sprintf("e%d", places.Add(1))), o)
 }
 
-// eachPerson runs a test as root and as a user, at the same time.
+// eachPerson runs a test of engines as root and as a user, at the same time.
 func eachPerson(t *testing.T, test func(t *testing.T, w engine.Person)) {
+	t.Helper()
+	people(t, func(p *engine.Place) string {
+		if _, err := exec.LookPath("newuidmap"); err != nil {
+			return "newuidmap is not installed"
+		}
+		return p.NeedSubIDs()
+	}, test)
+}
+
+// people runs a test as root and as a user, at the same time. why says what the user lacks.
+func people(t *testing.T, why func(*engine.Place) string, test func(t *testing.T, w engine.Person)) {
 	t.Helper()
 	t.Run("root", func(t *testing.T) {
 		t.Parallel()
@@ -33,10 +45,9 @@ func eachPerson(t *testing.T, test func(t *testing.T, w engine.Person)) {
 	})
 	t.Run("user", func(t *testing.T) {
 		t.Parallel()
-		engine.Need(t, "newuidmap")
 		p := enginePlace(t, engine.Options{})
-		if why := p.NeedUser(); why != "" {
-			harness.Skip(t, "%s", why)
+		if lacks := why(p); lacks != "" {
+			harness.Skip(t, "%s", lacks)
 		}
 		test(t, p.User)
 	})

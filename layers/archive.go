@@ -33,7 +33,8 @@ type archive struct {
 	s        *Store
 	lease    string
 	progress *progress
-	dirFd    int // of an OCI layout directory, or -1
+	dirFd    int  // of an OCI layout directory, or -1
+	flat     bool // blobs are named by the digits of their digests alone
 
 	members   map[string]*member
 	jsonBytes int64
@@ -139,7 +140,7 @@ func (a *archive) read(ctx context.Context, r io.Reader) error {
 		}
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
 			if n == 0 && errors.Is(err, tar.ErrHeader) {
-				return fmt.Errorf("%w: this is not an image archive: it is not a tar, nor one compressed with gzip, zstd or bzip2", ErrInvalid)
+				return fmt.Errorf("%w: this is not an image archive: it is not a tar, nor one compressed with gzip, zstd, xz or bzip2", ErrInvalid)
 			}
 			return archiveError(form, err, n)
 		}
@@ -236,7 +237,7 @@ func (a *archive) add(ctx context.Context, m *member, r io.Reader, size int64, d
 		isJSON = true
 	case isJSON && size > a.s.limits.Config:
 		isJSON = false
-	case !isJSON && size < 512 && size > 0 && !compressed(head):
+	case !isJSON && size < 512 && size > 0 && formOf(head) == "none":
 		m.err = fmt.Errorf("%w: it is not a layer: %d bytes, no tar and not compressed", ErrCorrupt, size)
 	}
 	if !isJSON && m.err == nil {
@@ -275,11 +276,6 @@ func (m *member) is(d digest.Digest, size int64) error {
 		return fmt.Errorf("%w: wrong digest: its name says %s, its content has %s", ErrCorrupt, want, d)
 	}
 	return nil
-}
-
-func compressed(head []byte) bool {
-	_, form, err := decompress(bufio.NewReader(bytes.NewReader(head)))
-	return err != nil || form != "none"
 }
 
 // looksLikeJSON tells configs and manifests from layers, which are tars, even

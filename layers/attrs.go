@@ -57,6 +57,9 @@ func headerAttrs(h *tar.Header, limit int64) (*attrs, error) {
 			return nil, fmt.Errorf("%w: extended attribute %q has no usable name", ErrCorrupt, name)
 		}
 		size += int64(len(name) + len(v))
+		if strings.HasPrefix(name, "user.") && noUserXattrs(h.Typeflag) {
+			continue
+		}
 		a.xattrs = append(a.xattrs, xattr{name: name, value: v})
 	}
 	if size > limit {
@@ -64,6 +67,12 @@ func headerAttrs(h *tar.Header, limit int64) (*attrs, error) {
 	}
 	a.sortXattrs()
 	return a, nil
+}
+
+// noUserXattrs: no file system has attributes of users on these objects, xattr(7).
+// Where only an index holds them, they would show all the same.
+func noUserXattrs(typ byte) bool {
+	return typ == tar.TypeSymlink || typ == tar.TypeChar || typ == tar.TypeBlock || typ == tar.TypeFifo
 }
 
 func (a *attrs) sortXattrs() {

@@ -28,6 +28,7 @@ import (
 //   - An opaque root hides everything below. Overlay file systems do not look
 //     at the root's mark, so each name below is hidden by itself.
 func (u *unpacker) bind(ctx context.Context, v *view) (string, error) {
+	defer u.dropDir()
 	sum := sha256.New()
 	bound := false
 	note := func(format string, a ...any) { bound = true; fmt.Fprintf(sum, format+"\n", a...) }
@@ -326,7 +327,6 @@ func copyFile(ctx context.Context, p, dirfd int, name string) (err error) {
 // marks, then the attributes of directories, children first, so that nothing
 // changes a directory after its times are set.
 func (u *unpacker) finish(ctx context.Context) error {
-	u.curFd = -1
 	defer u.dropDir()
 	return u.root.eachDir(func(n *node) error {
 		if err := ctx.Err(); err != nil {

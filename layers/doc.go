@@ -89,6 +89,13 @@
 // Hard links between a renamed directory and what is outside it stay hard
 // links: the layer has the names outside as well.
 //
+// # Build cache
+//
+// A step of a build is known by its parent image and by what of its container's
+// configuration counts (BuildStep); a row leads from that to the image it made, and
+// goes with the image. What a step copies is part of its command, as a digest
+// (CopyDigest). Nothing runs here: a builder asks, runs, commits and records.
+//
 // # Invariants
 //
 //   - Nothing is in layers/ that has not been read to its end, hashed, and made

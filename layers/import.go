@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"runtime"
 	"strings"
 	"time"
 
@@ -28,7 +27,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 		return Image{}, err
 	}
 	if o.Platform == "" {
-		o.Platform = runtime.GOOS + "/" + runtime.GOARCH
+		o.Platform = thisPlatform()
 	}
 	plat := strings.SplitN(o.Platform, "/", 3)
 	if len(plat) < 2 || plat[0] == "" || plat[1] == "" {

@@ -161,7 +161,7 @@ func TestLoadRefuses(t *testing.T) {
 	}{
 		{"empty input", nil, ErrInvalid, "empty"},
 		{"not a tar", bytes.Repeat([]byte("no tar"), 1000), ErrInvalid, "not an image archive"},
-		{"xz", append([]byte{0xfd, '7', 'z', 'X', 'Z', 0}, make([]byte, 600)...), ErrUnsupported, "xz"},
+		{"xz", append([]byte{0xfd, '7', 'z', 'X', 'Z', 0}, make([]byte, 600)...), ErrCorrupt, "xz"},
 		{"truncated", good[:len(good)/2], ErrCorrupt, "truncated"},
 		{"truncated gzip", gz(t, good)[:400], ErrCorrupt, "truncated"},
 		{"no manifest", outerTar(t, []memberFile{{name: "x", data: []byte("y")}}), ErrInvalid, "neither manifest.json"},

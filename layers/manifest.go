@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -109,7 +110,11 @@ func checkDigest(d digest.Digest) error {
 // plans finds the images of the archive.
 func (a *archive) plans(ctx context.Context, o LoadOptions) ([]*plan, error) {
 	m, err := a.get(ctx, "manifest.json")
-	if err == nil {
+	switch {
+	case err != nil:
+	case len(m.json) > 0 && bytes.TrimLeft(m.json, " \t\r\n")[0] == '{':
+		return a.dirPlans(ctx, m, o)
+	default:
 		return a.dockerPlans(ctx, m.json, o)
 	}
 	m, ierr := a.get(ctx, "index.json")
@@ -151,6 +156,27 @@ func (a *archive) dockerPlans(ctx context.Context, raw []byte, o LoadOptions) ([
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// dirPlans is the image of a directory as skopeo writes it (transport "dir"): its
+// manifest, and blobs that are named by the digits of their digests.
+func (a *archive) dirPlans(ctx context.Context, m *member, o LoadOptions) ([]*plan, error) {
+	a.flat = true
+	var man ocispec.Manifest
+	if err := decodeJSON(m.json, a.s.limits.JSONDepth, &man); err != nil {
+		return nil, fmt.Errorf("manifest.json: %w", err)
+	}
+	if man.Config.Digest == "" {
+		return nil, fmt.Errorf("%w: manifest.json is neither the list of a docker-archive nor an image manifest (media type %q)", ErrUnsupported, man.MediaType)
+	}
+	p, err := a.manifestPlan(ctx, m.digest, man)
+	if err != nil {
+		return nil, err
+	}
+	if o.Ref != "" {
+		p.refs, err = canonicalRefs([]string{o.Ref})
+	}
+	return []*plan{p}, err
 }
 
 func (a *archive) dockerPlan(ctx context.Context, it dockerItem) (*plan, error) {
@@ -203,12 +229,20 @@ func (p *plan) addLayer(i int, m *member) error {
 	return nil
 }
 
+// blobName is the member that has a digest.
+func (a *archive) blobName(d digest.Digest) string {
+	if a.flat {
+		return d.Encoded()
+	}
+	return blobPath(d)
+}
+
 // blob finds a descriptor's content and checks it.
 func (a *archive) blob(ctx context.Context, d ocispec.Descriptor) (*member, error) {
 	if err := checkDigest(d.Digest); err != nil {
 		return nil, err
 	}
-	m, err := a.get(ctx, "blobs/"+d.Digest.Algorithm().String()+"/"+d.Digest.Encoded())
+	m, err := a.get(ctx, a.blobName(d.Digest))
 	if err != nil {
 		return nil, err
 	}
@@ -322,7 +356,7 @@ func (a *archive) choose(ctx context.Context, d ocispec.Descriptor, platform str
 		return d, fmt.Errorf("index: %w", err)
 	}
 	if platform == "" {
-		platform = runtime.GOOS + "/" + runtime.GOARCH
+		platform = thisPlatform()
 	}
 	var have []string
 	var real []ocispec.Descriptor
@@ -346,6 +380,9 @@ func (a *archive) choose(ctx context.Context, d ocispec.Descriptor, platform str
 	return d, fmt.Errorf("%w: the image is not there for %s, only for %s; choose one with --platform", ErrInvalid, platform, strings.Join(have, ", "))
 }
 
+// thisPlatform is the one of this machine.
+func thisPlatform() string { return platformName(runtime.GOOS, runtime.GOARCH, "") }
+
 func platformName(os, arch, variant string) string {
 	n := os + "/" + arch
 	if variant != "" {
@@ -359,11 +396,15 @@ func (a *archive) ociPlan(ctx context.Context, d ocispec.Descriptor) (*plan, err
 	if _, err := a.blobJSON(ctx, d, &man); err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
+	return a.manifestPlan(ctx, d.Digest, man)
+}
+
+func (a *archive) manifestPlan(ctx context.Context, d digest.Digest, man ocispec.Manifest) (*plan, error) {
 	cm, err := a.blobJSON(ctx, man.Config, nil)
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	p := &plan{id: cm.digest, config: cm.json, manifest: d.Digest}
+	p := &plan{id: cm.digest, config: cm.json, manifest: d}
 	if p.spec, err = parseConfig(cm.json, a.s.limits); err != nil {
 		return nil, err
 	}
@@ -373,7 +414,7 @@ func (a *archive) ociPlan(ctx context.Context, d ocispec.Descriptor) (*plan, err
 	var names []string
 	for _, ld := range man.Layers {
 		if checkDigest(ld.Digest) == nil {
-			names = append(names, blobPath(ld.Digest))
+			names = append(names, a.blobName(ld.Digest))
 		}
 	}
 	a.prefetch(ctx, names)

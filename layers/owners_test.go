@@ -424,7 +424,9 @@ func TestIndexesOfUsers(t *testing.T) {
 func TestDefaultACLAboveTheStore(t *testing.T) {
 	dir := t.TempDir()
 	const attr = "system.posix_acl_default"
-	if err := unix.Setxattr(dir, attr, []byte(posixACL), 0); err != nil {
+	acl := []byte(posixACL)
+	acl[6] = 7 // whoever owns a directory enters it
+	if err := unix.Setxattr(dir, attr, acl, 0); err != nil {
 		t.Skipf("no ACLs here: %v", err)
 	}
 	s := openAt(t, filepath.Join(dir, "store"))

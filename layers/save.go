@@ -33,20 +33,38 @@ type savedLayer struct {
 	diffID  digest.Digest
 	cacheID string
 	size    int64
+	dir     string // in an archive of an old Docker
 }
+
+// member is the name of the layer in an archive.
+func (l savedLayer) member() string {
+	if l.dir != "" {
+		return l.dir + "/layer.tar"
+	}
+	return blobPath(l.diffID)
+}
+
+// Formats of [SaveOptions].
+const (
+	FormatDocker    = "docker"     // OCI layout and docker-archive in one
+	FormatOldDocker = "docker-old" // docker-archive with a directory for each layer
+	FormatOCI       = "oci"        // OCI layout alone
+)
 
 // Save writes images as one archive: by default what Docker 25 and later
 // write, which is an OCI layout with a docker-archive manifest, accepted by old
-// Dockers, podman, skopeo and containerd alike; with format "oci" the layout
-// alone. The same store content gives the same bytes. Layers come out as they
+// Dockers, podman, skopeo and containerd alike; with [FormatOCI] the layout
+// alone; with [FormatOldDocker] what Docker 1.10 to 24 wrote and every Docker
+// reads. The same store content gives the same bytes. Layers come out as they
 // came in, byte for byte, and are checked while they are written: after an
 // error the output is incomplete and must be thrown away.
 func (s *Store) Save(ctx context.Context, w io.Writer, refs []string, o SaveOptions) error {
-	if o.Format == "" {
-		o.Format = "docker"
-	}
-	if o.Format != "docker" && o.Format != "oci" {
-		return fmt.Errorf("%w: format %q: expected docker or oci", ErrInvalid, o.Format)
+	switch o.Format {
+	case "":
+		o.Format = FormatDocker
+	case FormatDocker, FormatOldDocker, FormatOCI:
+	default:
+		return fmt.Errorf("%w: format %q: expected docker, docker-old or oci", ErrInvalid, o.Format)
 	}
 	if len(refs) == 0 {
 		return fmt.Errorf("%w: no image given", ErrInvalid)
@@ -61,6 +79,10 @@ func (s *Store) Save(ctx context.Context, w io.Writer, refs []string, o SaveOpti
 		return err
 	}
 	aw := archiveWriter{tw: tar.NewWriter(w), done: map[string]bool{}}
+	describe := describe
+	if o.Format == FormatOldDocker {
+		describe = func(images []*saved, _ string) ([]namedFile, error) { return describeOld(images) }
+	}
 	files, err := describe(images, o.Format)
 	if err != nil {
 		return err
@@ -70,16 +92,7 @@ func (s *Store) Save(ctx context.Context, w io.Writer, refs []string, o SaveOpti
 			return err
 		}
 	}
-	p := &progress{fn: o.Progress}
-	for _, img := range images {
-		if err := aw.blob(img.id, img.config); err != nil {
-			return err
-		}
-		if err := aw.blob(digest.FromBytes(img.manifest), img.manifest); err != nil {
-			return err
-		}
-	}
-	if err := s.saveLayers(ctx, &aw, images, p); err != nil {
+	if err := s.saveLayers(ctx, &aw, images, &progress{fn: o.Progress}); err != nil {
 		return err
 	}
 	return aw.tw.Close()
@@ -146,7 +159,7 @@ func collectOne(tx *metadata.Tx, lease string, id digest.Digest) (*saved, error)
 		if err != nil {
 			return nil, err
 		}
-		out.layers = append(out.layers, savedLayer{rows[i].DiffID, c.CacheID, c.TarSize})
+		out.layers = append(out.layers, savedLayer{diffID: rows[i].DiffID, cacheID: c.CacheID, size: c.TarSize})
 		man.Layers = append(man.Layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: rows[i].DiffID, Size: c.TarSize})
 	}
 	out.manifest, err = json.Marshal(man)
@@ -158,9 +171,47 @@ type namedFile struct {
 	data []byte
 }
 
-// describe makes the files that say what the blobs are. They come first, so
-// that a reader of a pipe knows each blob when it meets it.
+// archiveIndex collects the small files of an archive.
+type archiveIndex struct {
+	files []namedFile
+	has   map[string]bool // names
+}
+
+func (a *archiveIndex) once(f namedFile) {
+	if !a.has[f.name] {
+		a.has[f.name] = true
+		a.files = append(a.files, f)
+	}
+}
+
+func (a *archiveIndex) json(name string, v any) error {
+	raw, err := json.Marshal(v)
+	a.once(namedFile{name, raw})
+	return err
+}
+
+// describe makes the files that say what the layers are, manifests and configs
+// included. They come first, so that a reader of a pipe knows each layer when it
+// meets it.
 func describe(images []*saved, format string) ([]namedFile, error) {
+	a := archiveIndex{has: map[string]bool{}}
+	if err := a.oci(images); err != nil {
+		return nil, err
+	}
+	if format == FormatDocker {
+		if err := a.docker(images); err != nil {
+			return nil, err
+		}
+	}
+	for _, img := range images {
+		a.once(namedFile{blobPath(img.id), img.config})
+		a.once(namedFile{blobPath(digest.FromBytes(img.manifest)), img.manifest})
+	}
+	return a.files, nil
+}
+
+// oci adds what makes the archive an OCI layout.
+func (a *archiveIndex) oci(images []*saved) error {
 	tags := map[string]int{}
 	for _, img := range images {
 		for _, r := range img.refs {
@@ -169,75 +220,73 @@ func describe(images []*saved, format string) ([]namedFile, error) {
 		}
 	}
 	idx := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
-	type item struct {
-		Config   string
-		RepoTags []string
-		Layers   []string
-	}
-	items := []item{}
-	repos := map[string]map[string]string{}
 	for _, img := range images {
 		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(img.manifest), Size: int64(len(img.manifest))}
 		if img.platform.OS != "" {
 			d.Platform = &ocispec.Platform{OS: img.platform.OS, Architecture: img.platform.Architecture, Variant: img.platform.Variant}
 		}
-		it := item{Config: blobPath(img.id), Layers: []string{}}
-		for _, l := range img.layers {
-			it.Layers = append(it.Layers, blobPath(l.diffID))
-		}
 		sort.Strings(img.refs)
 		for _, r := range img.refs {
-			named, err := reference.ParseNormalizedNamed(r)
-			if err != nil {
-				return nil, fmt.Errorf("%w: reference %q: %w", ErrCorrupt, r, err)
-			}
-			repo, tag := splitRef(r)
-			name := tag
-			if tags[tag] > 1 {
+			_, name := splitRef(r)
+			if tags[name] > 1 {
 				name = r // a tag alone would not tell them apart
 			}
 			with := d
 			with.Annotations = map[string]string{annotationName: r, ocispec.AnnotationRefName: name}
 			idx.Manifests = append(idx.Manifests, with)
+		}
+		if len(img.refs) == 0 {
+			idx.Manifests = append(idx.Manifests, d)
+		}
+	}
+	if err := a.json("oci-layout", ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}); err != nil {
+		return err
+	}
+	return a.json("index.json", idx)
+}
+
+// docker adds manifest.json, and repositories for what is older than it.
+func (a *archiveIndex) docker(images []*saved) error {
+	items := []dockerItem{}
+	repos := map[string]map[string]string{}
+	for _, img := range images {
+		it := dockerItem{Config: blobPath(img.id), Layers: []string{}}
+		if name := img.id.Encoded() + ".json"; a.has[name] {
+			it.Config = name
+		}
+		for _, l := range img.layers {
+			it.Layers = append(it.Layers, l.member())
+		}
+		sort.Strings(img.refs)
+		for _, r := range img.refs {
+			named, err := reference.ParseNormalizedNamed(r)
+			if err != nil {
+				return fmt.Errorf("%w: reference %q: %w", ErrCorrupt, r, err)
+			}
 			if _, tagged := named.(reference.Tagged); !tagged {
 				continue
 			}
 			it.RepoTags = append(it.RepoTags, reference.FamiliarString(named))
 			if n := len(img.layers); n > 0 {
+				repo, tag := splitRef(r)
 				if repos[repo] == nil {
 					repos[repo] = map[string]string{}
 				}
-				repos[repo][tag] = img.layers[n-1].diffID.Encoded()
+				top := img.layers[n-1]
+				if repos[repo][tag] = top.dir; top.dir == "" {
+					repos[repo][tag] = top.diffID.Encoded()
+				}
 			}
-		}
-		if len(img.refs) == 0 {
-			idx.Manifests = append(idx.Manifests, d)
 		}
 		items = append(items, it)
 	}
-	var out []namedFile
-	add := func(name string, v any) error {
-		raw, err := json.Marshal(v)
-		out = append(out, namedFile{name, raw})
+	if err := a.json("manifest.json", items); err != nil {
 		return err
 	}
-	if err := add("oci-layout", ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}); err != nil {
-		return nil, err
+	if len(repos) == 0 {
+		return nil
 	}
-	if err := add("index.json", idx); err != nil {
-		return nil, err
-	}
-	if format == "docker" {
-		if err := add("manifest.json", items); err != nil {
-			return nil, err
-		}
-		if len(repos) > 0 {
-			if err := add("repositories", repos); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return out, nil
+	return a.json("repositories", repos)
 }
 
 func blobPath(d digest.Digest) string { return "blobs/" + d.Algorithm().String() + "/" + d.Encoded() }
@@ -246,46 +295,36 @@ func blobPath(d digest.Digest) string { return "blobs/" + d.Algorithm().String()
 // between two runs.
 type archiveWriter struct {
 	tw   *tar.Writer
-	done map[string]bool
-	dirs bool
+	done map[string]bool // names that are there
 }
 
-func (a *archiveWriter) header(name string, typ byte, size int64) error {
+func (a *archiveWriter) header(name string, typ byte, size int64, link string) error {
 	mode := int64(0o444)
-	if typ == tar.TypeDir {
+	switch typ {
+	case tar.TypeDir:
 		mode = 0o755
+	case tar.TypeSymlink:
+		mode = 0o777
 	}
-	return a.tw.WriteHeader(&tar.Header{Name: name, Typeflag: typ, Mode: mode, Size: size, ModTime: time.Unix(0, 0)})
+	return a.tw.WriteHeader(&tar.Header{Name: name, Typeflag: typ, Mode: mode, Size: size, Linkname: link, ModTime: time.Unix(0, 0)})
 }
 
-func (a *archiveWriter) file(name string, data []byte) error {
-	if err := a.header(name, tar.TypeReg, int64(len(data))); err != nil {
-		return err
-	}
-	_, err := io.Copy(a.tw, bytes.NewReader(data))
-	return err
-}
-
-// begin writes the header of a blob, unless the archive has it already.
-func (a *archiveWriter) begin(d digest.Digest, size int64) (skip bool, err error) {
-	name := blobPath(d)
-	if a.done[name] {
-		return true, nil
-	}
-	a.done[name] = true
-	if !a.dirs {
-		a.dirs = true
-		for _, dir := range []string{"blobs/", "blobs/sha256/"} {
-			if err := a.header(dir, tar.TypeDir, 0); err != nil {
-				return false, err
+// begin writes the header of a member, after those of its directories.
+func (a *archiveWriter) begin(name string, typ byte, size int64, link string) error {
+	for i, c := range []byte(name) {
+		if dir := name[:i] + "/"; c == '/' && !a.done[dir] {
+			a.done[dir] = true
+			if err := a.header(dir, tar.TypeDir, 0, ""); err != nil {
+				return err
 			}
 		}
 	}
-	return false, a.header(name, tar.TypeReg, size)
+	a.done[name] = true
+	return a.header(name, typ, size, link)
 }
 
-func (a *archiveWriter) blob(d digest.Digest, data []byte) error {
-	if skip, err := a.begin(d, int64(len(data))); skip || err != nil {
+func (a *archiveWriter) file(name string, data []byte) error {
+	if err := a.begin(name, tar.TypeReg, int64(len(data)), ""); err != nil {
 		return err
 	}
 	_, err := io.Copy(a.tw, bytes.NewReader(data))
@@ -296,14 +335,20 @@ func (a *archiveWriter) blob(d digest.Digest, data []byte) error {
 // is put together and hashed.
 func (s *Store) saveLayers(ctx context.Context, aw *archiveWriter, images []*saved, p *progress) (err error) {
 	var todo []*layerStream
-	seen := map[digest.Digest]bool{}
+	first := map[digest.Digest]string{}
+	type again struct{ name, link string }
+	var links []again // to the member that has the same content
 	for _, img := range images {
 		for i, l := range img.layers {
-			if !seen[l.diffID] {
+			name := l.member()
+			switch have, ok := first[l.diffID]; {
+			case !ok:
+				first[l.diffID] = name
 				what := fmt.Sprintf("image %s: layer %d (%s)", ShortID(img.id), i+1, l.diffID)
 				todo = append(todo, &layerStream{savedLayer: l, what: what})
+			case have != name:
+				links = append(links, again{name, "../" + have})
 			}
-			seen[l.diffID] = true
 		}
 	}
 	defer func() {
@@ -319,6 +364,14 @@ func (s *Store) saveLayers(ctx context.Context, aw *archiveWriter, images []*sav
 		}
 		if err := l.write(aw, p); err != nil {
 			return fmt.Errorf("%s: %w", l.what, err)
+		}
+	}
+	for _, l := range links {
+		if aw.done[l.name] {
+			continue
+		}
+		if err := aw.begin(l.name, tar.TypeSymlink, 0, l.link); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -368,7 +421,7 @@ func (l *layerStream) stop() {
 }
 
 func (l *layerStream) write(aw *archiveWriter, p *progress) error {
-	if skip, err := aw.begin(l.diffID, l.size); skip || err != nil {
+	if err := aw.begin(l.member(), tar.TypeReg, l.size, ""); err != nil {
 		return err
 	}
 	t := p.start(ShortID(l.diffID), "saving", l.size)

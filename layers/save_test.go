@@ -42,7 +42,7 @@ func roundTrip(t testing.TB, s *Store, im img) []byte {
 	load(t, s, outerTar(t, ociFiles(t, gz, im)))
 	id := digest.FromBytes(im.configJSON(t))
 	var last []byte
-	for _, format := range []string{"oci", "docker"} {
+	for _, format := range []string{FormatOldDocker, FormatOCI, FormatDocker} {
 		var buf, again bytes.Buffer
 		for _, w := range []*bytes.Buffer{&buf, &again} {
 			if err := s.Save(t.Context(), w, []string{id.String()}, SaveOptions{Format: format}); err != nil {
@@ -53,12 +53,16 @@ func roundTrip(t testing.TB, s *Store, im img) []byte {
 			t.Errorf("%s: two saves differ", format)
 		}
 		blobs := blobsOf(t, buf.Bytes())
+		have := map[digest.Digest]bool{}
+		for _, b := range blobs {
+			have[digest.FromBytes(b)] = true
+		}
 		for i, l := range im.layers {
-			if !bytes.Equal(l, blobs[blobPath(digest.FromBytes(l))]) {
+			if !have[digest.FromBytes(l)] {
 				t.Errorf("%s: layer %d did not come back", format, i+1)
 			}
 		}
-		if !bytes.Equal(im.configJSON(t), blobs[blobPath(id)]) {
+		if !have[id] {
 			t.Errorf("%s: config did not come back", format)
 		}
 		fresh := openStore(t)
@@ -196,7 +200,7 @@ func TestSaveSeveral(t *testing.T) {
 	load(t, s, outerTar(t, oldDocker(t,
 		img{refs: []string{"a:1", "a:2"}, layers: [][]byte{shared}},
 		img{refs: []string{"b:1"}, layers: [][]byte{shared, layerTar(t, file("g", "2"))}})))
-	for _, format := range []string{"docker", "oci"} {
+	for _, format := range []string{FormatDocker, FormatOldDocker, FormatOCI} {
 		var buf bytes.Buffer
 		if err := s.Save(t.Context(), &buf, []string{"a:1", "b:1", "a:2"}, SaveOptions{Format: format}); err != nil {
 			t.Fatal(err)

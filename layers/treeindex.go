@@ -18,7 +18,6 @@ import (
 // lstat per object, which comes after the tree was synced, because until then a
 // file system does not know how many blocks a file will occupy.
 func (u *unpacker) index(ctx context.Context, w *chainindex.Writer) error {
-	u.curFd = -1
 	defer u.dropDir()
 	t := treeIndexer{u: u, w: w, links: map[uint64]chainindex.Slot{}}
 	var st unix.Stat_t

@@ -59,7 +59,7 @@ type LoadedImage struct {
 
 // SaveOptions configure [Store.Save].
 type SaveOptions struct {
-	Format   string // "docker" (default: docker-archive and OCI layout in one) or "oci"
+	Format   string // FormatDocker (default), FormatOldDocker or FormatOCI
 	Progress ProgressFunc
 }
 

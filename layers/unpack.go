@@ -96,7 +96,6 @@ func (c *countReader) Read(p []byte) (int, error) {
 
 // unpack reads the whole of r, which is a plain tar.
 func (u *unpacker) unpack(ctx context.Context, r io.Reader, splitFile *os.File) (err error) {
-	u.curFd = -1
 	defer u.dropDir()
 	count := &countReader{r: ctxReader{ctx, r}, limit: u.limits.LayerBytes}
 	u.split, err = newSplitWriter(bufio.NewReaderSize(count, 64<<10), splitFile)

@@ -61,6 +61,9 @@ func TestUnpack(t *testing.T) {
 "top" whiteout`},
 		{"whiteout in a directory that is nowhere", []ent{dir("."), wh("no/where/x")}, `
 "." 755 dir`},
+		{"the last whiteout is in a directory that is nowhere", []ent{dir("."), dir("d"), wh("d/no/x")}, `
+"." 755 dir
+"d" 755 dir`},
 		{"implicit directories", []ent{dir("."), file("new/x/f", "1"), file("d/sub/h", "1")}, `
 "." 755 dir
 "d" 755 dir

@@ -247,6 +247,16 @@ func (c *Client) GC(ctx context.Context, r GCRequest) (layers.GCReport, error) {
 	return ask[layers.GCReport](ctx, c, "gc", r)
 }
 
+// FindBuild implements Service.
+func (c *Client) FindBuild(ctx context.Context, r layers.BuildStep) (layers.Image, error) {
+	return ask[layers.Image](ctx, c, "findbuild", r)
+}
+
+// RecordBuild implements Service.
+func (c *Client) RecordBuild(ctx context.Context, r RecordBuildRequest) (Empty, error) {
+	return ask[Empty](ctx, c, "recordbuild", r)
+}
+
 // DiskUsage implements Service.
 func (c *Client) DiskUsage(ctx context.Context, r Empty) (layers.DiskUsage, error) {
 	return ask[layers.DiskUsage](ctx, c, "df", r)

@@ -250,6 +250,16 @@ func (l *Local) GC(ctx context.Context, r GCRequest) (layers.GCReport, error) {
 	return l.store.GC(ctx, r.DryRun)
 }
 
+// FindBuild implements Service.
+func (l *Local) FindBuild(ctx context.Context, r layers.BuildStep) (layers.Image, error) {
+	return l.store.FindBuild(ctx, r)
+}
+
+// RecordBuild implements Service.
+func (l *Local) RecordBuild(ctx context.Context, r RecordBuildRequest) (Empty, error) {
+	return Empty{}, l.store.RecordBuild(ctx, r.Step, r.Image)
+}
+
 // DiskUsage implements Service.
 func (l *Local) DiskUsage(ctx context.Context, _ Empty) (layers.DiskUsage, error) {
 	return l.store.DiskUsage(ctx)

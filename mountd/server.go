@@ -35,6 +35,8 @@ func NewHandler(svc Service, log *zap.Logger) http.Handler {
 	call(mux, log, "mount", svc.Mount)
 	call(mux, log, "umount", svc.Unmount)
 	call(mux, log, "diff", svc.Diff)
+	call(mux, log, "findbuild", svc.FindBuild)
+	call(mux, log, "recordbuild", svc.RecordBuild)
 	call(mux, log, "gc", svc.GC)
 	call(mux, log, "df", svc.DiskUsage)
 

@@ -44,6 +44,10 @@ type Service interface {
 	// Diff compares a container with its image, or two images.
 	Diff(ctx context.Context, r DiffRequest) ([]Change, error)
 	Commit(ctx context.Context, r CommitRequest, p layers.ProgressFunc) (layers.Image, error)
+	// FindBuild returns the image a build step would make, if there is one, and
+	// RecordBuild says that there is.
+	FindBuild(ctx context.Context, r layers.BuildStep) (layers.Image, error)
+	RecordBuild(ctx context.Context, r RecordBuildRequest) (Empty, error)
 
 	Check(ctx context.Context, r CheckRequest, p layers.ProgressFunc) (layers.Report, error)
 	GC(ctx context.Context, r GCRequest) (layers.GCReport, error)
@@ -217,6 +221,12 @@ type CommitRequest struct {
 	Author    string   `json:"author,omitempty"`
 	Message   string   `json:"message,omitempty"`
 	Changes   []string `json:"changes,omitempty"`
+}
+
+// RecordBuildRequest says which image a build step has made.
+type RecordBuildRequest struct {
+	Step  layers.BuildStep `json:"step"`
+	Image string           `json:"image"`
 }
 
 // Inspection is an image or a container; exactly one is set.

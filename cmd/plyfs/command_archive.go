@@ -23,7 +23,7 @@ func newLoadCommand(a *app) *cobra.Command {
 		Use:   "load [-i FILE|DIR]",
 		Short: "Load images from a docker or OCI archive, or an OCI layout",
 		Long: `Load every image of an archive: docker save of any version, OCI archive, or the
-directory of an OCI layout; plain, gzip or zstd. Digests are verified on the way, and
+directory of an OCI layout or of skopeo (dir:); plain, gzip, zstd, xz or bzip2. Digests are verified on the way, and
 layers that the store has already are not stored again.`,
 		Example: `  plyfs load -i debian.tar
   skopeo copy docker://debian oci-archive:/dev/stdout | plyfs load
@@ -172,6 +172,9 @@ func (a *app) printImage(img layers.Image) error {
 	return nil
 }
 
+// formatLayout is an OCI layout as a directory, which only the client makes.
+const formatLayout = "oci-dir"
+
 func newSaveCommand(a *app) *cobra.Command {
 	var output string
 	var r mountd.SaveRequest
@@ -180,22 +183,27 @@ func newSaveCommand(a *app) *cobra.Command {
 		Use:   "save -o FILE IMAGE…",
 		Short: "Write images as an archive that docker, podman and skopeo can load",
 		Example: `  plyfs save -o debian.tar debian:12
-  plyfs save debian:12 | podman load`,
+  plyfs save debian:12 | podman load
+  plyfs save --format oci-dir -o layout debian:12`,
 		Args:              rangeArgs(1, -1, "one IMAGE or more"),
 		ValidArgsFunction: completeEach(a.images()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.Refs = args
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
 				p := newProgress(quiet)
-				err := writeOutput(output, func(w io.Writer) error { return s.Save(ctx, r, w, p.callback()) })
+				write := writeOutput
+				if r.Format == formatLayout {
+					write, r.Format = writeLayout, layers.FormatOCI
+				}
+				err := write(output, func(w io.Writer) error { return s.Save(ctx, r, w, p.callback()) })
 				p.finish()
 				return err
 			})
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&output, "output", "o", "", "file to write (default: standard output)")
-	f.StringVar(&r.Format, "format", "", "docker (default; also a valid OCI layout) or oci")
+	f.StringVarP(&output, "output", "o", "", "file to write, for oci-dir a directory (default: standard output)")
+	f.StringVar(&r.Format, "format", "", "docker (default; also a valid OCI layout), docker-old (as Docker 1.10 to 24), oci, or oci-dir (a layout in a new directory)")
 	f.BoolVarP(&quiet, "quiet", "q", false, "no progress bars")
 	return cmd
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd"
 	"github.com/plyfs/plyfs/mountd/holder"
 )
@@ -66,7 +67,7 @@ func completeWords(words ...string) cobra.CompletionFunc {
 // commands that have it; those that are not here take free text.
 var flagValues = map[string]cobra.CompletionFunc{
 	"root": completeDirs, "socket": completeFiles, "log-level": completeWords("debug", "info", "warn", "error"),
-	"input": completeFiles, "output": completeFiles, "format": completeWords("docker", "oci"),
+	"input": completeFiles, "output": completeFiles, "format": completeWords(layers.FormatDocker, layers.FormatOldDocker, layers.FormatOCI, formatLayout),
 	"io": completeWords("auto", "passthrough", "noopen", "cache"),
 }
 

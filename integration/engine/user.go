@@ -56,8 +56,19 @@ func (p *Place) people() error {
 	return add(&p.User, u.Username, userHome, os.Geteuid(), os.Getegid())
 }
 
-// NeedUser says why the user of a place cannot run engines, or nothing.
+// NeedUser says why the user of a place cannot mount, or nothing.
 func (p *Place) NeedUser() string {
+	if res := p.User.Do("", "sh", "-c", ": <> /dev/fuse"); res.Code != 0 {
+		return "a user cannot open /dev/fuse: " + strings.TrimSpace(res.Stderr)
+	}
+	return ""
+}
+
+// NeedSubIDs says why the user of a place cannot run engines, or nothing.
+func (p *Place) NeedSubIDs() string {
+	if why := p.NeedUser(); why != "" {
+		return why
+	}
 	if os.Geteuid() != 0 {
 		b, err := os.ReadFile("/etc/subuid")
 		if err != nil || !slices.ContainsFunc(strings.Split(string(b), "\n"), func(line string) bool {
@@ -66,9 +77,6 @@ func (p *Place) NeedUser() string {
 		}) {
 			return fmt.Sprintf("user %s has no subordinate ids in /etc/subuid", p.User.Name)
 		}
-	}
-	if res := p.User.Do("", "sh", "-c", ": <> /dev/fuse"); res.Code != 0 {
-		return "a user cannot open /dev/fuse: " + strings.TrimSpace(res.Stderr)
 	}
 	if res := p.User.Do("", "unshare", "-Ur", "true"); res.Code != 0 {
 		return "a user cannot make user namespaces: " + strings.TrimSpace(res.Stderr)

@@ -111,11 +111,14 @@ func (o MountOptions) flags() (flags uintptr) {
 	return flags
 }
 
-// fusermount finds the helper that mounts for users (setuid root).
+// fusermount finds the helper that mounts for users (setuid root), also without a PATH:
+// mount(8) and mount.fuse(8) take it away from the programs they start.
 func fusermount() (string, error) {
 	for _, name := range []string{"fusermount3", "fusermount"} {
-		if p, err := exec.LookPath(name); err == nil {
-			return p, nil
+		for _, dir := range []string{"", "/usr/local/bin/", "/usr/bin/", "/bin/"} {
+			if p, err := exec.LookPath(dir + name); err == nil {
+				return p, nil
+			}
 		}
 	}
 	return "", errors.New("neither fusermount3 nor fusermount found: install the package fuse3")
