@@ -1,7 +1,11 @@
 package integration
 
 import (
+	"archive/tar"
+	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -148,6 +152,52 @@ func TestEnginesLoad(t *testing.T) {
 	})
 }
 
+// oldArchive writes an archive as Docker wrote it before 1.10. The documents have fields
+// that its later versions leave out, or keep, depending on what wrote them.
+func oldArchive(t *testing.T, file string) {
+	t.Helper()
+	docs := []struct{ parent, version, more string }{
+		{"", "1.6.2", `,"container":"c","container_config":{"Hostname":"h","Cmd":["/bin/sh","-c","#(nop) ADD file:1 in /"],"PortSpecs":null,"CpuShares":0,"Entrypoint":null},"config":{"Hostname":"h","Memory":0,"Env":["A=<&>"],"Cmd":"sh","ExposedPorts":{"80/tcp":{}},"Volumes":null},"Unknown":1`},
+		{"1", "1.9.1", `,"container_config":{"Cmd":["/bin/sh","-c","touch <a> && b"],"PortSpecs":null},"config":{"Memory":0,"Env":["A=<&>"],"Labels":{"x":"y"}},"Unknown":{"a": 1},"author":"somebody","comment":"what"`},
+		{"2", "", `,"config":null,"os":"linux"`},
+		{"1", "1.8.3", `,"config":{"Cmd":["sh"]},"throwaway":true,"parent_id":"sha256:x","layer_id":"sha256:y"`},
+		{"1", "1.8.2-dev", `,"config":{"OnBuild":["RUN x"],"Image":"sha256:z","MacAddress":"","NetworkDisabled":false}`},
+	}
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	put := func(name string, data []byte) {
+		t.Helper()
+		if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(data))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	repos := map[string]map[string]string{}
+	layer := ownedLayer(t)
+	for i, d := range docs {
+		id := fmt.Sprintf("%064x", i+1)
+		doc := fmt.Sprintf(`{"id":%q,"created":"2014-10-01T20:46:08.91421Z","docker_version":%q,"architecture":"amd64","Size":%d%s`, id, d.version, i, d.more)
+		if d.parent != "" {
+			doc += fmt.Sprintf(`,"parent":"%064s"`, d.parent)
+		}
+		put(id+"/VERSION", []byte("1.0"))
+		put(id+"/json", []byte(doc+"}"))
+		put(id+"/layer.tar", layer)
+		layer = make([]byte, 1024*(i+1)) // empty, and each another digest
+		repos["localhost/old"+fmt.Sprint(i)] = map[string]string{"1": id}
+	}
+	raw, err := json.Marshal(repos)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("repositories", raw)
+	if err := errors.Join(w.Close(), os.WriteFile(file, out.Bytes(), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestDockerLoads is the same with a docker daemon.
 func TestDockerLoads(t *testing.T) {
 	engine.Need(t, "dockerd")
@@ -179,6 +229,22 @@ func TestDockerLoads(t *testing.T) {
 				t.Errorf("docker save: image %s, expected %s", got, id)
 			}
 			d.Run(t, docker, "rmi", "-f", id)
+		}
+		// Docker reads the oldest archives until 24.
+		old := filepath.Join(w.Home, "old.tar")
+		oldArchive(t, old)
+		mine := newStore(t)
+		mine.run("load", "-q", "-i", old)
+		if res := d.Do("", docker, "load", "-q", "-i", old); res.Code != 0 {
+			harness.Skip(t, "this docker does not read archives without a manifest: %s", res.Stderr)
+		}
+		for i := range 5 {
+			name := fmt.Sprintf("localhost/old%d:1", i)
+			want := strings.TrimSpace(d.Run(t, docker, "inspect", "--format", "{{.Id}}", name))
+			var got []struct{ ID string }
+			if err := json.Unmarshal([]byte(mine.run("inspect", name)), &got); err != nil || got[0].ID != want {
+				t.Errorf("%s: image %v %v, docker has %s", name, got, err, want)
+			}
 		}
 	})
 }

@@ -119,11 +119,11 @@ func (a *archive) plans(ctx context.Context, o LoadOptions) ([]*plan, error) {
 	}
 	m, ierr := a.get(ctx, "index.json")
 	if ierr != nil {
+		if a.isV1(ctx) {
+			return a.v1Plans(ctx, o)
+		}
 		if a.dirFd >= 0 {
 			return nil, fmt.Errorf("%w: the directory has neither index.json (OCI layout) nor manifest.json (docker-archive)", ErrInvalid)
-		}
-		if _, rerr := a.get(ctx, "repositories"); rerr == nil {
-			return nil, fmt.Errorf("%w: docker-archive without manifest.json, as written before Docker 1.10; load and save it with a Docker of 1.10 to 27", ErrUnsupported)
 		}
 		return nil, fmt.Errorf("%w: the archive has neither manifest.json (docker-archive) nor index.json (OCI); a flat root filesystem goes to import", ErrInvalid)
 	}

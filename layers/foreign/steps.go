@@ -28,12 +28,13 @@ type words []string
 
 // UnmarshalJSON implements json.Unmarshaler.
 func (w *words) UnmarshalJSON(b []byte) error {
-	var one string
-	if json.Unmarshal(b, &one) == nil {
-		*w = words{one}
+	if json.Unmarshal(b, (*[]string)(w)) == nil { // null, too
 		return nil
 	}
-	return json.Unmarshal(b, (*[]string)(w))
+	var one string
+	err := json.Unmarshal(b, &one)
+	*w = words{one}
+	return err
 }
 
 // step is one entry of the history of a config, with the field order of Docker.
@@ -61,8 +62,12 @@ func ConfigFromSteps(steps []json.RawMessage, diffIDs []digest.Digest, depth int
 		}
 		history = append(history, step{Created: d.Created, Author: d.Author, CreatedBy: strings.Join(d.ContainerConfig.Cmd, " "), Comment: d.Comment})
 	}
+	last, err := renewed(steps[len(steps)-1])
+	if err != nil {
+		return nil, fmt.Errorf("%w: document %d: %w", ErrDamaged, len(steps), err)
+	}
 	var config map[string]json.RawMessage
-	if err := decodeJSON(steps[len(steps)-1], depth, &config); err != nil {
+	if err := decodeJSON(last, depth, &config); err != nil {
 		return nil, err
 	}
 	for _, key := range []string{"id", "parent", "Size", "parent_id", "layer_id", "throwaway"} {
