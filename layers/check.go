@@ -32,7 +32,7 @@ import (
 //	K18  trash                                   K19 (deep) content gives the diffID
 //	K20  (deep) no object the tar does not have  K21 (deep) sizes
 //	K22  files that lost their content           K23 indexes of layers
-//	K24  indexes of chains
+//	K24  indexes of chains                       K30 kept blobs
 func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) {
 	c := &checker{s: s, ctx: ctx, o: o, r: &Report{Findings: []Finding{}}}
 	probs, err := s.db.CheckFile(ctx)
@@ -51,7 +51,7 @@ func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) {
 	if err := c.read(); err != nil {
 		return nil, err
 	}
-	for _, f := range []func() error{c.leftovers, c.caches, c.chains, c.containers} {
+	for _, f := range []func() error{c.leftovers, c.caches, c.chains, c.containers, c.blobs} {
 		if err := f(); err != nil {
 			return nil, err
 		}

@@ -131,6 +131,9 @@ func (s *Store) gcStray(ctx context.Context, rep *GCReport, dryRun bool) error {
 			rep.Stages = append(rep.Stages, f.Object)
 		}
 	}
+	if err := s.gcBlobs(ctx, rep, dryRun); err != nil {
+		return err
+	}
 	return s.gcChains(ctx, rep, dryRun)
 }
 
@@ -285,6 +288,11 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 			return u, err
 		}
 	}
+	kept, partial, err := s.blobUse()
+	if err != nil {
+		return u, err
+	}
+	u.Blobs, u.Stage = kept, u.Stage+partial
 	// The rest of what du(1) would count: the database, the reserve for full
 	// disks, and the directories themselves.
 	for _, name := range []string{"", dbName, reserveName, layersName, rwName} {
@@ -296,7 +304,7 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 			return u, fmt.Errorf("measure %q: %w", name, err)
 		}
 	}
-	u.Total = u.Layers.Size + u.Init + u.Containers.Size + u.Chains + u.Stage + u.Trash + u.Database
+	u.Total = u.Layers.Size + u.Init + u.Containers.Size + u.Chains + u.Blobs + u.Stage + u.Trash + u.Database
 	return u, nil
 }
 

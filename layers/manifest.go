@@ -11,6 +11,8 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/plyfs/plyfs/metadata"
 )
 
 const (
@@ -35,6 +37,11 @@ type plan struct {
 	refs     []string // canonical
 	layers   []*layerData
 	manifest digest.Digest
+	// manifests are that one and the indexes that led to it, byte for byte.
+	manifests map[digest.Digest][]byte
+	origin    string // "load" or "pull"
+	kept      []metadata.Blob
+	changed   bool // a name has come to mean this image; set by addImages
 }
 
 // decodeJSON decodes hostile JSON: bounded depth, one value, nothing after it.
@@ -321,8 +328,18 @@ func (a *archive) choose(ctx context.Context, d ocispec.Descriptor, platform str
 	if _, err := a.blobJSON(ctx, d, &idx); err != nil {
 		return d, fmt.Errorf("index: %w", err)
 	}
+	m, err := pick(idx, platform)
+	if err != nil {
+		return d, err
+	}
+	return a.choose(ctx, m, platform, only, depth+1)
+}
+
+// pick takes the entry of an index for a platform, "" being this machine's; if there
+// is but one image, that.
+func pick(idx ocispec.Index, platform string) (ocispec.Descriptor, error) {
 	if platform == "" {
-		platform = runtime.GOOS + "/" + runtime.GOARCH
+		platform = hostPlatform()
 	}
 	var have []string
 	var real []ocispec.Descriptor
@@ -336,15 +353,24 @@ func (a *archive) choose(ctx context.Context, d ocispec.Descriptor, platform str
 		}
 		name := platformName(m.Platform.OS, m.Platform.Architecture, m.Platform.Variant)
 		have = append(have, name)
-		if name == platform || strings.HasPrefix(name, platform+"/") {
-			return a.choose(ctx, m, platform, only, depth+1)
+		if isPlatform(name, platform) {
+			return m, nil
 		}
 	}
-	if len(real) == 1 {
-		return a.choose(ctx, real[0], platform, only, depth+1)
+	switch {
+	case len(real) == 1:
+		return real[0], nil
+	case len(real) == 0:
+		return ocispec.Descriptor{}, fmt.Errorf("%w: the index lists no image", ErrInvalid)
 	}
-	return d, fmt.Errorf("%w: the image is not there for %s, only for %s; choose one with --platform", ErrInvalid, platform, strings.Join(have, ", "))
+	return ocispec.Descriptor{}, fmt.Errorf("%w: the image is not there for %s, only for %s; choose one with --platform", ErrInvalid, platform, strings.Join(have, ", "))
 }
+
+func hostPlatform() string { return runtime.GOOS + "/" + runtime.GOARCH }
+
+// isPlatform reports whether an image for name is one for want, which may leave the
+// variant open.
+func isPlatform(name, want string) bool { return name == want || strings.HasPrefix(name, want+"/") }
 
 func platformName(os, arch, variant string) string {
 	n := os + "/" + arch
@@ -356,14 +382,15 @@ func platformName(os, arch, variant string) string {
 
 func (a *archive) ociPlan(ctx context.Context, d ocispec.Descriptor) (*plan, error) {
 	var man ocispec.Manifest
-	if _, err := a.blobJSON(ctx, d, &man); err != nil {
+	mm, err := a.blobJSON(ctx, d, &man)
+	if err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
 	cm, err := a.blobJSON(ctx, man.Config, nil)
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	p := &plan{id: cm.digest, config: cm.json, manifest: d.Digest}
+	p := &plan{id: cm.digest, config: cm.json, manifest: d.Digest, manifests: map[digest.Digest][]byte{d.Digest: mm.json}}
 	if p.spec, err = parseConfig(cm.json, a.s.limits); err != nil {
 		return nil, err
 	}

@@ -22,7 +22,9 @@ type target struct {
 	origin   string
 	blob     digest.Digest
 	blobSize int64
-	lease    string
+	// mediaType of the blob; empty if nobody said.
+	mediaType string
+	lease     string
 }
 
 // bound is a stage that is finished but for its index, on its place in a chain.
@@ -64,7 +66,7 @@ func (st *stage) bind(ctx context.Context, t target, stack []LayerDir) (*bound, 
 	b := &bound{st: st, t: t}
 	b.layer = metadata.Layer{
 		ChainID: metadata.ChainID(t.parent, diffID), DiffID: diffID, Parent: t.parent, CacheID: st.id,
-		Blob: t.blob, BlobSize: t.blobSize, Origin: t.origin, Created: now,
+		Blob: t.blob, BlobSize: t.blobSize, MediaType: t.mediaType, Origin: t.origin, Created: now,
 	}
 	b.cache = metadata.Cache{
 		CacheID: st.id, DiffID: diffID, Bind: bind, Dialect: st.u.powers.dialect.String(), Owners: st.u.powers.owners(),
@@ -211,8 +213,13 @@ func (b *bound) describe(ctx context.Context) error {
 // place inserts the layer's row, unless it is there, and the content's row,
 // unless another directory holds the same; then shared is true.
 func place(tx *metadata.Tx, l metadata.Layer, c metadata.Cache, t target) (shared bool, err error) {
-	if tx.HasLayer(l.ChainID) {
+	if have, err := tx.Layer(l.ChainID); err == nil {
 		shared = true
+		if have.Blob == "" {
+			if err := tx.SetBlob(l.ChainID, t.blob, t.blobSize, t.mediaType); err != nil {
+				return false, err
+			}
+		}
 	} else {
 		same, err := tx.CachesByDiff(l.DiffID)
 		if err != nil {

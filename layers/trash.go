@@ -60,12 +60,15 @@ func (s *Store) purge(ctx context.Context, junk []metadata.Trash) {
 }
 
 // trashDirs are the directories whose entries a trash row may name.
-var trashDirs = map[string]bool{layersName: true, stageName: true, rwName: true, trashName: true, chainsName: true}
+var trashDirs = map[string]bool{layersName: true, stageName: true, rwName: true, trashName: true, chainsName: true, blobsName: true}
 
 func (s *Store) purgeOne(t metadata.Trash) error {
 	dir, name, ok := strings.Cut(t.Path, "/")
 	if !ok || !trashDirs[dir] || name == "" || name == "." || name == ".." || strings.Contains(name, "/") {
 		return fmt.Errorf("%w: trash row names %q, which is no place of ours", ErrCorrupt, t.Path)
+	}
+	if dir == blobsName {
+		return s.removeKept(name)
 	}
 	from, err := fsat.OpenBeneath(s.rootFd, dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
