@@ -24,6 +24,9 @@ func (r *Remote) Blob(ctx context.Context, d ocispec.Descriptor, offset int64) i
 // counted anew: who sends a byte a time would otherwise have us for ever.
 const progressReset = 1 << 20
 
+// rangeMin is what a range that ends too early must have brought to be no failure.
+const rangeMin = 32 << 10
+
 type blobReader struct {
 	ctx  context.Context
 	r    *Remote
@@ -37,6 +40,8 @@ type blobReader struct {
 	framed bool          // its end is marked, so a cut does not look like one
 	tries  int           // since progress
 	since  int64         // bytes since tries was reset
+	part   bool          // the answer was a range, which may end before the blob does
+	got    int64         // bytes of this body
 }
 
 func (b *blobReader) Close() error {
@@ -74,6 +79,7 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		}
 		n, err := b.body.Read(p[:min(int64(len(p)), b.d.Size-b.off)])
 		b.off += int64(n)
+		b.got += int64(n)
 		if b.since += int64(n); b.since >= progressReset {
 			b.tries, b.since = 0, 0
 		}
@@ -103,9 +109,12 @@ func (b *blobReader) end() error {
 
 // broken deals with a body that ended too early.
 func (b *blobReader) broken(err error) error {
-	framed := b.framed
+	framed, part := b.framed, b.part
 	b.drop()
-	if err == io.EOF && framed {
+	if err == io.EOF && part && b.got >= rangeMin {
+		return nil // a server of short ranges: the next one
+	}
+	if err == io.EOF && framed && !part {
 		return b.failed(fmt.Errorf("%w: truncated: the manifest gives the blob %d bytes, the registry has sent %d and says that is all", ErrCorrupt, b.d.Size, b.off))
 	}
 	if err == io.EOF {
@@ -160,7 +169,7 @@ func (b *blobReader) connect() error {
 		}
 		return err
 	}
-	b.body = body
+	b.body, b.got, b.part = body, 0, resp.StatusCode == http.StatusPartialContent
 	b.open = resp.ContentLength < 0
 	b.framed = b.open && len(resp.TransferEncoding) > 0 || b.open && resp.ProtoMajor >= 2 || resp.ContentLength >= 0
 	return nil
