@@ -216,7 +216,12 @@ func (s *Store) keepParts(parts []*download) ([]metadata.Blob, error) {
 			return nil, fmt.Errorf("sync %s: %w", blobsName, err)
 		}
 	}
-	if err := unix.Fsync(s.rootFd); err != nil {
+	root, err := fsat.Reopen(s.rootFd, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, fmt.Errorf("sync store directory: %w", err)
+	}
+	defer fsat.Close(root)
+	if err := unix.Fsync(root); err != nil {
 		return nil, fmt.Errorf("sync store directory: %w", err)
 	}
 	return rows, s.fault("after-blob-sync")

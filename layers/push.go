@@ -375,7 +375,7 @@ func (p *pusher) compress(ctx context.Context, l *pushLayer) (f *os.File, d ocis
 	t := p.progress.start(ShortID(l.DiffID), "Preparing", l.tarSize)
 	defer t.done()
 	sum := digest.SHA256.Digester()
-	z, err := gzip.NewWriterLevel(io.MultiWriter(f, sum.Hash()), gzipLevel)
+	z, err := newGzip(io.MultiWriter(f, sum.Hash()))
 	if err != nil {
 		return f, d, err
 	}
@@ -389,6 +389,9 @@ func (p *pusher) compress(ctx context.Context, l *pushLayer) (f *os.File, d ocis
 	d.Size, err = f.Seek(0, io.SeekCurrent)
 	return f, d, err
 }
+
+// newGzip compresses the same to the same: no name, no time, one goroutine.
+func newGzip(w io.Writer) (*gzip.Writer, error) { return gzip.NewWriterLevel(w, gzipLevel) }
 
 // tempFile makes a file in the store that ends with this process.
 func (s *Store) tempFile() (*os.File, error) {
