@@ -78,6 +78,9 @@ type Proxy struct {
 // String hides passwords of proxies.
 func (Proxy) String() string { return "<proxy>" }
 
+// GoString hides them too.
+func (Proxy) GoString() string { return "<proxy>" }
+
 // check looks at what another process may have sent.
 func (a Access) check() error {
 	if len(a.Endpoints) == 0 {
