@@ -86,7 +86,11 @@ func mend(err error) error {
 	}
 	var resp *errcode.ErrorResponse
 	if errors.As(err, &resp) {
-		return &statusError{method: resp.Method, where: where(resp.URL), code: resp.StatusCode, errs: resp.Errors}
+		s := &statusError{method: resp.Method, where: where(resp.URL), code: resp.StatusCode, errs: resp.Errors}
+		if errors.Is(s, ErrDenied) {
+			return fmt.Errorf("%w (use docker login or podman login)", s)
+		}
+		return s
 	}
 	var ue *url.Error
 	text := err
