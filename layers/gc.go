@@ -80,7 +80,8 @@ func (s *Store) GC(ctx context.Context, dryRun bool) (GCReport, error) {
 	return rep, nil
 }
 
-// gcImages deletes images that had a name and lost it, without children, containers or mounts,
+// gcImages deletes images that had a tag and lost it (what is left may be the digest
+// that a registry had for it), without children, containers or mounts,
 // until there are none.
 func gcImages(tx *metadata.Tx, rep *GCReport, junk *[]metadata.Trash, gone func(metadata.Layer)) error {
 	live, err := tx.LiveMounts()
@@ -98,8 +99,14 @@ func gcImages(tx *metadata.Tx, rep *GCReport, junk *[]metadata.Trash, gone func(
 			return err
 		}
 		for _, i := range rows {
-			if !i.Tagged || len(tx.RefsOf(i.ID)) > 0 || len(tx.ImageChildren(i.ID)) > 0 || len(tx.ContainersByImage(i.ID)) > 0 || mounted[i.ID] {
+			refs := tx.RefsOf(i.ID)
+			if !i.Tagged || !onlyDigests(refs, "") || len(tx.ImageChildren(i.ID)) > 0 || len(tx.ContainersByImage(i.ID)) > 0 || mounted[i.ID] {
 				continue
+			}
+			for _, r := range refs { // under which nobody has asked for it, or by a tag too
+				if err := tx.DeleteRef(r); err != nil {
+					return err
+				}
 			}
 			if err := tx.DeleteImage(i.ID); err != nil {
 				return err

@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.uber.org/zap"
 
 	"github.com/plyfs/plyfs/layers/registry"
 	"github.com/plyfs/plyfs/metadata"
@@ -35,26 +36,42 @@ func (s *Store) Pull(ctx context.Context, name string, acc registry.Access, o Pu
 	if err != nil {
 		return PullResult{}, registryError(err)
 	}
+	if s.powers.guest != nil {
+		return PullResult{}, s.powers.guest
+	}
 	if err := s.sweep(ctx); err != nil {
 		return PullResult{}, err
 	}
+	stale := false
+	for {
+		res, err := s.pull(ctx, ref, acc, o)
+		switch n := len(acc.Endpoints); {
+		case err == nil:
+			return res, nil
+		case ctx.Err() != nil:
+			return res, ctx.Err()
+		case errors.Is(err, errStale) && !stale:
+			stale = true // it is gone now
+		case (errors.Is(err, ErrCorrupt) || errors.Is(err, registry.ErrCorrupt)) && n > 1:
+			// A mirror may be wrong where the registry is right.
+			s.log.Warn("pull again without mirrors", zap.String("image", ref.String()), zap.Error(err))
+			acc.Endpoints = acc.Endpoints[n-1:]
+		default:
+			return res, registryError(err)
+		}
+	}
+}
+
+func (s *Store) pull(ctx context.Context, ref registry.Reference, acc registry.Access, o PullOptions) (PullResult, error) {
 	rem, err := registry.Open(acc, s.registryOptions(o.Registry))
 	if err != nil {
-		return PullResult{}, registryError(err)
+		return PullResult{}, err
 	}
 	defer rem.Close()
 	p := &puller{s: s, ref: ref, rem: rem, o: o}
 	p.res = PullResult{Ref: ref.Familiar(), Canonical: ref.String()}
-	for again := true; ; again = false {
-		err := p.pull(ctx)
-		if errors.Is(err, errStale) && again {
-			continue // it is gone now
-		}
-		if err != nil && ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return p.res, registryError(err)
-	}
+	err = p.pull(ctx)
+	return p.res, err
 }
 
 func (s *Store) registryOptions(o registry.Options) registry.Options {

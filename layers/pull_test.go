@@ -500,3 +500,125 @@ func TestPullIsCancelled(t *testing.T) {
 	}
 	clean(t, s)
 }
+
+// TestPullMirrors: a mirror that lies does not keep an image from those who could have it.
+func TestPullMirrors(t *testing.T) {
+	im := img{layers: [][]byte{noise(t, "one", 50_000)}}
+	mirror, reg, s := registrytest.New(t), registrytest.New(t), openStore(t)
+	man, _ := offer(t, mirror, "copy/app", "1", ociGzip, im)
+	offer(t, reg, "app", "1", ociGzip, im)
+	mirror.PutAs("copy/app", man.Layers[0].Digest, make([]byte, man.Layers[0].Size))
+	acc := reach(mirror, "copy/app")
+	acc.Endpoints[0].Mirror = true
+	acc.Endpoints = append(acc.Endpoints, reach(reg, "app").Endpoints...)
+	res, err := s.Pull(t.Context(), reg.Host()+"/app:1", acc, PullOptions{Registry: hasty})
+	if err != nil || res.ID != man.Config.Digest || asked(mirror.Log(), "GET", "/blobs/") == 0 {
+		t.Error(res, err)
+	}
+	clean(t, s)
+}
+
+// TestPullAtOnce: several pulls of images that share layers, in one store.
+func TestPullAtOnce(t *testing.T) {
+	reg := registrytest.New(t)
+	base, mid := noise(t, "base", 300_000), noise(t, "mid", 100_000)
+	const n = 6
+	var stores []*Store
+	root := filepath.Join(t.TempDir(), "store")
+	for i := range n {
+		offer(t, reg, "app", fmt.Sprint(i%3), ociGzip, img{layers: [][]byte{base, mid, layerTar(t, file("f", fmt.Sprint(i%3)))}})
+		stores = append(stores, openAt(t, root))
+	}
+	errs := make(chan error, n)
+	for i, s := range stores {
+		go func() {
+			_, err := tryPull(t, s, reg, "app:"+fmt.Sprint(i%3), PullOptions{KeepBlobs: i%2 == 0})
+			errs <- err
+		}()
+	}
+	for range n {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	s := stores[0]
+	clean(t, s)
+	if got := listLayers(t, s); len(got) != 5 {
+		t.Errorf("%d layers are in the store", len(got))
+	}
+	if f := files(t, s, blobsName+"/"+partialName); len(f) > 0 {
+		t.Errorf("left %v", f)
+	}
+	images, err := s.Images(t.Context(), "")
+	must(t, err)
+	for _, i := range images {
+		_, err := s.RemoveImage(t.Context(), i.ID.String(), RemoveOptions{Force: true})
+		must(t, err)
+	}
+	clean(t, s)
+	if f := files(t, s, blobsName); len(f) > 0 {
+		t.Errorf("left %v", f)
+	}
+}
+
+// TestMovedTag: what becomes of an image whose tag another one has got.
+func TestMovedTag(t *testing.T) {
+	reg, s := registrytest.New(t), openStore(t)
+	one, two := img{layers: [][]byte{layerTar(t, file("f", "1"))}}, img{layers: [][]byte{layerTar(t, file("f", "2"))}}
+	_, d1 := offer(t, reg, "app", "latest", ociGzip, one)
+	first := pull(t, s, reg, "app", PullOptions{})
+	_, d2 := offer(t, reg, "app", "latest", ociGzip, two)
+	second := pull(t, s, reg, "app", PullOptions{})
+	list := func() (out []string) {
+		t.Helper()
+		images, err := s.Images(t.Context(), "")
+		must(t, err)
+		for _, i := range images {
+			out = append(out, fmt.Sprint(strings.TrimPrefix(i.Repository, reg.Host()), ":", i.Tag, " ", i.ID == first.ID, " ", i.Digests))
+		}
+		slices.Sort(out)
+		return out
+	}
+	if got, want := list(), []string{fmt.Sprint("/app:<none> true [", d1, "]"), fmt.Sprint("/app:latest false [", d2, "]")}; !slices.Equal(got, want) {
+		t.Errorf("images are %q, want %q", got, want)
+	}
+	// It has lost its tag: gc takes it. One that was asked for by its digest stays.
+	rep, err := s.GC(t.Context(), false)
+	if err != nil || !slices.Equal(rep.Images, []digest.Digest{first.ID}) {
+		t.Errorf("gc: %+v %v", rep, err)
+	}
+	third := pull(t, s, reg, "app@"+d1.String(), PullOptions{})
+	if rep, err = s.GC(t.Context(), false); err != nil || len(rep.Images) != 0 || third.ID != first.ID {
+		t.Errorf("gc: %+v %v", rep, err)
+	}
+	// With the last tag the digests of its repository go, and those of others stay.
+	must(t, s.Tag(t.Context(), second.ID.String(), "other:1"))
+	done, err := s.RemoveImage(t.Context(), reg.Host()+"/app", RemoveOptions{})
+	if err != nil || len(done) != 2 || done[1].Kind != "Untagged" || !strings.HasSuffix(done[1].Ref, "@"+d2.String()) {
+		t.Errorf("rmi: %+v %v", done, err)
+	}
+	if done, err = s.RemoveImage(t.Context(), reg.Host()+"/app@"+d1.String(), RemoveOptions{}); err != nil || len(done) != 3 {
+		t.Errorf("rmi: %+v %v", done, err)
+	}
+	clean(t, s)
+}
+
+func FuzzManifest(f *testing.F) {
+	for _, s := range []string{
+		`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"digest":"sha256:x","size":1},"layers":[]}`,
+		`{"schemaVersion":2,"manifests":[{"digest":"sha256:x","platform":{"os":"linux","architecture":"amd64"}}]}`,
+		`{"schemaVersion":1,"fsLayers":[]}`,
+	} {
+		f.Add([]byte(s), "application/vnd.oci.image.index.v1+json")
+	}
+	p := puller{s: &Store{limits: Limits{}.withDefaults()}}
+	f.Fuzz(func(t *testing.T, raw []byte, said string) {
+		var man ocispec.Manifest
+		idx, err := p.parse(raw, said, &man)
+		if err == nil && idx != nil {
+			if d, err := pick(*idx, ""); err == nil && ignorable(d) {
+				t.Errorf("picked %+v", d)
+			}
+		}
+	})
+}
