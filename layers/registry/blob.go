@@ -218,7 +218,9 @@ func contentRange(h string) (from, total int64, ok bool) {
 	total = -1
 	var err3 error
 	if size != "*" {
-		total, err3 = strconv.ParseInt(strings.TrimSpace(size), 10, 64)
+		if total, err3 = strconv.ParseInt(strings.TrimSpace(size), 10, 64); total < 0 {
+			return 0, 0, false
+		}
 	}
 	return from, total, err1 == nil && err2 == nil && err3 == nil && from >= 0 && to >= from
 }
