@@ -27,6 +27,8 @@
 //	script_test.go      the verbs of the command line
 //	install_test.go     make install and uninstall, make deb, what they install
 //	image_test.go       archives: load, mount, compare, save
+//	registry_test.go    pull and push: Debian's docker-registry, skopeo at its other
+//	                    side; restarts, kills, a daemon with the client's credentials
 //	parallel_test.go    many processes at once, leaks
 //	userns_test.go      the random runs inside a user namespace
 //	user_test.go        a mount by an ordinary user, through fusermount3

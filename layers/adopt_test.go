@@ -169,7 +169,7 @@ func graphRoot(t testing.TB) string {
 	root := filepath.Join(t.TempDir(), "docker")
 	base, child, empty := hexID("a"), hexID("b"), hexID("c")
 	document := func(id, parent, cmd string) string {
-		return fmt.Sprintf(`{"id":%q,"parent":%q,"created":"2013-05-01T10:00:00Z","container_config":{"Cmd":["/bin/sh","-c",%q]},"docker_version":"1.6.0","author":"me","config":{"Cmd":["/bin/sh"],"Unknown":1},"architecture":"amd64","os":"linux","Size":7}`, id, parent, cmd)
+		return fmt.Sprintf(`{"id":%q,"parent":%q,"created":"2013-05-01T10:00:00Z","container_config":{"Cmd":["/bin/sh","-c",%q]},"docker_version":"1.9.1","author":"me","config":{"Cmd":["/bin/sh"],"Unknown":1},"architecture":"amd64","os":"linux","Size":7}`, id, parent, cmd)
 	}
 	put(t, root+"/graph/"+base+"/json", document(base, "", "#(nop) ADD file"))
 	put(t, root+"/graph/"+base+"/layersize", "7")
@@ -223,7 +223,7 @@ func TestAdoptGraph(t *testing.T) {
 				t.Fatal(err)
 			}
 			ids, _ := json.Marshal(img.DiffIDs)
-			config := fmt.Sprintf(`{"architecture":"amd64","author":"me","config":{"Cmd":["/bin/sh"],"Unknown":1},"container_config":{"Cmd":["/bin/sh","-c","rm gone"]},"created":"2013-05-01T10:00:00Z","docker_version":"1.6.0","history":[{"created":"2013-05-01T10:00:00Z","author":"me","created_by":"/bin/sh -c #(nop) ADD file"},{"created":"2013-05-01T10:00:00Z","author":"me","created_by":"/bin/sh -c rm gone"}],"os":"linux","rootfs":{"type":"layers","diff_ids":%s}}`, ids)
+			config := fmt.Sprintf(`{"architecture":"amd64","author":"me","config":{"Cmd":["/bin/sh"],"Unknown":1},"container_config":{"Cmd":["/bin/sh","-c","rm gone"]},"created":"2013-05-01T10:00:00Z","docker_version":"1.9.1","history":[{"created":"2013-05-01T10:00:00Z","author":"me","created_by":"/bin/sh -c #(nop) ADD file"},{"created":"2013-05-01T10:00:00Z","author":"me","created_by":"/bin/sh -c rm gone"}],"os":"linux","rootfs":{"type":"layers","diff_ids":%s}}`, ids)
 			if string(img.RawConfig) != config || img.ID != digest.FromString(config) {
 				t.Errorf("config %s\nexpected %s", img.RawConfig, config)
 			}

@@ -78,7 +78,7 @@ func (a *adopter) have(ctx context.Context, c *chainer, diffID digest.Digest) (b
 	if err := c.publish(ctx); err != nil {
 		return false, err
 	}
-	have, err := a.s.haveLayer(ctx, a.lease, c.top, &layerData{name: diffID.String(), diffID: diffID})
+	have, err := a.s.haveLayer(ctx, a.lease, "adopt", c.top, &layerData{name: diffID.String(), diffID: diffID})
 	if err != nil || !have {
 		return false, err
 	}

@@ -39,6 +39,9 @@ type archive struct {
 	members   map[string]*member
 	jsonBytes int64
 	slots     chan struct{}
+	doing     string // with a layer, for progress
+	did       string // with it at the end
+	stop      func() // called by the first fail; may be nil
 
 	mu     sync.Mutex
 	stages []*stage // every one made, for cleaning up; guarded by mu
@@ -49,13 +52,25 @@ type archive struct {
 type member struct {
 	name string
 	link string // another member, for symbolic and hard links
-	json []byte
+	what string // for messages; "": its name
+	// What a manifest says of it, and whether its blob is being kept.
+	media string
+	keep  bool
+	json  []byte
 	// Of a layer: closed when what follows is known. nil: it is.
 	ready  chan struct{}
 	digest digest.Digest // of the member as stored
 	size   int64
 	layer  *layerData
 	err    error // why it is not a layer
+}
+
+// wrap puts the member in front of an error.
+func (m *member) wrap(err error) error {
+	if m.what != "" {
+		return fmt.Errorf("%s: %w", m.what, err)
+	}
+	return fmt.Errorf("archive member %q: %w", m.name, err)
 }
 
 // wait returns when everything about the member is known.
@@ -68,7 +83,7 @@ func (m *member) wait() {
 // newArchive returns an archive of which nothing has been read.
 func (s *Store) newArchive(lease string, p ProgressFunc) *archive {
 	return &archive{
-		s: s, lease: lease, progress: &progress{fn: p}, members: map[string]*member{}, dirFd: -1,
+		s: s, lease: lease, progress: &progress{fn: p}, members: map[string]*member{}, dirFd: -1, doing: "unpacking",
 		slots: make(chan struct{}, min(max(2, runtime.GOMAXPROCS(0)), 8)),
 	}
 }
@@ -79,6 +94,9 @@ func (a *archive) fail(err error) {
 	defer a.mu.Unlock()
 	if a.err == nil {
 		a.err = err
+		if a.stop != nil {
+			a.stop()
+		}
 	}
 }
 
@@ -102,7 +120,10 @@ type layerData struct {
 	diffID   digest.Digest
 	blob     digest.Digest
 	blobSize int64
-	stage    *stage // nil: the store has the content, or the stage was used
+	// mediaType is what a manifest calls the blob; empty if none does.
+	mediaType string
+	keep      bool   // the blob is being kept
+	stage     *stage // nil: the store has the content, or the stage was used
 }
 
 // jsonMax bounds the memory for all JSON members together.
@@ -273,6 +294,9 @@ func (m *member) is(d digest.Digest, size int64) error {
 		return fmt.Errorf("expected %d bytes, got %d: %w", size, m.size, io.ErrUnexpectedEOF)
 	}
 	if want, ok := namedDigest(m.name); ok && want != d {
+		if m.what != "" {
+			return fmt.Errorf("%w: wrong digest: expected %s, got %s", ErrCorrupt, want, d)
+		}
 		return fmt.Errorf("%w: wrong digest: its name says %s, its content has %s", ErrCorrupt, want, d)
 	}
 	return nil

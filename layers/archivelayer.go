@@ -24,14 +24,19 @@ func (a *archive) start(ctx context.Context, m *member, br *bufio.Reader, size i
 	if d, ok := namedDigest(m.name); ok {
 		short = d.Encoded()[:12]
 	}
-	track := a.progress.start(short, "unpacking", size)
+	track := a.progress.start(short, a.doing, size)
 	raw := readAhead(ctx, track.reader(br), rawBlocks)
 	m.ready = make(chan struct{})
 	a.put(m)
 	go func() {
 		defer close(m.ready)
 		defer func() { <-a.slots }()
-		defer track.done()
+		defer func() {
+			if a.did != "" && a.failed() == nil {
+				track.action(a.did)
+			}
+			track.done()
+		}()
 		if done != nil {
 			defer done()
 		}
@@ -40,18 +45,21 @@ func (a *archive) start(ctx context.Context, m *member, br *bufio.Reader, size i
 		m.size = raw.size
 		switch {
 		case rerr != nil:
+			if m.what != "" {
+				rerr = m.wrap(rerr)
+			}
 			a.fail(rerr)
 			return
 		case err != nil:
-			a.fail(fmt.Errorf("archive member %q: %w", m.name, err))
+			a.fail(m.wrap(err))
 			return
 		}
 		if err := m.is(d, size); err != nil {
-			a.fail(fmt.Errorf("archive member %q: %w", m.name, err))
+			a.fail(m.wrap(err))
 			return
 		}
 		if m.layer != nil {
-			m.layer.blob, m.layer.blobSize = m.digest, m.size
+			m.layer.blob, m.layer.blobSize, m.layer.mediaType, m.layer.keep = m.digest, m.size, m.media, m.keep
 		}
 	}()
 	return raw.drained, nil

@@ -33,13 +33,14 @@ import (
 //	K24  indexes of chains                       K25 free space (warnings)
 //	K26  manifests and the build cache           K27 rows can be decoded
 //	K28  adopted content is where and as it was  K29 (deep) no attributes of a foreign form
+//	K30  kept blobs
 func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) {
 	c := &checker{s: s, ctx: ctx, o: o, r: &Report{Findings: []Finding{}}}
 	if whole, err := c.file(); err != nil || !whole {
 		return c.r, err
 	}
 	for _, f := range []func() error{
-		c.badRows, c.rows, c.place, c.leftovers, c.strays, c.read, c.caches, c.containers, c.saved, c.chains, c.space,
+		c.badRows, c.rows, c.place, c.leftovers, c.strays, c.read, c.caches, c.containers, c.saved, c.blobs, c.chains, c.space,
 	} {
 		if err := f(); err != nil {
 			return nil, err

@@ -107,7 +107,7 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 	if err := s.restUsage(&u, known); err != nil {
 		return u, err
 	}
-	u.Total = u.Layers.Size + u.Init + u.Containers.Size + u.Chains + u.Stage + u.Trash + u.Database + u.Records + u.Other
+	u.Total = u.Layers.Size + u.Init + u.Containers.Size + u.Chains + u.Blobs + u.Stage + u.Trash + u.Database + u.Records + u.Other
 	return u, nil
 }
 
@@ -142,6 +142,13 @@ func (s *Store) restUsage(u *DiskUsage, known map[string]bool) error {
 			u.Chains += size
 		case n == stageName:
 			u.Stage += size
+		case n == blobsName:
+			kept, _, err := s.blobUse()
+			if err != nil {
+				return err
+			}
+			u.Blobs += kept
+			u.Stage += size - kept
 		case n == trashName:
 			u.Trash += size
 		case n == dbName || n == reserveName:

@@ -10,6 +10,8 @@
 //	layers/<cacheID>/layer.json    sidecar: enough to make the rows anew
 //	layers/<cacheID>/layer.idx     index of the layer (package metadata/chainindex)
 //	chains/<chainID>-<id>.idx      merged indexes, a cache
+//	blobs/sha256/<hex>             a compressed layer that is kept
+//	blobs/partial/<hex>            a download, or what one has left; a cache
 //	rw/<mountID>/{upper,work}      a container's writable layer
 //	stage/<id>/                    unfinished work
 //	trash/<name>.<n>               being deleted
@@ -134,12 +136,35 @@
 //
 // # Locks
 //
-// There are none but the database's. A transaction does no I/O; everything
-// that takes time happens between transactions, protected by rows: an ingest
-// keeps a stage, a lease keeps layers that no image names yet. Both name their
-// process by boot, pid and start time, and are swept when it is gone. Two
-// processes that make the same layer find out in the transaction that inserts
-// it; the second throws its copy away.
+// There are none but the database's and those of blobs. A transaction does no
+// I/O; everything that takes time happens between transactions, protected by
+// rows: an ingest keeps a stage, a lease keeps layers that no image names yet.
+// Both name their process by boot, pid and start time, and are swept when it is
+// gone. Two processes that make the same layer find out in the transaction that
+// inserts it; the second throws its copy away.
+//
+// A partial blob is locked (flock) by the process that writes it; another one
+// that wants the same uses a file of its own. blobs/ is locked, before the
+// database, by who puts a kept blob into place and writes its row, or deletes the
+// file of one whose row is gone: they are named after their content, so that
+// nothing but the row tells whether a file is still garbage.
+//
+// # Registries
+//
+// A pull makes of a manifest what Load makes of an archive: each layer is a
+// member that is read once, hashed, decompressed, hashed and unpacked into a
+// stage. The bytes come from a partial blob and then from the registry, and what
+// comes from the registry is written behind the partial blob, where the next pull
+// finds it if this one does not end well. That a partial blob is the beginning of
+// the right one is seen at the end, by the digest of the whole; if it was not, it
+// is removed and the pull begins anew.
+//
+// The blob that a layer came from is noted only if both digests have been seen
+// here. A manifest may claim any blob for a diffID that the store has; whoever
+// pushes an image with this layer must not spread that.
+//
+// Manifests, and the indexes that led to them, are kept with the image, byte for
+// byte.
 //
 // # Goroutines
 //
@@ -171,6 +196,13 @@
 //	layers, as above; renamed, no diff/         as above
 //	image row                                   the image is complete; others follow
 //	container: layer, image row, then create    the image stays for gc, or is found again
+//
+//	step (pull)                                 if we die after it
+//	layers arrive in blobs/partial and stages   stages: swept; blobs: the next pull goes on
+//	partial blobs removed (not to be kept)      as Load after its first step
+//	layers made, as above                       same
+//	kept blobs synced, renamed, synced          files without a row: deleted by gc
+//	image, manifest and blob rows committed     complete
 //
 //	step (create)                               if we die after it
 //	container row, state creating               row of a dead owner: swept

@@ -29,8 +29,9 @@ func (s *Store) GC(ctx context.Context, dryRun bool) (GCReport, error) {
 			return rep, err
 		}
 	}
-	// An image that never had a name was meant to have none.
-	lost := func(i metadata.Image, refs []string) bool { return i.Tagged && len(refs) == 0 }
+	// An image that never had a name was meant to have none. What is left of the names of
+	// one may be the digest that a registry had for it.
+	lost := func(i metadata.Image, refs []string) bool { return i.Tagged && onlyDigests(refs, "") }
 	err := s.collectGarbage(ctx, &rep, lost, true)
 	return rep, err
 }
@@ -221,6 +222,9 @@ func (s *Store) gcStray(ctx context.Context, rep *GCReport, dryRun bool) error {
 		if err := removeTree(fd, x.name); err != nil {
 			return fmt.Errorf("remove %s: %w", x.path(), err)
 		}
+	}
+	if err := s.gcBlobs(ctx, rep, dryRun); err != nil {
+		return err
 	}
 	return s.gcChains(ctx, rep, dryRun)
 }

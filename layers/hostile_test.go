@@ -162,7 +162,7 @@ func TestHostileLayers(t *testing.T) {
 			names, err := os.ReadDir(s.root)
 			must(t, err)
 			for _, n := range names {
-				if !slices.Contains([]string{layersName, chainsName, stageName, rwName, trashName, copiesName, imagesName, dbName, reserveName}, n.Name()) {
+				if !slices.Contains([]string{layersName, chainsName, stageName, rwName, trashName, copiesName, imagesName, blobsName, dbName, reserveName}, n.Name()) {
 					fail("%s is in the store", n.Name())
 				}
 			}

@@ -41,6 +41,9 @@ func resolve(tx *metadata.Tx, name string) (resolved, error) {
 	named, err := reference.ParseNormalizedNamed(name)
 	if err == nil {
 		ref := reference.TagNameOnly(named).String()
+		if d, ok := named.(reference.Digested); ok { // which decides, whatever the tag
+			ref = reference.TrimNamed(named).String() + "@" + d.Digest().String()
+		}
 		if r, err := tx.Ref(ref); err == nil {
 			return resolved{r.ImageID, ref}, nil
 		}
@@ -209,9 +212,16 @@ func (s *Store) Images(ctx context.Context, filter string) (out []ImageSummary, 
 					out = append(out, sum)
 				}
 			}
+			tagged, digests := splitRefs(refs)
 			for _, ref := range refs {
 				one := sum
 				one.Repository, one.Tag = splitRef(ref)
+				if one.Tag == noTag && tagged[one.Repository] {
+					continue // a digest of what has a line
+				}
+				if one.Digests = digests[one.Repository]; one.Tag == noTag {
+					one.Digests = digestOf(ref)
+				}
 				if match(one.Repository, one.Tag) {
 					out = append(out, one)
 				}
@@ -229,13 +239,37 @@ func (s *Store) Images(ctx context.Context, filter string) (out []ImageSummary, 
 	return out, err
 }
 
+// splitRefs tells for each repository whether a reference has a tag, and which have
+// digests.
+func splitRefs(refs []string) (tagged map[string]bool, digests map[string][]digest.Digest) {
+	tagged, digests = map[string]bool{}, map[string][]digest.Digest{}
+	for _, r := range refs {
+		repo, tag := splitRef(r)
+		tagged[repo] = tagged[repo] || tag != noTag
+		digests[repo] = append(digests[repo], digestOf(r)...)
+	}
+	return tagged, digests
+}
+
+// digestOf is the digest of a reference that has one.
+func digestOf(ref string) []digest.Digest {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if d, ok := named.(reference.Digested); err == nil && ok {
+		return []digest.Digest{d.Digest()}
+	}
+	return nil
+}
+
+// noTag stands for a name without a tag.
+const noTag = "<none>"
+
 // splitRef gives the familiar repository and tag.
 func splitRef(canonical string) (repo, tag string) {
 	named, err := reference.ParseNormalizedNamed(canonical)
 	if err != nil {
 		return canonical, "<none>"
 	}
-	repo, tag = reference.FamiliarName(named), "<none>"
+	repo, tag = reference.FamiliarName(named), noTag
 	if t, ok := named.(reference.Tagged); ok {
 		tag = t.Tag()
 	}

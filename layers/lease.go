@@ -90,6 +90,10 @@ func releaseChain(tx *metadata.Tx, chain digest.Digest, gone func(metadata.Layer
 			return nil, err
 		}
 		junk = append(junk, t...)
+		if t, err = dropBlob(tx, l.Blob); err != nil {
+			return nil, err
+		}
+		junk = append(junk, t...)
 		if gone != nil {
 			gone(l)
 		}

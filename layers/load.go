@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,7 +73,7 @@ func (s *Store) Load(ctx context.Context, src Source, o LoadOptions) (_ []Loaded
 // addLayers makes sure that the store has the layers of an image. Those that it
 // has not are published together.
 func (s *Store) addLayers(ctx context.Context, lease string, p *plan) error {
-	c := chainer{s: s, lease: lease}
+	c := chainer{s: s, lease: lease, origin: cmp.Or(p.origin, "load")}
 	defer c.discard()
 	for i, ld := range p.layers {
 		if err := c.add(ctx, ld); err != nil {
@@ -86,6 +87,7 @@ func (s *Store) addLayers(ctx context.Context, lease string, p *plan) error {
 type chainer struct {
 	s      *Store
 	lease  string
+	origin string
 	top    digest.Digest // chainID of the last layer
 	bound  []*bound      // the last layers, not published yet
 	stack  []LayerDir    // of top; valid while there are bound ones
@@ -117,7 +119,7 @@ func (c *chainer) add(ctx context.Context, ld *layerData) error {
 		}
 	}
 	if len(c.bound) == 0 {
-		have, err := c.s.haveLayer(ctx, c.lease, c.top, ld)
+		have, err := c.s.haveLayer(ctx, c.lease, c.origin, c.top, ld)
 		if err != nil {
 			return err
 		}
@@ -138,7 +140,8 @@ func (c *chainer) add(ctx context.Context, ld *layerData) error {
 		}
 	}
 	c.stages = append(c.stages, st)
-	b, err := st.bind(ctx, target{parent: c.top, origin: "load", blob: ld.blob, blobSize: ld.blobSize, lease: c.lease}, c.stack)
+	t := target{parent: c.top, origin: c.origin, blob: ld.blob, blobSize: ld.blobSize, mediaType: ld.mediaType, lease: c.lease}
+	b, err := st.bind(ctx, t, c.stack)
 	if err != nil {
 		return err
 	}
@@ -150,14 +153,17 @@ func (c *chainer) add(ctx context.Context, ld *layerData) error {
 
 // haveLayer reports whether the store has a layer on top of parent, or could be
 // given a row for it because it has the content, and keeps it.
-func (s *Store) haveLayer(ctx context.Context, lease string, parent digest.Digest, ld *layerData) (bool, error) {
+func (s *Store) haveLayer(ctx context.Context, lease, origin string, parent digest.Digest, ld *layerData) (bool, error) {
 	chain := metadata.ChainID(parent, ld.diffID)
 	var cacheID string
+	var junk []metadata.Trash
 	err := s.update(ctx, func(tx *metadata.Tx) error {
-		cacheID = ""
+		cacheID, junk = "", nil
 		if l, err := tx.Layer(chain); err == nil {
 			cacheID = l.CacheID
-			return errors.Join(tx.LeaseLayer(lease, chain), tx.SetBlob(chain, ld.blob, ld.blobSize, ""))
+			var berr error
+			junk, berr = setBlob(tx, chain, ld)
+			return errors.Join(tx.LeaseLayer(lease, chain), berr)
 		}
 		// Content that takes nothing from the layers below serves any chain.
 		caches, err := tx.CachesByDiff(ld.diffID)
@@ -169,7 +175,7 @@ func (s *Store) haveLayer(ctx context.Context, lease string, parent digest.Diges
 				cacheID = c.CacheID
 				l := metadata.Layer{
 					ChainID: chain, DiffID: ld.diffID, Parent: parent, CacheID: cacheID,
-					Blob: ld.blob, BlobSize: ld.blobSize, Origin: "load", Created: time.Now().UTC(),
+					Blob: ld.blob, BlobSize: ld.blobSize, MediaType: ld.mediaType, Origin: origin, Created: time.Now().UTC(),
 				}
 				return errors.Join(tx.AddLayer(l, nil), tx.LeaseLayer(lease, chain))
 			}
@@ -179,6 +185,7 @@ func (s *Store) haveLayer(ctx context.Context, lease string, parent digest.Diges
 	if err != nil || cacheID == "" {
 		return false, err
 	}
+	s.purge(ctx, junk)
 	// A row is believed only as far as its directory is there. What an archive has
 	// promised by a name has been looked at already.
 	return s.whole(ctx, cacheID, ld.stage != nil)
@@ -291,22 +298,45 @@ func (s *Store) addImages(ctx context.Context, lease string, plans []*plan) ([]L
 	now := time.Now().UTC()
 	err := s.update(ctx, func(tx *metadata.Tx) (err error) {
 		out = nil
+		var more []metadata.Trash
 		for _, p := range plans {
 			row := metadata.Image{
 				ID: p.id, TopChain: chainOf(p.spec.RootFS.DiffIDs), Created: now,
-				Platform: platformName(p.spec.OS, p.spec.Architecture, p.spec.Variant), Manifest: p.manifest, Origin: "load",
+				Platform: platformName(p.spec.OS, p.spec.Architecture, p.spec.Variant), Manifest: p.manifest, Origin: cmp.Or(p.origin, "load"),
 			}
 			if _, err := tx.AddImage(row, p.config); err != nil {
 				return err
 			}
-			for _, r := range p.refs {
-				if _, err := tx.SetRef(r, metadata.Ref{ImageID: p.id, Updated: now}); err != nil {
+			for d, raw := range p.manifests {
+				if err := tx.AddManifest(p.id, d, raw); err != nil {
 					return err
 				}
+			}
+			for _, b := range p.kept {
+				err := tx.PutBlob(b)
+				if err == nil {
+					t, err := dropBlob(tx, b.Digest) // if others have made the layer, of another blob
+					if err != nil {
+						return err
+					}
+					more = append(more, t...)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			p.changed = false
+			for _, r := range p.refs {
+				old, err := tx.SetRef(r, metadata.Ref{ImageID: p.id, Updated: now})
+				if err != nil {
+					return err
+				}
+				p.changed = p.changed || old != p.id
 			}
 			out = append(out, LoadedImage{ID: p.id, Refs: familiars(p.refs)})
 		}
 		junk, err = endLease(tx, lease)
+		junk = append(junk, more...)
 		return err
 	})
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/plyfs/plyfs/metadata"
 )
 
 const (
@@ -36,6 +38,11 @@ type plan struct {
 	refs     []string // canonical
 	layers   []*layerData
 	manifest digest.Digest
+	// manifests are that one and the indexes that led to it, byte for byte.
+	manifests map[digest.Digest][]byte
+	origin    string // "load" or "pull"
+	kept      []metadata.Blob
+	changed   bool // a name has come to mean this image; set by addImages
 }
 
 // decodeJSON decodes hostile JSON: bounded depth, one value, nothing after it.
@@ -169,7 +176,7 @@ func (a *archive) dirPlans(ctx context.Context, m *member, o LoadOptions) ([]*pl
 	if man.Config.Digest == "" {
 		return nil, fmt.Errorf("%w: manifest.json is neither the list of a docker-archive nor an image manifest (media type %q)", ErrUnsupported, man.MediaType)
 	}
-	p, err := a.manifestPlan(ctx, m.digest, man)
+	p, err := a.manifestPlan(ctx, m.digest, m.json, man)
 	if err != nil {
 		return nil, err
 	}
@@ -355,6 +362,16 @@ func (a *archive) choose(ctx context.Context, d ocispec.Descriptor, platform str
 	if _, err := a.blobJSON(ctx, d, &idx); err != nil {
 		return d, fmt.Errorf("index: %w", err)
 	}
+	m, err := pick(idx, platform)
+	if err != nil {
+		return d, err
+	}
+	return a.choose(ctx, m, platform, only, depth+1)
+}
+
+// pick takes the entry of an index for a platform, "" being this machine's; if there
+// is but one image, that.
+func pick(idx ocispec.Index, platform string) (ocispec.Descriptor, error) {
 	if platform == "" {
 		platform = thisPlatform()
 	}
@@ -370,18 +387,25 @@ func (a *archive) choose(ctx context.Context, d ocispec.Descriptor, platform str
 		}
 		name := platformName(m.Platform.OS, m.Platform.Architecture, m.Platform.Variant)
 		have = append(have, name)
-		if name == platform || strings.HasPrefix(name, platform+"/") {
-			return a.choose(ctx, m, platform, only, depth+1)
+		if isPlatform(name, platform) {
+			return m, nil
 		}
 	}
-	if len(real) == 1 {
-		return a.choose(ctx, real[0], platform, only, depth+1)
+	switch {
+	case len(real) == 1:
+		return real[0], nil
+	case len(real) == 0:
+		return ocispec.Descriptor{}, fmt.Errorf("%w: the index lists no image", ErrInvalid)
 	}
-	return d, fmt.Errorf("%w: the image is not there for %s, only for %s; choose one with --platform", ErrInvalid, platform, strings.Join(have, ", "))
+	return ocispec.Descriptor{}, fmt.Errorf("%w: the image is not there for %s, only for %s; choose one with --platform", ErrInvalid, platform, strings.Join(have, ", "))
 }
 
 // thisPlatform is the one of this machine.
 func thisPlatform() string { return platformName(runtime.GOOS, runtime.GOARCH, "") }
+
+// isPlatform reports whether an image for name is one for want, which may leave the
+// variant open.
+func isPlatform(name, want string) bool { return name == want || strings.HasPrefix(name, want+"/") }
 
 func platformName(os, arch, variant string) string {
 	n := os + "/" + arch
@@ -393,18 +417,19 @@ func platformName(os, arch, variant string) string {
 
 func (a *archive) ociPlan(ctx context.Context, d ocispec.Descriptor) (*plan, error) {
 	var man ocispec.Manifest
-	if _, err := a.blobJSON(ctx, d, &man); err != nil {
+	mm, err := a.blobJSON(ctx, d, &man)
+	if err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
-	return a.manifestPlan(ctx, d.Digest, man)
+	return a.manifestPlan(ctx, d.Digest, mm.json, man)
 }
 
-func (a *archive) manifestPlan(ctx context.Context, d digest.Digest, man ocispec.Manifest) (*plan, error) {
+func (a *archive) manifestPlan(ctx context.Context, d digest.Digest, raw []byte, man ocispec.Manifest) (*plan, error) {
 	cm, err := a.blobJSON(ctx, man.Config, nil)
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	p := &plan{id: cm.digest, config: cm.json, manifest: d}
+	p := &plan{id: cm.digest, config: cm.json, manifest: d, manifests: map[digest.Digest][]byte{d: raw}}
 	if p.spec, err = parseConfig(cm.json, a.s.limits); err != nil {
 		return nil, err
 	}

@@ -23,7 +23,9 @@ type target struct {
 	origin   string
 	blob     digest.Digest
 	blobSize int64
-	lease    string
+	// mediaType of the blob; empty if nobody said.
+	mediaType string
+	lease     string
 }
 
 // bound is a stage that is finished but for its index, on its place in a chain.
@@ -65,7 +67,7 @@ func (st *stage) bind(ctx context.Context, t target, stack []LayerDir) (*bound, 
 	b := &bound{st: st, t: t}
 	b.layer = metadata.Layer{
 		ChainID: metadata.ChainID(t.parent, diffID), DiffID: diffID, Parent: t.parent, CacheID: st.id,
-		Blob: t.blob, BlobSize: t.blobSize, Origin: t.origin, Created: now,
+		Blob: t.blob, BlobSize: t.blobSize, MediaType: t.mediaType, Origin: t.origin, Created: now,
 	}
 	b.cache = metadata.Cache{
 		CacheID: st.id, DiffID: diffID, Bind: bind, Dialect: st.u.powers.dialect.String(), Owners: st.u.powers.owners(),
@@ -225,6 +227,11 @@ func place(tx *metadata.Tx, l metadata.Layer, c metadata.Cache, t target, dead m
 		old, err := tx.Cache(have.CacheID)
 		if err != nil {
 			return "", err
+		}
+		if have.Blob == "" {
+			if err := tx.SetBlob(l.ChainID, t.blob, t.blobSize, t.mediaType); err != nil {
+				return "", err
+			}
 		}
 		if old.Broken == "" {
 			return c.CacheID, lease()

@@ -63,7 +63,8 @@ func (r *remover) remove(name string) error {
 		}
 		return r.deleteImage(img.id)
 	}
-	if last := len(refs) == 1 || onlyDigests(refs, img.ref); last {
+	also := goneWith(refs, img.ref)
+	if last := len(refs) == 1+len(also); last {
 		if users := r.tx.ContainersByImage(img.id); len(users) > 0 {
 			if !r.opts.Force {
 				return r.containerConflict(familiar(img.ref), users)
@@ -78,16 +79,12 @@ func (r *remover) remove(name string) error {
 	if err := r.untag(img.ref); err != nil {
 		return err
 	}
-	rest := r.tx.RefsOf(img.id)
-	if onlyDigests(rest, "") && sameRepository(rest, img.ref) {
-		for _, ref := range rest {
-			if err := r.untag(ref); err != nil {
-				return err
-			}
+	for _, ref := range also {
+		if err := r.untag(ref); err != nil {
+			return err
 		}
-		rest = nil
 	}
-	if len(rest) > 0 {
+	if rest := r.tx.RefsOf(img.id); len(rest) > 0 {
 		return nil
 	}
 	// Images were committed from it: they keep it, nameless.
@@ -220,12 +217,18 @@ func onlyDigests(refs []string, but string) bool {
 	return true
 }
 
-func sameRepository(refs []string, ref string) bool {
-	want, _ := splitRef(ref)
+// goneWith are the references that go with ref: with the last tag of a repository,
+// its digests.
+func goneWith(refs []string, ref string) (out []string) {
+	repo, tag := splitRef(ref)
 	for _, r := range refs {
-		if repo, _ := splitRef(r); repo != want {
-			return false
+		switch other, t := splitRef(r); {
+		case other != repo || r == ref:
+		case tag == noTag || t != noTag:
+			return nil
+		default:
+			out = append(out, r)
 		}
 	}
-	return true
+	return out
 }

@@ -358,6 +358,9 @@ func (s *Store) sweep(ctx context.Context) error {
 			}
 		}
 	}
+	if _, _, err := s.oldParts(partialAge, false); err != nil {
+		s.log.Warn("sweep partial blobs", zap.Error(err))
+	}
 	s.purge(ctx, trash)
 	return nil
 }

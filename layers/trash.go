@@ -94,7 +94,7 @@ func (s *Store) purgeNow(ctx context.Context, junk []metadata.Trash) {
 }
 
 // trashDirs are the directories whose entries a trash row may name.
-var trashDirs = map[string]bool{layersName: true, stageName: true, rwName: true, trashName: true, chainsName: true}
+var trashDirs = map[string]bool{layersName: true, stageName: true, rwName: true, trashName: true, chainsName: true, blobsName: true}
 
 // validTrash says whether a path from a trash row is one of ours.
 func validTrash(path string) bool {
@@ -106,6 +106,9 @@ func (s *Store) purgeOne(t metadata.Trash) error {
 	dir, name, _ := strings.Cut(t.Path, "/")
 	if !validTrash(t.Path) {
 		return fmt.Errorf("%w: trash row names %q, which is no place of ours", ErrCorrupt, t.Path)
+	}
+	if dir == blobsName {
+		return s.removeKept(name)
 	}
 	from, err := fsat.OpenBeneath(s.rootFd, dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {

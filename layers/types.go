@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/plyfs/plyfs/layers/foreign"
+	"github.com/plyfs/plyfs/layers/registry"
 	"github.com/plyfs/plyfs/metadata"
 	"github.com/plyfs/plyfs/whiteout"
 	"github.com/plyfs/plyfs/whiteout/override"
@@ -64,6 +65,53 @@ type LoadOptions struct {
 type LoadedImage struct {
 	ID   digest.Digest `json:"id"`
 	Refs []string      `json:"refs"` // familiar form, as given to images and rmi
+}
+
+// PullOptions configure [Store.Pull].
+type PullOptions struct {
+	Progress ProgressFunc
+	Platform string // os/arch[/variant] wanted from an index; "" = this machine
+	// KeepBlobs keeps the layers as the registry has sent them as well, so that a
+	// push gives the same digests.
+	KeepBlobs bool
+	Registry  registry.Options // zero fields take the defaults
+}
+
+// PullResult is what a pull has brought.
+type PullResult struct {
+	ID        digest.Digest `json:"id"`
+	Ref       string        `json:"ref"`       // as users write it
+	Canonical string        `json:"canonical"` // with registry
+	Digest    digest.Digest `json:"digest"`    // of the manifest or index that the name stands for
+	Platform  string        `json:"platform"`
+	// Updated: the name stands for another image than before, or is new.
+	Updated    bool     `json:"updated"`
+	Layers     int      `json:"layers"`     // looked at; 0 if the manifest was known
+	Present    int      `json:"present"`    // of which the store had
+	Downloaded int64    `json:"downloaded"` // bytes of layers
+	Notes      []string `json:"notes,omitempty"`
+}
+
+// PushOptions configure [Store.Push].
+type PushOptions struct {
+	Progress ProgressFunc
+	// Image is what to push, if it is not what the store calls by the target's name.
+	Image    string
+	Format   string           // "oci" (default) or "docker": of a manifest that has to be made
+	Registry registry.Options // zero fields take the defaults
+}
+
+// PushResult is what a push has done.
+type PushResult struct {
+	ID     digest.Digest `json:"id"`
+	Ref    string        `json:"ref"`
+	Digest digest.Digest `json:"digest"` // of the manifest
+	Size   int64         `json:"size"`   // of the manifest
+	// Original: the manifest is the one that the image came with.
+	Original bool     `json:"original"`
+	Uploaded int64    `json:"uploaded"` // bytes of blobs
+	Mounted  int      `json:"mounted"`  // blobs taken from another repository
+	Notes    []string `json:"notes,omitempty"`
 }
 
 // SaveOptions configure [Store.Save].
@@ -125,6 +173,8 @@ type ImageSummary struct {
 	Containers int           `json:"containers"`
 	// Broken: some of its layers are missing; it has to be loaded again.
 	Broken bool `json:"broken,omitempty"`
+	// Digests of its manifests or indexes in registries, under this repository.
+	Digests []digest.Digest `json:"digests,omitempty"`
 }
 
 // HistoryEntry is one line of history, newest first.
@@ -308,8 +358,9 @@ type DiskUsage struct {
 	Layers     Usage `json:"layers"`
 	Containers Usage `json:"containers"` // RW layers
 	Chains     int64 `json:"chains"`     // merged indexes, a cache
+	Blobs      int64 `json:"blobs"`      // compressed layers that are kept
 	Init       int64 `json:"init"`
-	Stage      int64 `json:"stage"`
+	Stage      int64 `json:"stage"` // with partial downloads
 	Trash      int64 `json:"trash"`
 	// Adopted is what layers in other engines' stores take there; no part of Total.
 	Adopted  int64 `json:"adopted,omitempty"`

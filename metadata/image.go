@@ -177,7 +177,7 @@ func (tx *Tx) SetRef(name string, r Ref) (old digest.Digest, err error) {
 	if err != nil {
 		return "", err
 	}
-	if !img.Tagged {
+	if !img.Tagged && !strings.Contains(name, "@") {
 		img.Tagged = true
 		if err := put(tx, bktImages, []byte(img.ID), img); err != nil {
 			return "", err

@@ -87,7 +87,7 @@ type Image struct {
 	Manifest digest.Digest `json:"manifest,omitempty"` // it came with
 	Origin   string        `json:"origin"`
 	Built    bool          `json:"built,omitempty"` // made here, not loaded
-	// Tagged says that the image has had a name. Without one now, it has been
+	// Tagged says that the image has had a name with a tag. Without one now, it has been
 	// replaced; an image that never had one was meant to have none.
 	Tagged bool `json:"tagged,omitempty"`
 }

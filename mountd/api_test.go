@@ -35,6 +35,7 @@ type fakeService struct {
 	load    func(ctx context.Context, r LoadRequest, src layers.Source, p layers.ProgressFunc) ([]layers.LoadedImage, error)
 	save    func(w io.Writer, p layers.ProgressFunc) error
 	mount   MountRequest
+	pull    func(ctx context.Context, r PullRequest) (layers.PullResult, error)
 }
 
 func (f *fakeService) Info(context.Context, Empty) (Info, error) {
@@ -53,6 +54,11 @@ func (f *fakeService) Diff(context.Context, DiffRequest) ([]Change, error) { ret
 func (f *fakeService) Mount(_ context.Context, r MountRequest) (MountResult, error) {
 	f.mount = r
 	return MountResult{Target: r.Target}, f.err
+}
+
+func (f *fakeService) Pull(ctx context.Context, r PullRequest, p layers.ProgressFunc) (layers.PullResult, error) {
+	p(layers.Progress{ID: "x", Action: "Pull complete", Done: true})
+	return f.pull(ctx, r)
 }
 
 func (f *fakeService) Load(ctx context.Context, r LoadRequest, src layers.Source, p layers.ProgressFunc) ([]layers.LoadedImage, error) {

@@ -310,6 +310,25 @@ func (c *Client) Import(ctx context.Context, r ImportRequest, src layers.Source,
 	return out, c.transfer(ctx, "import", r, src.Reader, nil, p, &out)
 }
 
+// Pull implements Service. The request travels as the body: it is long, and holds
+// secrets.
+func (c *Client) Pull(ctx context.Context, r PullRequest, p layers.ProgressFunc) (out layers.PullResult, err error) {
+	return out, c.confide(ctx, "pull", r, p, &out)
+}
+
+// Push implements Service.
+func (c *Client) Push(ctx context.Context, r PushRequest, p layers.ProgressFunc) (out layers.PushResult, err error) {
+	return out, c.confide(ctx, "push", r, p, &out)
+}
+
+func (c *Client) confide(ctx context.Context, name string, req any, p layers.ProgressFunc, result any) error {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return err
+	}
+	return c.transfer(ctx, name, Empty{}, bytes.NewReader(body), nil, p, result)
+}
+
 // Save implements Service.
 func (c *Client) Save(ctx context.Context, r SaveRequest, w io.Writer, p layers.ProgressFunc) error {
 	return c.transfer(ctx, "save", r, nil, w, p, nil)

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/layers/registry"
 )
 
 // LocalOptions configure [OpenLocal].
@@ -154,6 +156,26 @@ func (l *Local) Load(ctx context.Context, r LoadRequest, src layers.Source, p la
 		src.Size = r.Size
 	}
 	return l.store.Load(ctx, src, layers.LoadOptions{Progress: p, Platform: r.Platform, Ref: r.Ref})
+}
+
+// Pull implements Service.
+func (l *Local) Pull(ctx context.Context, r PullRequest, p layers.ProgressFunc) (layers.PullResult, error) {
+	return l.store.Pull(ctx, r.Name, r.Access, layers.PullOptions{
+		Progress: p, Platform: r.Platform, KeepBlobs: r.KeepBlobs, Registry: registry.Options{UserAgent: l.userAgent()},
+	})
+}
+
+// Push implements Service.
+func (l *Local) Push(ctx context.Context, r PushRequest, p layers.ProgressFunc) (layers.PushResult, error) {
+	return l.store.Push(ctx, r.Name, r.Access, layers.PushOptions{
+		Progress: p, Image: r.Image, Format: r.Format, Registry: registry.Options{UserAgent: l.userAgent()},
+	})
+}
+
+// userAgent is what registries are told.
+func (l *Local) userAgent() string {
+	version, _, _ := strings.Cut(l.opts.Version, " ")
+	return strings.TrimSuffix("plyfs/"+version, "/")
 }
 
 // Import implements Service.

@@ -50,6 +50,20 @@ func NewHandler(svc Service, log *zap.Logger) http.Handler {
 	stream(mux, log, "import", func(ctx context.Context, r ImportRequest, in io.Reader, f *frameWriter) (any, error) {
 		return svc.Import(ctx, r, layers.Source{Reader: in, Size: r.Size}, f.progress)
 	})
+	stream(mux, log, "pull", func(ctx context.Context, _ Empty, in io.Reader, f *frameWriter) (any, error) {
+		r, err := confided[PullRequest](in)
+		if err != nil {
+			return nil, err
+		}
+		return svc.Pull(ctx, r, f.progress)
+	})
+	stream(mux, log, "push", func(ctx context.Context, _ Empty, in io.Reader, f *frameWriter) (any, error) {
+		r, err := confided[PushRequest](in)
+		if err != nil {
+			return nil, err
+		}
+		return svc.Push(ctx, r, f.progress)
+	})
 	stream(mux, log, "save", func(ctx context.Context, r SaveRequest, _ io.Reader, f *frameWriter) (any, error) {
 		return Empty{}, svc.Save(ctx, r, f, f.progress)
 	})
@@ -121,6 +135,17 @@ func stream[Req any](mux *http.ServeMux, log *zap.Logger, name string,
 			_, _ = io.Copy(io.Discard, hr.Body)
 		}
 	})
+}
+
+// confided reads a request that is the body. What is wrong with it is not repeated: it
+// holds secrets.
+func confided[Req any](in io.Reader) (r Req, err error) {
+	if json.NewDecoder(io.LimitReader(in, maxJSON)).Decode(&r) != nil {
+		return r, markedf(ErrUsage, "the request cannot be read")
+	}
+	// net/http notices that the client has gone only when the body is at its end.
+	_, _ = io.Copy(io.Discard, io.LimitReader(in, maxJSON))
+	return r, nil
 }
 
 func logCall(log *zap.Logger, name string, err error) {

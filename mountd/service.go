@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/layers/registry"
 	"github.com/plyfs/plyfs/unionfs"
 )
 
@@ -32,6 +33,10 @@ type Service interface {
 	// its bytes, never its name.
 	Load(ctx context.Context, r LoadRequest, src layers.Source, p layers.ProgressFunc) ([]layers.LoadedImage, error)
 	Import(ctx context.Context, r ImportRequest, src layers.Source, p layers.ProgressFunc) (layers.Image, error)
+	// Pull and Push move an image from and to a registry. What was found out about
+	// the way there by the caller comes with the request.
+	Pull(ctx context.Context, r PullRequest, p layers.ProgressFunc) (layers.PullResult, error)
+	Push(ctx context.Context, r PushRequest, p layers.ProgressFunc) (layers.PushResult, error)
 	Save(ctx context.Context, r SaveRequest, w io.Writer, p layers.ProgressFunc) error
 	Export(ctx context.Context, r NameRequest, w io.Writer) error
 
@@ -115,6 +120,23 @@ type ImportRequest struct {
 	Changes  []string `json:"changes,omitempty"`
 	Platform string   `json:"platform,omitempty"`
 	Size     int64    `json:"size,omitempty"`
+}
+
+// PullRequest asks for an image of a registry. It holds secrets.
+type PullRequest struct {
+	Name      string          `json:"name"`
+	Access    registry.Access `json:"access"`
+	Platform  string          `json:"platform,omitempty"`
+	KeepBlobs bool            `json:"keepBlobs,omitempty"`
+}
+
+// PushRequest gives an image to a registry. It holds secrets.
+type PushRequest struct {
+	Name   string          `json:"name"`
+	Access registry.Access `json:"access"`
+	// Image is what to push, if it is not what the store calls Name.
+	Image  string `json:"image,omitempty"`
+	Format string `json:"format,omitempty"`
 }
 
 // SaveRequest asks for an archive of images.

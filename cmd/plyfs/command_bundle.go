@@ -14,6 +14,7 @@ import (
 func newBundleCommand(a *app) *cobra.Command {
 	var p processFlags
 	var r mountd.BundleRequest
+	var pull pullPolicy
 	cmd := &cobra.Command{
 		Use:   "bundle [flags] IMAGE|NAME DIR [[--] CMD [ARG…]]",
 		Short: "Mount a container as an OCI runtime bundle, for runc or crun",
@@ -50,6 +51,9 @@ Nobody else may enter DIR: set-user-id programs of the image work in it.`,
 				r.Options.IDs = sandbox.OwnIDs()
 			}
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+				if err := pull.apply(ctx, s, r.Mount.Source); err != nil {
+					return err
+				}
 				res, err := mountd.Bundle(ctx, s, r)
 				if err != nil {
 					return err
@@ -73,6 +77,7 @@ Nobody else may enter DIR: set-user-id programs of the image work in it.`,
 	f.BoolVar(&r.Mount.AutoRemove, "rm", false, "delete the new container when it is unmounted")
 	f.BoolVar(&r.Mount.ReadOnly, "ro", false, "nothing can be written, and an image needs no container")
 	f.BoolVarP(&r.Options.Terminal, "tty", "t", false, "the program gets a terminal")
+	pull.add(f)
 	p.add(f)
 	f.TextVar(&r.Mount.IO, "io", unionfs.IOAuto, "how file data is read and written: auto, passthrough, noopen or cache")
 	f.BoolVar(&r.Mount.Volatile, "volatile", false, "never sync: fast, and lost with the machine")

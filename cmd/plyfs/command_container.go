@@ -11,7 +11,8 @@ import (
 )
 
 func newCreateCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var pull pullPolicy
+	cmd := &cobra.Command{
 		Use:   "create IMAGE [NAME]",
 		Short: "Make a container: a writable layer on an image",
 		Example: `  plyfs create debian:12 work
@@ -24,6 +25,9 @@ func newCreateCommand(a *app) *cobra.Command {
 				r.Name = args[1]
 			}
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+				if err := pull.apply(ctx, s, r.Image); err != nil {
+					return err
+				}
 				c, err := s.Create(ctx, r)
 				if err != nil {
 					return err
@@ -36,6 +40,8 @@ func newCreateCommand(a *app) *cobra.Command {
 			})
 		},
 	}
+	pull.add(cmd.Flags())
+	return cmd
 }
 
 func newPsCommand(a *app) *cobra.Command {

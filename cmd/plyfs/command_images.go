@@ -13,7 +13,7 @@ import (
 )
 
 func newImagesCommand(a *app) *cobra.Command {
-	var quiet, full bool
+	var quiet, full, digests bool
 	cmd := &cobra.Command{
 		Use:   "images [REPOSITORY[:TAG]]",
 		Short: "List images",
@@ -37,6 +37,9 @@ func newImagesCommand(a *app) *cobra.Command {
 					}
 					return nil
 				}
+				if digests {
+					return printDigests(images, full)
+				}
 				t := newTable(os.Stdout, "REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")
 				for _, i := range images {
 					t.row(orNone(i.Repository), orNone(i.Tag), idText(i.ID, full), ago(i.Created), size(i.Size))
@@ -47,7 +50,26 @@ func newImagesCommand(a *app) *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print IDs only")
 	cmd.Flags().BoolVar(&full, "no-trunc", false, "do not shorten IDs")
+	cmd.Flags().BoolVar(&digests, "digests", false, "show the digests that registries know images by, one a line")
 	return cmd
+}
+
+// printDigests is the list with a line for each digest.
+func printDigests(images []layers.ImageSummary, full bool) error {
+	t := newTable(os.Stdout, "REPOSITORY", "TAG", "DIGEST", "IMAGE ID", "CREATED", "SIZE")
+	for _, i := range images {
+		all := []string{orNone("")}
+		if len(i.Digests) > 0 {
+			all = all[:0]
+		}
+		for _, d := range i.Digests {
+			all = append(all, d.String())
+		}
+		for _, d := range all {
+			t.row(orNone(i.Repository), orNone(i.Tag), d, idText(i.ID, full), ago(i.Created), size(i.Size))
+		}
+	}
+	return t.flush()
 }
 
 func orNone(s string) string {

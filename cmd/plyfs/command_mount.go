@@ -16,6 +16,7 @@ import (
 
 func newMountCommand(a *app) *cobra.Command {
 	var r mountd.MountRequest
+	var pull pullPolicy
 	cmd := &cobra.Command{
 		Use:   "mount [--ro] [--rm] [--name NAME] IMAGE|NAME DIR",
 		Short: "Mount an image with a fresh writable layer, or a container",
@@ -38,6 +39,9 @@ are given: an image may come from anywhere.`,
 			}
 			r.Source, r.Target = args[0], mountd.Path(target)
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+				if err := pull.apply(ctx, s, r.Source); err != nil {
+					return err
+				}
 				res, err := s.Mount(ctx, r)
 				if err != nil {
 					return err
@@ -63,6 +67,7 @@ are given: an image may come from anywhere.`,
 	f.TextVar(&r.IO, "io", unionfs.IOAuto, "how file data is read and written: auto, passthrough, noopen or cache")
 	f.BoolVar(&r.Volatile, "volatile", false, "never sync: fast, and lost with the machine")
 	f.BoolVar(&r.AllowOther, "allow-other", false, "let other users in (always for root)")
+	pull.add(f)
 	f.BoolVar(&r.Debug, "debug", false, "log every request (see the log in the run directory)")
 	return cmd
 }

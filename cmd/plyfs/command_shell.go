@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -78,6 +79,7 @@ func passOn(e string) string {
 func newShellCommand(a *app) *cobra.Command {
 	var p processFlags
 	var r mountd.ShellRequest
+	var pull pullPolicy
 	cmd := &cobra.Command{
 		Use:   "shell [flags] IMAGE|NAME [[--] CMD [ARG…]]",
 		Short: "Run a program in an image or container",
@@ -103,7 +105,7 @@ failed, 126 the program cannot be executed, 127 it was not found.`,
 		Args:              cobra.ArbitraryArgs, // counted below: another exit code
 		ValidArgsFunction: completeArgs(a.imagesAndContainers()),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			status, err := a.shell(cmd, args, &p, r)
+			status, err := a.shell(cmd, args, &p, pull, r)
 			if status == 0 && err == nil {
 				return nil
 			}
@@ -118,6 +120,7 @@ failed, 126 the program cannot be executed, 127 it was not found.`,
 	f.StringVar(&r.Mount.Name, "name", "", "name of the new container (default: generated)")
 	f.BoolVar(&r.Mount.AutoRemove, "rm", false, "delete the new container when the program ends")
 	f.BoolVar(&r.Mount.ReadOnly, "ro", false, "nothing can be written, and an image needs no container")
+	pull.add(f)
 	p.add(f)
 	f.TextVar(&r.Mount.IO, "io", unionfs.IOAuto, "how file data is read and written: auto, passthrough, noopen or cache")
 	f.BoolVar(&r.Mount.Volatile, "volatile", false, "never sync: fast, and lost with the machine")
@@ -127,7 +130,7 @@ failed, 126 the program cannot be executed, 127 it was not found.`,
 }
 
 // shell returns the exit status of the program that it has run.
-func (a *app) shell(cmd *cobra.Command, args []string, p *processFlags, r mountd.ShellRequest) (int, error) {
+func (a *app) shell(cmd *cobra.Command, args []string, p *processFlags, pull pullPolicy, r mountd.ShellRequest) (int, error) {
 	if len(args) == 0 {
 		return sandbox.ExitOwn, usagef("shell takes IMAGE or NAME, and a program; see `%s --help`", cmd.CommandPath())
 	}
@@ -143,6 +146,12 @@ func (a *app) shell(cmd *cobra.Command, args []string, p *processFlags, r mountd
 		return sandbox.ExitOwn, err
 	}
 	r.Mount.Source = args[0]
+	if pull != pullNever {
+		err := a.with(cmd, func(ctx context.Context, s mountd.Service) error { return pull.apply(ctx, s, args[0]) })
+		if err != nil {
+			return sandbox.ExitOwn, err
+		}
+	}
 	r.Process, r.Volumes, r.Caps = out.process, out.volumes, out.caps
 	r.Hostname, r.NoNewPrivileges = p.hostname, p.noNewPrivileges
 	return mountd.Shell(r, newCommandLogger())

@@ -208,6 +208,7 @@ func newDfCommand(a *app) *cobra.Command {
 					n    int64
 				}{
 					{"Chain indexes", du.Chains},
+					{"Kept blobs", du.Blobs},
 					{"Init layers", du.Init},
 					{"Unfinished work", du.Stage},
 					{"Trash", du.Trash},

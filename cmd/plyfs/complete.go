@@ -68,7 +68,8 @@ func completeWords(words ...string) cobra.CompletionFunc {
 var flagValues = map[string]cobra.CompletionFunc{
 	"root": completeDirs, "socket": completeFiles, "log-level": completeWords("debug", "info", "warn", "error"),
 	"input": completeFiles, "output": completeFiles, "format": completeWords(layers.FormatDocker, layers.FormatOldDocker, layers.FormatOCI, formatLayout),
-	"io": completeWords("auto", "passthrough", "noopen", "cache"),
+	"pull": completeWords("never", "missing", "always"),
+	"io":   completeWords("auto", "passthrough", "noopen", "cache"),
 }
 
 // addCompletions says how the flags of all commands are completed. Arguments

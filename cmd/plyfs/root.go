@@ -32,7 +32,7 @@ store (plyfs daemon), commands use it.
 
 Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 conflict or in use, 5 corrupt
 data, 6 locked or timed out, 7 mount failure, 8 check found problems.`,
-		Example: `  plyfs load -i debian.tar
+		Example: `  plyfs pull debian:12              (or: plyfs load -i debian.tar)
   plyfs mount debian:12 /mnt        (prints the name of the new container)
   plyfs diff NAME
   plyfs commit NAME debian:mine
@@ -85,7 +85,7 @@ data, 6 locked or timed out, 7 mount failure, 8 check found problems.`,
 			root.AddCommand(c)
 		}
 	}
-	add("images", newLoadCommand(a), newSaveCommand(a), newImportCommand(a), newImagesCommand(a), newTagCommand(a),
+	add("images", newPullCommand(a), newPushCommand(a), newLoadCommand(a), newSaveCommand(a), newImportCommand(a), newImagesCommand(a), newTagCommand(a),
 		newRmiCommand(a), newHistoryCommand(a), newInspectCommand(a), newLayersCommand(a), newBuildCacheCommand(a))
 	add("mounts", newMountCommand(a), newUmountCommand(a), newCreateCommand(a), newPsCommand(a), newDiffCommand(a),
 		newCommitCommand(a), newRmCommand(a), newExportCommand(a), newShellCommand(a), newBundleCommand(a), newOverlayCommand())
