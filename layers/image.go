@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path"
 	"regexp"
 	"sort"
 	"strings"
@@ -184,10 +183,16 @@ func (z *sums) of(top digest.Digest) sum {
 	return s
 }
 
-// Images lists images, newest first. filter is "", a repository, a
+// Images lists images, newest first. name is "", a repository, a
 // repository:tag or a pattern of them.
-func (s *Store) Images(ctx context.Context, filter string) (out []ImageSummary, err error) {
-	match, err := imageFilter(filter)
+func (s *Store) Images(ctx context.Context, name string) ([]ImageSummary, error) {
+	return s.ListImages(ctx, ImagesOptions{Name: name})
+}
+
+// ListImages lists the images that were asked for, newest first, with a line for each
+// name.
+func (s *Store) ListImages(ctx context.Context, o ImagesOptions) (out []ImageSummary, err error) {
+	filter, err := newImageFilter(o)
 	if err != nil {
 		return nil, err
 	}
@@ -197,20 +202,26 @@ func (s *Store) Images(ctx context.Context, filter string) (out []ImageSummary, 
 		if err != nil {
 			return err
 		}
+		if err := filter.times(tx); err != nil {
+			return err
+		}
 		z := newSums(tx, rows)
 		for _, r := range rows {
+			refs := tx.RefsOf(r.ID)
+			if ok, err := filter.image(tx, r, refs); err != nil {
+				return err
+			} else if !ok {
+				continue
+			}
 			size := z.of(r.TopChain)
 			sum := ImageSummary{
 				ID: r.ID, Created: r.Made, Layers: r.Layers, Repository: "<none>", Tag: "<none>",
 				Containers: len(tx.ContainersByImage(r.ID)),
 				Size:       size.size, SharedSize: size.shared, UniqueSize: size.size - size.shared, Broken: !size.whole,
 			}
-			refs := tx.RefsOf(r.ID)
-			if len(refs) == 0 && filter == "" {
-				// An untagged parent of a tagged image is a step, not a result.
-				if len(tx.ImageChildren(r.ID)) == 0 {
-					out = append(out, sum)
-				}
+			// An untagged parent of a tagged image is a step, not a result.
+			if len(refs) == 0 && filter.nameless() && (o.All || len(tx.ImageChildren(r.ID)) == 0) {
+				out = append(out, sum)
 			}
 			tagged, digests := splitRefs(refs)
 			for _, ref := range refs {
@@ -222,7 +233,7 @@ func (s *Store) Images(ctx context.Context, filter string) (out []ImageSummary, 
 				if one.Digests = digests[one.Repository]; one.Tag == noTag {
 					one.Digests = digestOf(ref)
 				}
-				if match(one.Repository, one.Tag) {
+				if filter.matches(one.Repository, one.Tag) {
 					out = append(out, one)
 				}
 			}
@@ -274,29 +285,6 @@ func splitRef(canonical string) (repo, tag string) {
 		tag = t.Tag()
 	}
 	return repo, tag
-}
-
-func imageFilter(filter string) (func(repo, tag string) bool, error) {
-	if filter == "" {
-		return func(string, string) bool { return true }, nil
-	}
-	if strings.ContainsAny(filter, "*?[") {
-		if _, err := path.Match(filter, ""); err != nil {
-			return nil, fmt.Errorf("%w: pattern %q: %w", ErrInvalid, filter, err)
-		}
-		return func(repo, tag string) bool {
-			a, _ := path.Match(filter, repo)
-			b, _ := path.Match(filter, repo+":"+tag)
-			return a || b
-		}, nil
-	}
-	named, err := reference.ParseNormalizedNamed(filter)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %q is not an image name: %w", ErrInvalid, filter, err)
-	}
-	want := reference.FamiliarName(named)
-	tagged, hasTag := named.(reference.Tagged)
-	return func(repo, tag string) bool { return repo == want && (!hasTag || tag == tagged.Tag()) }, nil
 }
 
 // History lists the steps that made an image, newest first.

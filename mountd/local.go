@@ -91,7 +91,7 @@ func mountNamespace() (uint64, error) {
 
 // Images implements Service.
 func (l *Local) Images(ctx context.Context, r ImagesRequest) ([]layers.ImageSummary, error) {
-	return l.store.Images(ctx, r.Filter)
+	return l.store.ListImages(ctx, layers.ImagesOptions{Name: r.Filter, Filters: r.Filters, All: r.All})
 }
 
 // History implements Service.

@@ -88,9 +88,11 @@ type NameRequest struct {
 	Name string `json:"name"`
 }
 
-// ImagesRequest lists images; see [layers.Store.Images] for the filter.
+// ImagesRequest lists images; see [layers.ImagesOptions].
 type ImagesRequest struct {
-	Filter string `json:"filter,omitempty"`
+	Filter  string   `json:"filter,omitempty"` // name, or pattern of names
+	Filters []string `json:"filters,omitempty"`
+	All     bool     `json:"all,omitempty"`
 }
 
 // TagRequest gives an image one more name.

@@ -13,18 +13,28 @@ import (
 )
 
 func newImagesCommand(a *app) *cobra.Command {
-	var quiet, full, digests bool
+	var quiet, full, digests, sizes bool
+	var r mountd.ImagesRequest
 	cmd := &cobra.Command{
 		Use:   "images [REPOSITORY[:TAG]]",
 		Short: "List images",
+		Long: `List images, or those with a name, or a name that matches a pattern (quoted: '*/app:2*').
+Filters: dangling=true or false (without, or with, a name), label=KEY or label=KEY=VALUE,
+before=IMAGE and since=IMAGE (by the time they were made), reference=PATTERN. All must hold;
+of several references one.`,
 		Example: `  plyfs images
   plyfs images debian
+  plyfs images -f label=maintainer -f since=debian:12
   plyfs images --json`,
 		Args:              rangeArgs(0, 1, "at most one REPOSITORY[:TAG]"),
 		ValidArgsFunction: completeArgs(a.images()),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
-				images, err := s.Images(ctx, mountd.ImagesRequest{Filter: strings.Join(args, "")})
+				if digests && sizes {
+					return usagef("--digests and --sizes are two lists: choose one")
+				}
+				r.Filter = strings.Join(args, "")
+				images, err := s.Images(ctx, r)
 				if err != nil {
 					return err
 				}
@@ -37,8 +47,11 @@ func newImagesCommand(a *app) *cobra.Command {
 					}
 					return nil
 				}
-				if digests {
+				switch {
+				case digests:
 					return printDigests(images, full)
+				case sizes:
+					return printSizes(images, full)
 				}
 				t := newTable(os.Stdout, "REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")
 				for _, i := range images {
@@ -48,10 +61,34 @@ func newImagesCommand(a *app) *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().BoolVarP(&r.All, "all", "a", false, "also images without a name that others were made from")
+	cmd.Flags().StringArrayVarP(&r.Filters, "filter", "f", nil, "condition KEY=VALUE; may be repeated")
+	_ = cmd.RegisterFlagCompletionFunc("filter", completeFilter) // the flag is there
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print IDs only")
 	cmd.Flags().BoolVar(&full, "no-trunc", false, "do not shorten IDs")
 	cmd.Flags().BoolVar(&digests, "digests", false, "show the digests that registries know images by, one a line")
+	cmd.Flags().BoolVar(&sizes, "sizes", false, "show how much of the size is shared with other images")
 	return cmd
+}
+
+// printSizes is the list with what an image has for itself, and what others have too.
+func printSizes(images []layers.ImageSummary, full bool) error {
+	t := newTable(os.Stdout, "REPOSITORY", "TAG", "IMAGE ID", "LAYERS", "CONTAINERS", "SIZE", "SHARED SIZE", "UNIQUE SIZE")
+	for _, i := range images {
+		t.row(orNone(i.Repository), orNone(i.Tag), idText(i.ID, full), fmt.Sprint(i.Layers), fmt.Sprint(i.Containers), size(i.Size), size(i.SharedSize), size(i.UniqueSize))
+	}
+	return t.flush()
+}
+
+// completeFilter offers the keys.
+func completeFilter(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	out := []cobra.Completion{"dangling=true", "dangling=false"}
+	for _, k := range layers.FilterKeys {
+		if k != "dangling" {
+			out = append(out, k+"=")
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }
 
 // printDigests is the list with a line for each digest.
