@@ -57,8 +57,8 @@ type AdoptedImage struct {
 	Present bool          `json:"present,omitempty"` // the store had it
 }
 
-// AdoptedContainer is one container. Its writable layer has become an image without
-// a name, on which it has a fresh one.
+// AdoptedContainer is one container. What it had written is a layer now, below a fresh
+// writable one.
 type AdoptedContainer struct {
 	ID      string        `json:"id"`
 	Name    string        `json:"name"`

@@ -380,6 +380,21 @@ func TestAdoptDocker(t *testing.T) {
 		if got := contents(t, Stack{Lowers: st.Lowers[1:]}); got != "/ /d/ /d/new=new /etc/ /etc/a=a /made=here" {
 			t.Errorf("container shows %s", got)
 		}
+		if list, err := s.Images(t.Context(), ""); err != nil || len(list) != 3 {
+			t.Errorf("images: %+v %v", list, err)
+		}
+		// A commit has what was written before and after.
+		put(t, st.Upper+"/after", "now")
+		if _, err := s.Commit(t.Context(), "box", "more:1", CommitOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		shows(t, s, "more:1", "/ /after=now /d/ /d/new=new /etc/ /etc/a=a /made=here")
+		if h, err := s.History(t.Context(), "more:1"); err != nil || len(h) != 4 || !strings.Contains(h[1].CreatedBy, "adopt") || h[1].Size != 4 {
+			t.Errorf("history %+v %v", h, err)
+		}
+		if _, err := s.RemoveImage(t.Context(), "more:1", RemoveOptions{}); err != nil {
+			t.Fatal(err)
+		}
 		clean(t, s)
 		// Nothing of the other store is counted, and nothing of it removed.
 		du, err := s.DiskUsage(t.Context())

@@ -70,8 +70,9 @@
 //     chainIDs and with the config; Verify and copies read the content.
 //   - Its own directory is for its own chain (Cache.Bind): in another one it is unpacked.
 //
-// A container's upper becomes an image without a name, on top of its image, and the
-// container one of that: diff and commit go by what it writes from then on.
+// A container's upper becomes a layer on top of its image, below a fresh writable layer
+// (Container.Top is above the image's top chain then). A commit has that layer, too; diff
+// goes by what is written from then on.
 //
 // # One directory, several chains
 //
@@ -163,7 +164,7 @@
 //	step (adopt)                                if we die after it
 //	layers, as above; renamed, no diff/         as above
 //	image row                                   the image is complete; others follow
-//	container: layer, image row, then create    the image stays for gc, or is found again
+//	container: layer, then create               the lease of a dead owner releases the layer
 //
 //	step (create)                               if we die after it
 //	container row, state creating               row of a dead owner: swept
