@@ -120,7 +120,10 @@ func (s *Store) Adopt(ctx context.Context, path string, o AdoptOptions) (*AdoptR
 		return nil, err
 	}
 	defer s.dropLease(a.lease)
-	return a.rep, a.all(ctx)
+	if err := a.all(ctx); err != nil || !a.copy {
+		return a.rep, err
+	}
+	return a.rep, a.settle(ctx)
 }
 
 // apart refuses a store that is this one, lies in it, or has it inside.

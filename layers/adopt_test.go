@@ -578,3 +578,43 @@ func TestAdoptRedirect(t *testing.T) {
 	shows(t, s, "app:1", "/ /d/ /d/a=aa /d/b=bb /e/ /f=data")
 	clean(t, s)
 }
+
+// TestAdoptSettle: a copy of what was adopted by reference takes its place, also below
+// containers that have been written to since. Then the other store can go.
+func TestAdoptSettle(t *testing.T) {
+	needRoot(t)
+	root, id := dockerRoot(t)
+	s := openStore(t)
+	adopt(t, s, root, AdoptOptions{})
+	st, err := s.ContainerStack(t.Context(), "box")
+	must(t, err)
+	put(t, st.Upper+"/since", "written")
+	if rep := adopt(t, s, root, AdoptOptions{Mode: AdoptCopy}); rep.Copied != 3 || rep.Present != 0 || len(rep.Skipped) > 0 {
+		t.Errorf("%+v", rep)
+	}
+	must(t, os.RemoveAll(root))
+	clean(t, s)
+	shows(t, s, "app:1", "/ /d/ /d/new=new /etc/ /etc/a=a /l")
+	if st, err = s.ContainerStack(t.Context(), "box"); err != nil {
+		t.Fatal(err)
+	}
+	if got := contents(t, Stack{Lowers: st.Lowers[1:]}); got != "/ /d/ /d/new=new /etc/ /etc/a=a /made=here" {
+		t.Errorf("container shows %s", got)
+	}
+	if b, err := os.ReadFile(st.Upper + "/since"); string(b) != "written" {
+		t.Errorf("%q %v", b, err)
+	}
+	list, err := s.Layers(t.Context(), "")
+	must(t, err)
+	for _, l := range list {
+		if l.Adopted != "" {
+			t.Errorf("still elsewhere: %+v", l)
+		}
+	}
+	if du, err := s.DiskUsage(t.Context()); err != nil || du.Adopted != 0 {
+		t.Errorf("%+v %v", du, err)
+	}
+	if img, err := s.ResolveImage(t.Context(), "app:2"); err != nil || img.ID != id {
+		t.Errorf("%+v %v", img, err)
+	}
+}

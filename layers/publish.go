@@ -32,6 +32,8 @@ type bound struct {
 	t     target
 	layer metadata.Layer
 	cache metadata.Cache
+	// replace: the layer has its row, and gets this content in place of what it has.
+	replace bool
 }
 
 // commit makes the stage a layer.
@@ -127,12 +129,22 @@ func (s *Store) publish(ctx context.Context, bs []*bound) error {
 			if err := tx.DeleteIngest(b.st.id); err != nil {
 				return err
 			}
-			shared, err := place(tx, b.layer, b.cache, b.t)
+			var gone, why string
+			var err error
+			if b.replace && tx.HasLayer(b.layer.ChainID) {
+				why = "content replaced"
+				gone, err = tx.ReplaceContent(b.layer.ChainID, b.cache)
+			} else {
+				var shared bool
+				if shared, err = place(tx, b.layer, b.cache, b.t); shared {
+					gone, why = b.st.id, "lost race"
+				}
+			}
 			if err != nil {
 				return err
 			}
-			if shared {
-				more, err := addTrash(tx, "lost race", layersName+"/"+b.st.id)
+			if gone != "" {
+				more, err := addTrash(tx, why, layersName+"/"+gone)
 				if err != nil {
 					return err
 				}

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/opencontainers/go-digest"
@@ -178,6 +179,32 @@ func (tx *Tx) PutCache(c Cache) error {
 		return fmt.Errorf("content directory %q: %w: its diffID is fixed", c.CacheID, ErrInvariant)
 	}
 	return put(tx, bktCache, []byte(c.CacheID), c)
+}
+
+// ReplaceContent gives a layer another content directory, whose row is inserted. If
+// the layer was the last one on the old directory, that row goes and its cacheID is
+// returned.
+func (tx *Tx) ReplaceContent(chain digest.Digest, c Cache) (orphan string, err error) {
+	l, err := tx.Layer(chain)
+	if err != nil {
+		return "", err
+	}
+	if c.DiffID != l.DiffID || tx.b(bktCache).Get([]byte(c.CacheID)) != nil {
+		return "", fmt.Errorf("layer %s: %w: content directory %q does not belong to it, or is there", chain, ErrInvariant, c.CacheID)
+	}
+	old := l.CacheID
+	l.CacheID = c.CacheID
+	if err := errors.Join(put(tx, bktCache, []byte(c.CacheID), c), tx.mark(idxCacheDiff, c.DiffID.String(), c.CacheID),
+		put(tx, bktLayers, []byte(chain), l), tx.mark(idxCacheChain, c.CacheID, chain.String()), tx.unmark(idxCacheChain, old, chain.String())); err != nil {
+		return "", err
+	}
+	if tx.any(idxCacheChain, old) {
+		return "", nil
+	}
+	if err := tx.b(bktCache).Delete([]byte(old)); err != nil {
+		return "", err
+	}
+	return old, tx.unmark(idxCacheDiff, l.DiffID.String(), old)
 }
 
 // Users is what keeps a layer alive.
