@@ -158,13 +158,15 @@ func TestAdoptDocker(t *testing.T) {
 
 			if driver == "overlay2" {
 				// Beside a daemon: a warning, and all that is at rest.
+				run("run", "-d", "--name", "busy", "--network", "none", engine.BaseImage, "sleep", "1000")
 				busy := &adoption{store: newStore(t), source: source}
 				cmd, done := busy.cmd("adopt", source)
 				out, err := cmd.CombinedOutput()
 				done()
-				if err != nil || !strings.Contains(string(out), "dockerd") {
+				if err != nil || !strings.Contains(string(out), "dockerd") || !strings.Contains(string(out), "Skipped container busy: in use: it is running") {
 					t.Errorf("adopt beside the daemon: %v\n%s", err, out)
 				}
+				run("rm", "-f", "busy")
 				busy.sameImages(run, images...)
 				sameText(t, "container, beside the daemon", committed(changedTree), busy.look("work"))
 			}

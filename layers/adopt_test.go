@@ -315,7 +315,7 @@ func dockerRoot(t testing.TB) (root string, id digest.Digest) {
 		t.Fatal(err)
 	}
 	tars := [][]ent{
-		{dir("etc"), file("etc/a", "a"), file("gone", "x"), dir("d"), file("d/old", "old"), sym("l", "d")},
+		{dir("etc"), file("etc/a", "a"), file("gone", "x"), dir("d"), file("d/old", "old"), sym("l", "d"), file("l/through", "a link"), file("./d/dot", "dot")},
 		{wh("gone"), dir("d"), opq("d"), file("d/new", "new")},
 	}
 	var raw [][]byte
