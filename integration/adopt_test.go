@@ -137,11 +137,14 @@ func (a *adoption) sameImages(engine func(args ...string) string, names ...strin
 func TestAdoptDocker(t *testing.T) {
 	engine.Need(t, "dockerd", "docker", "fuse-overlayfs")
 	harness.NeedRoot(t)
-	for _, driver := range []string{"overlay2", "fuse-overlayfs", "vfs"} {
+	for _, driver := range []string{"overlay2", "fuse-overlayfs", "vfs", "overlay"} {
 		t.Run(driver, func(t *testing.T) {
 			t.Parallel()
-			if driver == "overlay2" {
+			if strings.HasPrefix(driver, "overlay") {
 				harness.NeedKernelOverlay(t)
+			}
+			if out, err := exec.Command("dockerd", "--version").Output(); driver == "overlay" && (err != nil || !strings.Contains(string(out), "version 20.")) {
+				harness.Skip(t, "the driver overlay is one of older dockers than %s", out)
 			}
 			w := enginePlace(t, engine.Options{}).Root
 			d := w.Docker(t, "d", driver, "")
@@ -173,7 +176,7 @@ func TestAdoptDocker(t *testing.T) {
 
 			a := newAdoption(t, source)
 			modes := []string{"--reference", "--copy"}
-			if driver == "vfs" {
+			if driver == "vfs" || driver == "overlay" {
 				if out, err := a.try("adopt", source); err == nil || !strings.Contains(out, "--copy") {
 					t.Errorf("whole trees adopted by reference: %v\n%s", err, out)
 				}

@@ -93,7 +93,7 @@ func (s *Store) Adopt(ctx context.Context, path string, o AdoptOptions) (*AdoptR
 	}
 	a := &adopter{
 		s: s, src: src, copy: o.Mode == AdoptCopy, verify: o.Verify, progress: &progress{fn: o.Progress},
-		told: map[*foreign.Layer]digest.Digest{}, met: map[digest.Digest]bool{}, broken: map[*foreign.Layer]error{},
+		told: map[*foreign.Layer]digest.Digest{}, met: map[digest.Digest]bool{}, kept: map[digest.Digest]bool{}, broken: map[*foreign.Layer]error{},
 		rep: &AdoptReport{
 			Path: src.Path, Source: sourceName(src), Mode: AdoptReference, DryRun: o.DryRun,
 			Images: []AdoptedImage{}, Containers: []AdoptedContainer{}, Skipped: []AdoptSkipped{},
@@ -228,6 +228,11 @@ func (a *adopter) image(ctx context.Context, i *foreign.Image, ids map[string]di
 	}
 	if err := c.publish(ctx); err != nil {
 		return "", err
+	}
+	var chain digest.Digest
+	for _, d := range diffIDs {
+		chain = metadata.ChainID(chain, d)
+		a.kept[chain] = true
 	}
 	config := i.Config
 	if config == nil {
