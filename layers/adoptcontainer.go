@@ -25,11 +25,13 @@ func (a *adopter) container(ctx context.Context, fc *foreign.Container, ids map[
 	}
 	imageID := ids[fc.Image]
 	var img Image
+	var have metadata.Container
 	present := false
 	err := a.s.view(ctx, func(tx *metadata.Tx) (err error) {
-		if row, err := tx.Container(fc.ID); err == nil {
-			present, imageID = true, row.ImageID
-			return nil
+		if have, err = tx.Container(fc.ID); err == nil {
+			present, imageID = true, have.ImageID
+			img, _, _, err = image(tx, imageID)
+			return err
 		}
 		if id, taken := tx.ContainerByName(fc.Name); taken {
 			return fmt.Errorf("%w: the name %q is that of the container %.12s here", ErrExists, fc.Name, id)
@@ -44,6 +46,17 @@ func (a *adopter) container(ctx context.Context, fc *foreign.Container, ids map[
 		return err
 	}
 	if present {
+		lost, err := a.s.lost(ctx, have.Top)
+		if err != nil {
+			return err
+		}
+		if lost {
+			if diffID, err := a.upper(ctx, fc, img.ChainID); err != nil {
+				return err
+			} else if metadata.ChainID(img.ChainID, diffID) != have.Top {
+				return fmt.Errorf("%w: what it had written when it was adopted is gone, and it has written something else since", ErrCorrupt)
+			}
+		}
 		a.rep.Containers = append(a.rep.Containers, AdoptedContainer{ID: fc.ID, Name: fc.Name, ImageID: imageID, Present: true})
 		return nil
 	}

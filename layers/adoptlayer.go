@@ -72,6 +72,9 @@ func (a *adopter) have(ctx context.Context, c *chainer, diffID digest.Digest) (b
 		c.top = chain
 		return true, nil
 	}
+	if lost, err := a.s.lost(ctx, chain); err != nil || lost {
+		return false, err
+	}
 	known := false
 	err := a.s.view(ctx, func(tx *metadata.Tx) error {
 		same, err := tx.CachesByDiff(diffID)
@@ -278,6 +281,9 @@ func (a *adopter) addReference(ctx context.Context, c *chainer, t *foreign.Tree,
 		Adopted: &metadata.Adopted{
 			Path: a.src.Abs(t.Dir), Source: sourceName(a.src), Dev: stat.Dev, Ino: stat.Ino, Ctime: ctimeOf(&stat),
 		},
+	}
+	if b.replace, err = a.s.lost(ctx, b.layer.ChainID); err != nil {
+		return "", err
 	}
 	a.met[b.layer.ChainID] = true
 	c.bound = append(c.bound, b)

@@ -136,10 +136,24 @@ func (a *archive) haveContent(ctx context.Context, name string) (bool, error) {
 	find := func(tx *metadata.Tx) []digest.Digest {
 		return append(tx.ChainsByDiff(d), tx.ChainsByBlob(d)...)
 	}
-	have := false
-	err := a.s.view(ctx, func(tx *metadata.Tx) error { have = len(find(tx)) > 0; return nil })
-	if err != nil || !have {
+	var chains []digest.Digest
+	err := a.s.view(ctx, func(tx *metadata.Tx) error { chains = find(tx); return nil })
+	if err != nil {
 		return false, err
+	}
+	for len(chains) > 0 { // content of another store that is no more there is not had
+		lost, err := a.s.lost(ctx, chains[0])
+		if err != nil {
+			return false, err
+		}
+		if !lost {
+			break
+		}
+		chains = chains[1:]
+	}
+	have := len(chains) > 0
+	if !have {
+		return false, nil
 	}
 	err = a.s.update(ctx, func(tx *metadata.Tx) error {
 		chains := find(tx)

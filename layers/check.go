@@ -266,7 +266,7 @@ func (c *checker) caches() error {
 
 const (
 	reload  = "none: remove the images that have it, and load them again"
-	readopt = "none: put it back, or remove the images that have it"
+	readopt = "none: put it back, adopt the store again, or load the image again"
 )
 
 func (c *checker) one(row metadata.Cache, l metadata.Layer) error {
