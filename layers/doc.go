@@ -116,7 +116,8 @@
 // # Invariants
 //
 //   - Nothing is in layers/ that has not been read to its end, hashed, and made
-//     durable. A diffID in the database is the digest of what was read.
+//     durable. A diffID in the database is the digest of what was read (of a layer that is
+//     adopted by reference: what its engine says it was).
 //   - Data is durable before the row that names it; the row is gone before the
 //     data is deleted.
 //   - Rows come before directories in stage/: a name there without a row is
