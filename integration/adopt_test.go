@@ -137,11 +137,14 @@ func (a *adoption) sameImages(engine func(args ...string) string, names ...strin
 func TestAdoptDocker(t *testing.T) {
 	engine.Need(t, "dockerd", "docker", "fuse-overlayfs")
 	harness.NeedRoot(t)
-	for _, driver := range []string{"overlay2", "fuse-overlayfs", "vfs"} {
+	for _, driver := range []string{"overlay2", "fuse-overlayfs", "vfs", "overlay"} {
 		t.Run(driver, func(t *testing.T) {
 			t.Parallel()
-			if driver == "overlay2" {
+			if strings.HasPrefix(driver, "overlay") {
 				harness.NeedKernelOverlay(t)
+			}
+			if out, err := exec.Command("dockerd", "--version").Output(); driver == "overlay" && (err != nil || !strings.Contains(string(out), "version 20.")) {
+				harness.Skip(t, "the driver overlay is one of older dockers than %s", out)
 			}
 			w := enginePlace(t, engine.Options{}).Root
 			d := w.Docker(t, "d", driver, "")
@@ -158,20 +161,22 @@ func TestAdoptDocker(t *testing.T) {
 
 			if driver == "overlay2" {
 				// Beside a daemon: a warning, and all that is at rest.
+				run("run", "-d", "--name", "busy", "--network", "none", engine.BaseImage, "sleep", "1000")
 				busy := &adoption{store: newStore(t), source: source}
 				cmd, done := busy.cmd("adopt", source)
 				out, err := cmd.CombinedOutput()
 				done()
-				if err != nil || !strings.Contains(string(out), "dockerd") {
+				if err != nil || !strings.Contains(string(out), "dockerd") || !strings.Contains(string(out), "Skipped container busy: in use: it is running") {
 					t.Errorf("adopt beside the daemon: %v\n%s", err, out)
 				}
+				run("rm", "-f", "busy")
 				busy.sameImages(run, images...)
 				sameText(t, "container, beside the daemon", committed(changedTree), busy.look("work"))
 			}
 
 			a := newAdoption(t, source)
 			modes := []string{"--reference", "--copy"}
-			if driver == "vfs" {
+			if driver == "vfs" || driver == "overlay" {
 				if out, err := a.try("adopt", source); err == nil || !strings.Contains(out, "--copy") {
 					t.Errorf("whole trees adopted by reference: %v\n%s", err, out)
 				}

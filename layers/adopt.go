@@ -57,8 +57,8 @@ type AdoptedImage struct {
 	Present bool          `json:"present,omitempty"` // the store had it
 }
 
-// AdoptedContainer is one container. Its writable layer has become an image without
-// a name, on which it has a fresh one.
+// AdoptedContainer is one container. What it had written is a layer now, below a fresh
+// writable one.
 type AdoptedContainer struct {
 	ID      string        `json:"id"`
 	Name    string        `json:"name"`
@@ -93,7 +93,7 @@ func (s *Store) Adopt(ctx context.Context, path string, o AdoptOptions) (*AdoptR
 	}
 	a := &adopter{
 		s: s, src: src, copy: o.Mode == AdoptCopy, verify: o.Verify, progress: &progress{fn: o.Progress},
-		told: map[*foreign.Layer]digest.Digest{}, met: map[digest.Digest]bool{}, broken: map[*foreign.Layer]error{},
+		told: map[*foreign.Layer]digest.Digest{}, met: map[digest.Digest]bool{}, kept: map[digest.Digest]bool{}, broken: map[*foreign.Layer]error{},
 		rep: &AdoptReport{
 			Path: src.Path, Source: sourceName(src), Mode: AdoptReference, DryRun: o.DryRun,
 			Images: []AdoptedImage{}, Containers: []AdoptedContainer{}, Skipped: []AdoptSkipped{},
@@ -120,7 +120,10 @@ func (s *Store) Adopt(ctx context.Context, path string, o AdoptOptions) (*AdoptR
 		return nil, err
 	}
 	defer s.dropLease(a.lease)
-	return a.rep, a.all(ctx)
+	if err := a.all(ctx); err != nil || !a.copy {
+		return a.rep, err
+	}
+	return a.rep, a.settle(ctx)
 }
 
 // apart refuses a store that is this one, lies in it, or has it inside.
@@ -225,6 +228,11 @@ func (a *adopter) image(ctx context.Context, i *foreign.Image, ids map[string]di
 	}
 	if err := c.publish(ctx); err != nil {
 		return "", err
+	}
+	var chain digest.Digest
+	for _, d := range diffIDs {
+		chain = metadata.ChainID(chain, d)
+		a.kept[chain] = true
 	}
 	config := i.Config
 	if config == nil {

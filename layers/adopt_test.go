@@ -163,6 +163,9 @@ func skipped(rep *AdoptReport) string {
 	return strings.Join(out, "\n")
 }
 
+// graphBase is a layer of graphRoot of which there is a record.
+var graphBase = []ent{dir("etc"), file("etc/hosts", "hosts"), file("gone", "x"), dir("d"), file("d/old", "old"), sym("link", "etc/hosts"), hard("h2", "gone")}
+
 // graphRoot writes a root of Docker before 1.10, as its documentation describes it.
 func graphRoot(t testing.TB) string {
 	t.Helper()
@@ -173,7 +176,8 @@ func graphRoot(t testing.TB) string {
 	}
 	put(t, root+"/graph/"+base+"/json", document(base, "", "#(nop) ADD file"))
 	put(t, root+"/graph/"+base+"/layersize", "7")
-	aufsTree(t, root+"/aufs/diff/"+base, dir("etc"), file("etc/hosts", "hosts"), file("gone", "x"), dir("d"), file("d/old", "old"), sym("link", "etc/hosts"), hard("h2", "gone"))
+	aufsTree(t, root+"/aufs/diff/"+base, graphBase...)
+	put(t, root+"/graph/"+base+"/tar-data.json.gz", string(spliced(t, layerTar(t, graphBase...))))
 	put(t, root+"/graph/"+child+"/json", document(child, base, "rm gone"))
 	aufsTree(t, root+"/aufs/diff/"+child, file(".wh.gone", ""), dir("d"), file("d/.wh..wh..opq", ""), file("d/new", "new"), dir(".wh..wh.plnk"), file(".wh..wh.aufs", ""))
 	put(t, root+"/graph/"+empty+"/json", document(empty, child, "#(nop) CMD x"))
@@ -185,6 +189,9 @@ func graphRoot(t testing.TB) string {
 	put(t, root+"/graph/"+hexID("f")+"/json", `{"id":`)
 	put(t, root+"/graph/"+hexID("1")+"/json", document(hexID("1"), "", "x"))
 	put(t, root+"/graph/_tmp/x", "")
+	// A container, which has the ID of its layer.
+	put(t, root+"/containers/"+hexID("7")+"/config.json", fmt.Sprintf(`{"ID":%q,"Name":"/old_box","Image":%q,"Created":"2013-06-01T00:00:00Z","Config":{"Image":"me/app:1"}}`, hexID("7"), empty))
+	aufsTree(t, root+"/aufs/diff/"+hexID("7"), file("made", "here"), file(".wh.link", ""))
 	put(t, root+"/repositories-aufs", fmt.Sprintf(`{"Repositories":{"ubuntu":{"14.04":%q,"latest":%q},"me/app":{"1":%q},"host:5000/x":{"1":%q},"lost":{"1":%q}}}`,
 		child, child, empty, base, hexID("9")))
 	return root
@@ -230,6 +237,9 @@ func TestAdoptGraph(t *testing.T) {
 			if p, err := s.ResolveImage(t.Context(), "host:5000/x:1"); err != nil || img.Parent != p.ID {
 				t.Errorf("parent %s, expected %s %v", img.Parent, p.ID, err)
 			}
+			if want := digest.FromBytes(layerTar(t, graphBase...)); img.DiffIDs[0] != want {
+				t.Errorf("diffID %s, its record says %s", img.DiffIDs[0], want)
+			}
 			// The empty layer is the one that everybody knows.
 			if app, err := s.Inspect(t.Context(), "me/app:1"); err != nil || app.DiffIDs[2] != "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef" {
 				t.Errorf("empty layer: %v %v", app.DiffIDs, err)
@@ -243,6 +253,13 @@ func TestAdoptGraph(t *testing.T) {
 				t.Error("not loaded")
 			}
 			shows(t, other, "me/app:1", graphTree)
+			if c, err := s.Container(t.Context(), "old_box"); err != nil || c.ID != hexID("7") {
+				t.Errorf("container %+v %v", c, err)
+			} else if st, err := s.ContainerStack(t.Context(), c.ID); err != nil {
+				t.Error(err)
+			} else if got := contents(t, Stack{Lowers: st.Lowers[1:]}); got != "/ /d/ /d/new=new /etc/ /etc/hosts=hosts /h2=x /made=here" {
+				t.Errorf("container shows %s", got)
+			}
 			clean(t, s)
 			again := adopt(t, s, root, AdoptOptions{Mode: mode})
 			if again.Copied+again.Referenced != 0 || again.Present != 3 || !again.Images[0].Present {
@@ -286,8 +303,12 @@ func registryRoot(t testing.TB) string {
 }
 
 func TestAdoptRegistry(t *testing.T) {
+	t.Run("store", func(t *testing.T) { adoptRegistry(t, openStore(t)) })
+	t.Run("user", func(t *testing.T) { adoptRegistry(t, userStore(t)) })
+}
+
+func adoptRegistry(t *testing.T, s *Store) {
 	root := registryRoot(t)
-	s := openStore(t)
 	if _, err := s.Adopt(t.Context(), root, AdoptOptions{}); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "--copy") {
 		t.Errorf("by reference: %v", err)
 	}
@@ -315,7 +336,7 @@ func dockerRoot(t testing.TB) (root string, id digest.Digest) {
 		t.Fatal(err)
 	}
 	tars := [][]ent{
-		{dir("etc"), file("etc/a", "a"), file("gone", "x"), dir("d"), file("d/old", "old"), sym("l", "d")},
+		{dir("etc"), file("etc/a", "a"), file("gone", "x"), dir("d"), file("d/old", "old"), sym("l", "d"), file("l/through", "a link"), file("./d/dot", "dot")},
 		{wh("gone"), dir("d"), opq("d"), file("d/new", "new")},
 	}
 	var raw [][]byte
@@ -346,6 +367,42 @@ func dockerRoot(t testing.TB) (root string, id digest.Digest) {
 	put(t, root+"/containers/"+cid+"/config.v2.json", fmt.Sprintf(`{"ID":%q,"Name":"/box","Image":%q,"Created":"2016-01-01T00:00:00Z","State":{"Running":true},"Config":{"Image":"app:1"}}`, cid, id))
 	aufsTree(t, root+"/aufs/diff/"+hexID("8"), file("made", "here"), file(".wh.l", ""))
 	return root, id
+}
+
+// TestAdoptGraphTrees: a graph of Docker 1.8 and 1.9, whose driver keeps whole trees, and
+// which has records of tars.
+func TestAdoptGraphTrees(t *testing.T) {
+	needRoot(t)
+	root := filepath.Join(t.TempDir(), "docker")
+	base := layerTar(t, dir("d"), file("d/a", "a"), file("gone", "x"))
+	top := layerTar(t, wh("gone"), file("new", "n"))
+	for id, l := range map[string]struct {
+		tar    []byte
+		parent string
+		tree   []ent
+	}{
+		hexID("a"): {base, "", []ent{dir("d"), file("d/a", "a"), file("gone", "x")}},
+		hexID("b"): {top, hexID("a"), []ent{dir("d"), file("d/a", "a"), file("new", "n")}},
+	} {
+		// Docker 1.9 has the parent in a file, and a content ID in the document.
+		put(t, root+"/graph/"+id+"/json", fmt.Sprintf(`{"id":%q,"parent_id":"sha256:%s","created":"2015-01-01T00:00:00Z"}`, id, hexID("0")))
+		put(t, root+"/graph/"+id+"/parent", l.parent)
+		put(t, root+"/graph/"+id+"/tar-data.json.gz", string(spliced(t, l.tar)))
+		aufsTree(t, root+"/vfs/dir/"+id, l.tree...)
+	}
+	put(t, root+"/graph/"+hexID("a")+"/json", fmt.Sprintf(`{"id":%q,"created":"2015-01-01T00:00:00Z"}`, hexID("a")))
+	put(t, root+"/repositories-vfs", fmt.Sprintf(`{"Repositories":{"app":{"1":%q,"sha256:%s":%q}}}`, hexID("b"), hexID("5"), hexID("b")))
+	s := openStore(t)
+	if _, err := s.Adopt(t.Context(), root, AdoptOptions{}); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "whole trees") {
+		t.Errorf("by reference: %v", err)
+	}
+	adopt(t, s, root, AdoptOptions{Mode: AdoptCopy})
+	shows(t, s, "app:1", "/ /d/ /d/a=a /new=n")
+	img, err := s.ResolveImage(t.Context(), "app@sha256:"+hexID("5"))
+	if want := []digest.Digest{digest.FromBytes(base), digest.FromBytes(top)}; err != nil || !slices.Equal(img.DiffIDs, want) {
+		t.Errorf("diffIDs %v, expected %v: %v", img.DiffIDs, want, err)
+	}
+	clean(t, s)
 }
 
 func TestAdoptDocker(t *testing.T) {
@@ -379,6 +436,21 @@ func TestAdoptDocker(t *testing.T) {
 		}
 		if got := contents(t, Stack{Lowers: st.Lowers[1:]}); got != "/ /d/ /d/new=new /etc/ /etc/a=a /made=here" {
 			t.Errorf("container shows %s", got)
+		}
+		if list, err := s.Images(t.Context(), ""); err != nil || len(list) != 2 {
+			t.Errorf("images: %+v %v", list, err)
+		}
+		// A commit has what was written before and after.
+		put(t, st.Upper+"/after", "now")
+		if _, err := s.Commit(t.Context(), "box", "more:1", CommitOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		shows(t, s, "more:1", "/ /after=now /d/ /d/new=new /etc/ /etc/a=a /made=here")
+		if h, err := s.History(t.Context(), "more:1"); err != nil || len(h) != 4 || !strings.Contains(h[1].CreatedBy, "adopt") || h[1].Size != 4 {
+			t.Errorf("history %+v %v", h, err)
+		}
+		if _, err := s.RemoveImage(t.Context(), "more:1", RemoveOptions{}); err != nil {
+			t.Fatal(err)
 		}
 		clean(t, s)
 		// Nothing of the other store is counted, and nothing of it removed.
@@ -562,4 +634,44 @@ func TestAdoptRedirect(t *testing.T) {
 	adopt(t, s, root, AdoptOptions{Mode: AdoptCopy})
 	shows(t, s, "app:1", "/ /d/ /d/a=aa /d/b=bb /e/ /f=data")
 	clean(t, s)
+}
+
+// TestAdoptSettle: a copy of what was adopted by reference takes its place, also below
+// containers that have been written to since. Then the other store can go.
+func TestAdoptSettle(t *testing.T) {
+	needRoot(t)
+	root, id := dockerRoot(t)
+	s := openStore(t)
+	adopt(t, s, root, AdoptOptions{})
+	st, err := s.ContainerStack(t.Context(), "box")
+	must(t, err)
+	put(t, st.Upper+"/since", "written")
+	if rep := adopt(t, s, root, AdoptOptions{Mode: AdoptCopy}); rep.Copied != 3 || rep.Present != 0 || len(rep.Skipped) > 0 {
+		t.Errorf("%+v", rep)
+	}
+	must(t, os.RemoveAll(root))
+	clean(t, s)
+	shows(t, s, "app:1", "/ /d/ /d/new=new /etc/ /etc/a=a /l")
+	if st, err = s.ContainerStack(t.Context(), "box"); err != nil {
+		t.Fatal(err)
+	}
+	if got := contents(t, Stack{Lowers: st.Lowers[1:]}); got != "/ /d/ /d/new=new /etc/ /etc/a=a /made=here" {
+		t.Errorf("container shows %s", got)
+	}
+	if b, err := os.ReadFile(st.Upper + "/since"); string(b) != "written" {
+		t.Errorf("%q %v", b, err)
+	}
+	list, err := s.Layers(t.Context(), "")
+	must(t, err)
+	for _, l := range list {
+		if l.Adopted != "" {
+			t.Errorf("still elsewhere: %+v", l)
+		}
+	}
+	if du, err := s.DiskUsage(t.Context()); err != nil || du.Adopted != 0 {
+		t.Errorf("%+v %v", du, err)
+	}
+	if img, err := s.ResolveImage(t.Context(), "app:2"); err != nil || img.ID != id {
+		t.Errorf("%+v %v", img, err)
+	}
 }

@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"time"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/layers/foreign"
@@ -16,8 +14,8 @@ import (
 	"github.com/plyfs/plyfs/whiteout/override"
 )
 
-// container takes over one container: its writable layer becomes an image without a
-// name on its own image, and the container one of that, with a fresh writable layer.
+// container takes over one container: what it has written becomes a layer of its own, on
+// top of its image, and it gets a fresh writable layer.
 func (a *adopter) container(ctx context.Context, fc *foreign.Container, ids map[string]digest.Digest) error {
 	if fc.Running {
 		return fmt.Errorf("%w: it is running; stop it first", ErrInUse)
@@ -27,12 +25,13 @@ func (a *adopter) container(ctx context.Context, fc *foreign.Container, ids map[
 	}
 	imageID := ids[fc.Image]
 	var img Image
-	var config []byte
+	var have metadata.Container
 	present := false
 	err := a.s.view(ctx, func(tx *metadata.Tx) (err error) {
-		if row, err := tx.Container(fc.ID); err == nil {
-			present, imageID = true, row.ImageID
-			return nil
+		if have, err = tx.Container(fc.ID); err == nil {
+			present, imageID = true, have.ImageID
+			img, _, _, err = image(tx, imageID)
+			return err
 		}
 		if id, taken := tx.ContainerByName(fc.Name); taken {
 			return fmt.Errorf("%w: the name %q is that of the container %.12s here", ErrExists, fc.Name, id)
@@ -40,13 +39,24 @@ func (a *adopter) container(ctx context.Context, fc *foreign.Container, ids map[
 		if imageID == "" {
 			return fmt.Errorf("%w: its image %s was not adopted", ErrNotFound, ShortID(digest.Digest(fc.Image)))
 		}
-		img, config, _, err = image(tx, imageID)
+		img, _, _, err = image(tx, imageID)
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	if present {
+		lost, err := a.s.lost(ctx, have.Top)
+		if err != nil {
+			return err
+		}
+		if lost {
+			if diffID, err := a.upper(ctx, fc, img.ChainID); err != nil {
+				return err
+			} else if metadata.ChainID(img.ChainID, diffID) != have.Top {
+				return fmt.Errorf("%w: what it had written when it was adopted is gone, and it has written something else since", ErrCorrupt)
+			}
+		}
 		a.rep.Containers = append(a.rep.Containers, AdoptedContainer{ID: fc.ID, Name: fc.Name, ImageID: imageID, Present: true})
 		return nil
 	}
@@ -54,51 +64,20 @@ func (a *adopter) container(ctx context.Context, fc *foreign.Container, ids map[
 	if err != nil {
 		return err
 	}
+	top := img.ChainID
 	if diffID != "" {
-		if img, err = a.upperImage(ctx, fc, img, config, diffID); err != nil {
-			return err
-		}
+		top = metadata.ChainID(top, diffID)
 	}
 	name := fc.ImageName
 	if name == "" {
 		name = ShortID(imageID)
 	}
-	made, err := a.s.createContainer(ctx, a.lease, img, metadata.Container{ID: fc.ID, Name: fc.Name, ImageName: name})
+	made, err := a.s.createContainer(ctx, a.lease, img.ID, top, metadata.Container{ID: fc.ID, Name: fc.Name, ImageName: name})
 	if err != nil {
 		return err
 	}
 	a.rep.Containers = append(a.rep.Containers, AdoptedContainer{ID: made.ID, Name: made.Name, ImageID: made.ImageID})
 	return nil
-}
-
-// upperImage records the image that a writable layer has become.
-func (a *adopter) upperImage(ctx context.Context, fc *foreign.Container, base Image, config []byte, diffID digest.Digest) (img Image, err error) {
-	created := fc.Created.UTC()
-	if created.IsZero() {
-		created = time.Now().UTC()
-	}
-	h := ocispec.History{Created: &created, CreatedBy: "plyfs adopt: container " + fc.Name}
-	if config, err = childConfig(config, h, diffID, nil); err != nil {
-		return img, err
-	}
-	spec, err := parseConfig(config, a.s.limits)
-	if err != nil {
-		return img, err
-	}
-	row := metadata.Image{
-		ID: digest.FromBytes(config), TopChain: metadata.ChainID(base.ChainID, diffID), Parent: base.ID, Created: time.Now().UTC(),
-		Platform: platformName(spec.OS, spec.Architecture, spec.Variant), Origin: "adopt",
-		// As if its name had been taken away: it goes with the container.
-		Tagged: true,
-	}
-	err = a.s.update(ctx, func(tx *metadata.Tx) error {
-		if _, err := tx.AddImage(row, config); err != nil {
-			return err
-		}
-		img, _, _, err = image(tx, row.ID)
-		return err
-	})
-	return img, err
 }
 
 // upper makes a layer of the writable layer of a container, on top of a chain; "" if

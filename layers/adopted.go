@@ -1,12 +1,14 @@
 package layers
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
@@ -109,6 +111,34 @@ func (s *Store) statContent(d LayerDir, st *unix.Stat_t) error {
 		return fmt.Errorf("%w: layer directory %s: %w", ErrCorrupt, d.Path, err)
 	}
 	return nil
+}
+
+// lost reports whether a layer has its content in another store, where it is no more
+// what was adopted: whoever has the content gives it to the layer anew.
+func (s *Store) lost(ctx context.Context, chain digest.Digest) (bool, error) {
+	var a *metadata.Adopted
+	err := s.view(ctx, func(tx *metadata.Tx) error {
+		a = nil
+		if !tx.HasLayer(chain) {
+			return nil
+		}
+		l, err := tx.Layer(chain)
+		if err != nil {
+			return err
+		}
+		c, err := tx.Cache(l.CacheID)
+		a = c.Adopted
+		return err
+	})
+	if err != nil || a == nil {
+		return false, err
+	}
+	fd, err := openAdopted(a)
+	if err != nil {
+		return errors.Is(err, ErrCorrupt), nil
+	}
+	fsat.Close(fd)
+	return false, nil
 }
 
 func sameAdopted(a, b *metadata.Adopted) bool {

@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"os"
@@ -174,5 +175,47 @@ func TestAdoptContentChecked(t *testing.T) {
 			t.Errorf("%+v: %v", o, err)
 		}
 		clean(t, s)
+	}
+}
+
+// TestAdoptMoved: a store that has moved is adopted again, and what was lost is found;
+// an archive, too, brings back what it has.
+func TestAdoptMoved(t *testing.T) {
+	needRoot(t)
+	for _, mode := range []string{AdoptReference, AdoptCopy} {
+		root, id := dockerRoot(t)
+		s := openStore(t)
+		adopt(t, s, root, AdoptOptions{})
+		var archive bytes.Buffer
+		must(t, s.Save(t.Context(), &archive, []string{"app:1"}, SaveOptions{}))
+		must(t, os.Rename(root, root+".moved"))
+		if _, err := s.ImageStack(t.Context(), "app:1"); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("a stack of nothing: %v", err)
+		}
+		rep := adopt(t, s, root+".moved", AdoptOptions{Mode: mode})
+		if len(rep.Skipped) > 0 || rep.Referenced+rep.Copied != 3 || !rep.Containers[0].Present {
+			t.Errorf("%s: %+v", mode, rep)
+		}
+		shows(t, s, "app:1", "/ /d/ /d/new=new /etc/ /etc/a=a /l")
+		st, err := s.ContainerStack(t.Context(), "box")
+		must(t, err)
+		if got := contents(t, Stack{Lowers: st.Lowers[1:]}); got != "/ /d/ /d/new=new /etc/ /etc/a=a /made=here" {
+			t.Errorf("container shows %s", got)
+		}
+		clean(t, s)
+
+		if mode == AdoptReference {
+			must(t, os.RemoveAll(root+".moved"))
+			load(t, s, archive.Bytes())
+			shows(t, s, "app:1", "/ /d/ /d/new=new /etc/ /etc/a=a /l")
+			rep, err := s.Check(t.Context(), CheckOptions{Deep: true})
+			must(t, err)
+			if len(rep.Findings) != 1 || rep.Findings[0].Invariant != "K28" { // what the container had written
+				t.Errorf("%+v", rep.Findings)
+			}
+			if img, err := s.ResolveImage(t.Context(), "app:2"); err != nil || img.ID != id {
+				t.Errorf("%+v %v", img, err)
+			}
+		}
 	}
 }

@@ -28,8 +28,9 @@ type adopter struct {
 
 	// diffIDs that only reading a tar has told, by layer.
 	told map[*foreign.Layer]digest.Digest
-	// met are the chainIDs of layers that have been counted.
-	met map[digest.Digest]bool
+	// met are the chainIDs of layers that have been counted, kept those of layers that are
+	// in the store and kept by the lease.
+	met, kept map[digest.Digest]bool
 	// broken layers, and why: an error is told once for each image, not found again.
 	broken map[*foreign.Layer]error
 }
@@ -66,6 +67,14 @@ func (a *adopter) diffID(l *foreign.Layer) digest.Digest {
 
 // have uses a layer that the store has.
 func (a *adopter) have(ctx context.Context, c *chainer, diffID digest.Digest) (bool, error) {
+	chain := metadata.ChainID(c.top, diffID)
+	if a.kept[chain] && len(c.bound) == 0 {
+		c.top = chain
+		return true, nil
+	}
+	if lost, err := a.s.lost(ctx, chain); err != nil || lost {
+		return false, err
+	}
 	known := false
 	err := a.s.view(ctx, func(tx *metadata.Tx) error {
 		same, err := tx.CachesByDiff(diffID)
@@ -82,9 +91,9 @@ func (a *adopter) have(ctx context.Context, c *chainer, diffID digest.Digest) (b
 	if err != nil || !have {
 		return false, err
 	}
-	c.top = metadata.ChainID(c.top, diffID)
-	if !a.met[c.top] {
-		a.met[c.top] = true
+	c.top, a.kept[chain] = chain, true
+	if !a.met[chain] {
+		a.met[chain] = true
 		a.rep.Present++
 	}
 	return true, nil
@@ -272,6 +281,9 @@ func (a *adopter) addReference(ctx context.Context, c *chainer, t *foreign.Tree,
 		Adopted: &metadata.Adopted{
 			Path: a.src.Abs(t.Dir), Source: sourceName(a.src), Dev: stat.Dev, Ino: stat.Ino, Ctime: ctimeOf(&stat),
 		},
+	}
+	if b.replace, err = a.s.lost(ctx, b.layer.ChainID); err != nil {
+		return "", err
 	}
 	a.met[b.layer.ChainID] = true
 	c.bound = append(c.bound, b)

@@ -111,7 +111,7 @@ func (c *checker) one(row metadata.Cache, ls []metadata.Layer) error {
 }
 
 // readopt is what can be done about content in another store.
-const readopt = "none: put it back, or remove the images that have it"
+const readopt = "none: put it back, adopt the store again, or load the image again"
 
 // known reports what an earlier check has found and marked.
 func (c *checker) known(row metadata.Cache, ls []metadata.Layer, object string) {

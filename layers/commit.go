@@ -38,9 +38,10 @@ func (s *Store) Commit(ctx context.Context, container, ref string, o CommitOptio
 	}
 	defer s.dropLease(lease)
 	var (
-		row    metadata.Container
-		st     Stack
-		parent []byte
+		row     metadata.Container
+		st      Stack
+		parent  []byte
+		between []metadata.Layer // what an adopted container had written before
 	)
 	err = s.update(ctx, func(tx *metadata.Tx) error {
 		if row, err = findContainer(tx, container); err != nil {
@@ -50,6 +51,9 @@ func (s *Store) Commit(ctx context.Context, container, ref string, o CommitOptio
 			return err
 		}
 		if parent, err = tx.Config(row.ImageID); err != nil {
+			return err
+		}
+		if between, err = layersBetween(tx, row); err != nil {
 			return err
 		}
 		return tx.LeaseLayer(lease, row.Chain)
@@ -64,6 +68,12 @@ func (s *Store) Commit(ctx context.Context, container, ref string, o CommitOptio
 	if err != nil {
 		return Image{}, fmt.Errorf("container %q: %w", row.Name, err)
 	}
+	for _, l := range between {
+		h := ocispec.History{Created: &l.Created, CreatedBy: "plyfs adopt: container " + row.Name}
+		if parent, err = childConfig(parent, h, l.DiffID, nil); err != nil {
+			return Image{}, err
+		}
+	}
 	now := time.Now().UTC()
 	h := ocispec.History{Created: &now, CreatedBy: "plyfs commit " + row.Name, Author: o.Author, Comment: o.Message, EmptyLayer: diffID == ""}
 	config, err := childConfig(parent, h, diffID, changes)
@@ -71,6 +81,23 @@ func (s *Store) Commit(ctx context.Context, container, ref string, o CommitOptio
 		return Image{}, err
 	}
 	return s.addMade(ctx, lease, config, refs, metadata.Image{Parent: row.ImageID, Origin: "commit"})
+}
+
+// layersBetween are the layers that a container has on top of its image, bottom first.
+func layersBetween(tx *metadata.Tx, c metadata.Container) (out []metadata.Layer, err error) {
+	img, err := tx.Image(c.ImageID)
+	if err != nil {
+		return nil, err
+	}
+	for chain := c.Top; chain != img.TopChain; {
+		l, err := tx.Layer(chain)
+		if err != nil {
+			return nil, fmt.Errorf("container %q: %w", c.Name, err)
+		}
+		out = append([]metadata.Layer{l}, out...)
+		chain = l.Parent
+	}
+	return out, nil
 }
 
 // addMade records an image made here and ends the lease.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
@@ -45,23 +46,23 @@ func (s *Store) CreateContainer(ctx context.Context, imageRef, name string) (_ *
 	}
 	id := make([]byte, 32)
 	_, _ = rand.Read(id) // never fails (crypto/rand)
-	return s.createContainer(ctx, lease, img, metadata.Container{ID: hex.EncodeToString(id), Name: name, ImageName: imageRef})
+	return s.createContainer(ctx, lease, img.ID, img.ChainID, metadata.Container{ID: hex.EncodeToString(id), Name: name, ImageName: imageRef})
 }
 
 // createContainer makes the container of a row that has an ID and says what it is
-// called, on an image whose layers the lease keeps.
-func (s *Store) createContainer(ctx context.Context, lease string, img Image, row metadata.Container) (*Container, error) {
+// called. top is the chain of its image, or one on top of that, which the lease keeps.
+func (s *Store) createContainer(ctx context.Context, lease string, imageID, top digest.Digest, row metadata.Container) (*Container, error) {
 	owner, err := self()
 	if err != nil {
 		return nil, err
 	}
-	initLayer, err := s.ensureInit(ctx, lease, img.ChainID)
+	initLayer, err := s.ensureInit(ctx, lease, top)
 	if err != nil {
 		return nil, fmt.Errorf("init layer: %w", err)
 	}
 	name := row.Name
-	row.MountID, row.Chain, row.Top, row.Init = newID(), initLayer.ChainID, img.ChainID, initLayer.CacheID
-	row.ImageID, row.Dialect = img.ID, s.powers.upperDialect().String()
+	row.MountID, row.Chain, row.Top, row.Init = newID(), initLayer.ChainID, top, initLayer.CacheID
+	row.ImageID, row.Dialect = imageID, s.powers.upperDialect().String()
 	row.State, row.Owner, row.Created = metadata.Creating, owner, time.Now().UTC()
 	for try := 0; ; try++ {
 		if name == "" {

@@ -72,8 +72,9 @@
 //     chainIDs and with the config; Verify and copies read the content.
 //   - Its own directory is for its own chain (Cache.Bind): in another one it is unpacked.
 //
-// A container's upper becomes an image without a name, on top of its image, and the
-// container one of that: diff and commit go by what it writes from then on.
+// A container's upper becomes a layer on top of its image, below a fresh writable layer
+// (Container.Top is above the image's top chain then). A commit has that layer, too; diff
+// goes by what is written from then on.
 //
 // # One directory, several chains
 //
@@ -124,7 +125,8 @@
 // # Invariants
 //
 //   - Nothing is in layers/ that has not been read to its end, hashed, and made
-//     durable. A diffID in the database is the digest of what was read.
+//     durable. A diffID in the database is the digest of what was read (of a layer that is
+//     adopted by reference: what its engine says it was).
 //   - Data is durable before the row that names it; the row is gone before the
 //     data is deleted.
 //   - Rows come before directories in stage/: a name there without a row is
@@ -195,7 +197,7 @@
 //	step (adopt)                                if we die after it
 //	layers, as above; renamed, no diff/         as above
 //	image row                                   the image is complete; others follow
-//	container: layer, image row, then create    the image stays for gc, or is found again
+//	container: layer, then create               the lease of a dead owner releases the layer
 //
 //	step (pull)                                 if we die after it
 //	layers arrive in blobs/partial and stages   stages: swept; blobs: the next pull goes on

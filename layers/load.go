@@ -118,13 +118,22 @@ func (c *chainer) add(ctx context.Context, ld *layerData) error {
 			return err
 		}
 	}
-	if len(c.bound) == 0 {
+	chain := metadata.ChainID(c.top, ld.diffID)
+	lost, err := c.s.lost(ctx, chain)
+	if err != nil {
+		return err
+	}
+	if len(c.bound) == 0 && lost {
+		if c.stack, err = c.s.stackOf(ctx, c.top); err != nil {
+			return err
+		}
+	} else if len(c.bound) == 0 {
 		have, err := c.s.haveLayer(ctx, c.lease, c.origin, c.top, ld)
 		if err != nil {
 			return err
 		}
 		if have {
-			c.top = metadata.ChainID(c.top, ld.diffID)
+			c.top = chain
 			return nil
 		}
 		if c.stack, err = c.s.stackOf(ctx, c.top); err != nil {
@@ -145,6 +154,7 @@ func (c *chainer) add(ctx context.Context, ld *layerData) error {
 	if err != nil {
 		return err
 	}
+	b.replace = lost
 	c.bound = append(c.bound, b)
 	c.stack = append([]LayerDir{b.dir()}, c.stack...)
 	c.top = b.layer.ChainID
@@ -200,8 +210,10 @@ func (s *Store) whole(ctx context.Context, cacheID string, scan bool) (bool, err
 	if err != nil || row.Broken != "" {
 		return false, err
 	}
-	if row.Adopted != nil {
-		return true, nil // check looks at it
+	if row.Adopted != nil { // of which check looks at more
+		fd, err := openAdopted(row.Adopted)
+		fsat.Close(fd)
+		return !errors.Is(err, ErrCorrupt), nil
 	}
 	files, side, err := s.openLayer(cacheID)
 	if err == nil {

@@ -34,6 +34,8 @@ type bound struct {
 	t     target
 	layer metadata.Layer
 	cache metadata.Cache
+	// replace: the layer has its row, and gets this content in place of what it has.
+	replace bool
 }
 
 // commit makes the stage a layer.
@@ -133,18 +135,24 @@ func (s *Store) publish(ctx context.Context, bs []*bound) error {
 			if err := tx.DeleteIngest(b.st.id); err != nil {
 				return err
 			}
-			useless, err := place(tx, b.layer, b.cache, b.t, dead)
+			var gone string
+			var err error
+			if b.replace && tx.HasLayer(b.layer.ChainID) {
+				gone, err = tx.ReplaceContent(b.layer.ChainID, b.cache)
+			} else {
+				gone, err = place(tx, b.layer, b.cache, b.t, dead)
+			}
 			if err != nil {
 				return err
 			}
-			if useless == "" {
+			if gone == "" {
 				continue
 			}
 			why := "replaced"
-			if useless == b.st.id {
+			if gone == b.st.id {
 				why = "lost race"
 			}
-			more, err := addTrash(tx, why, layersName+"/"+useless)
+			more, err := addTrash(tx, why, layersName+"/"+gone)
 			if err != nil {
 				return err
 			}

@@ -289,6 +289,32 @@ func (tx *Tx) touchAbove(old, now string, chain digest.Digest) error {
 	return nil
 }
 
+// ReplaceContent gives a layer another content directory, whose row is inserted. If
+// the layer was the last one on the old directory, that row goes and its cacheID is
+// returned.
+func (tx *Tx) ReplaceContent(chain digest.Digest, c Cache) (orphan string, err error) {
+	l, err := tx.Layer(chain)
+	if err != nil {
+		return "", err
+	}
+	if c.DiffID != l.DiffID || tx.b(bktCache).Get([]byte(c.CacheID)) != nil {
+		return "", fmt.Errorf("layer %s: %w: content directory %q does not belong to it, or is there", chain, ErrInvariant, c.CacheID)
+	}
+	old := l.CacheID
+	l.CacheID = c.CacheID
+	if err := errors.Join(put(tx, bktCache, []byte(c.CacheID), c), tx.mark(idxCacheDiff, c.DiffID.String(), c.CacheID),
+		put(tx, bktLayers, []byte(chain), l), tx.unmark(idxCacheChain, old, chain.String()), tx.indexLayer(l), tx.touchAbove(old, c.CacheID, chain)); err != nil {
+		return "", err
+	}
+	if tx.any(idxCacheChain, old) {
+		return "", nil
+	}
+	if err := tx.b(bktCache).Delete([]byte(old)); err != nil {
+		return "", err
+	}
+	return old, tx.unmark(idxCacheDiff, l.DiffID.String(), old)
+}
+
 // Users is what keeps a layer alive.
 type Users struct {
 	Layers     []digest.Digest // on top of it

@@ -317,3 +317,44 @@ func TestRollback(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestReplaceContent: the old directory's row goes with the last layer that has it, and
+// the indexes follow.
+func TestReplaceContent(t *testing.T) {
+	db := newDB(t)
+	base, _ := fill(t, db)
+	second, _ := layer(d("two"), "one", "c1") // the same content on another chain
+	err := db.Update(t.Context(), func(tx *Tx) error {
+		l, c := layer("", "two", "c9")
+		return errors.Join(tx.AddLayer(l, c), tx.AddLayer(second, nil))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		chain  digest.Digest
+		cache  Cache
+		orphan string
+		is     error
+	}{
+		{base, Cache{CacheID: "n1", DiffID: d("two")}, "", ErrInvariant},
+		{base, Cache{CacheID: "c2", DiffID: d("one")}, "", ErrInvariant},
+		{d("nowhere"), Cache{CacheID: "n1", DiffID: d("one")}, "", ErrNotFound},
+		{base, Cache{CacheID: "n1", DiffID: d("one")}, "", nil},
+		{second.ChainID, Cache{CacheID: "n2", DiffID: d("one")}, "c1", nil},
+	} {
+		err := db.Update(t.Context(), func(tx *Tx) error {
+			orphan, err := tx.ReplaceContent(tc.chain, tc.cache)
+			if err == nil && orphan != tc.orphan {
+				t.Errorf("%s: orphan %q, expected %q", tc.cache.CacheID, orphan, tc.orphan)
+			}
+			return err
+		})
+		if !errors.Is(err, tc.is) {
+			t.Errorf("%s: %v, expected %v", tc.cache.CacheID, err, tc.is)
+		}
+		if p := check(t, db); len(p) > 0 {
+			t.Errorf("%s: %+v", tc.cache.CacheID, p)
+		}
+	}
+}
