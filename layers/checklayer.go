@@ -88,15 +88,16 @@ func (c *checker) one(row metadata.Cache, ls []metadata.Layer) error {
 		return nil
 	}
 	found := len(c.r.Findings)
-	if c.o.Deep {
-		err = c.deep(row, files, side, object, ls)
-	} else if serr := files.scan(c.ctx, side.displaced()); c.ctx.Err() != nil {
-		err = c.ctx.Err()
-	} else if serr != nil {
+	serr := files.scan(c.ctx, side.displaced())
+	switch {
+	case c.ctx.Err() != nil:
+		return c.ctx.Err()
+	case serr != nil:
 		c.damaged("K22", object, serr.Error(), row, ls)
-	}
-	if err != nil {
-		return err
+	case c.o.Deep:
+		if err := c.deep(row, files, side, object, ls); err != nil {
+			return err
+		}
 	}
 	for _, f := range c.r.Findings[found:] {
 		if f.Invariant != "K21" {

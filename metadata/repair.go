@@ -63,7 +63,15 @@ func (tx *Tx) CacheIDs() []string { return tx.keys(bktCache) }
 
 // MountIDs returns the names of all writable layers that a container has, also one
 // whose row cannot be decoded.
-func (tx *Tx) MountIDs() []string { return tx.keys(idxContainerMount) }
+func (tx *Tx) MountIDs() (out []string) {
+	_ = tx.b(idxContainerMount).ForEach(func(k, id []byte) error { // which cannot fail
+		if tx.b(bktContainers).Get(id) != nil {
+			out = append(out, string(k))
+		}
+		return nil
+	})
+	return out
+}
 
 // IngestIDs returns the IDs of all stages, also of rows that cannot be decoded.
 func (tx *Tx) IngestIDs() []string { return tx.keys(bktIngests) }
