@@ -60,6 +60,10 @@ func (db *DB) abandon(b *bolt.DB, f *os.File) {
 	}
 }
 
+// allocSize is by how much the file grows at once; bbolt's own 16 MiB are more than most
+// stores need.
+const allocSize = 1 << 20
+
 // errDamage is what a panic of bbolt becomes.
 var errDamage = errors.New("it contradicts itself")
 
@@ -147,6 +151,7 @@ func (db *DB) open(ctx context.Context, readOnly bool) (b *bolt.DB, f *os.File, 
 				return nil, nil, fmt.Errorf("open database %s: %w", db.path, err)
 			}
 			if same {
+				b.AllocSize = allocSize
 				return b, f, nil
 			}
 			if err := b.Close(); err != nil {

@@ -14,7 +14,7 @@ var may = map[string][]string{
 	"mountd":              {"mountd/...", "unionfs/...", "layers", "metadata", "metadata/chainindex", "whiteout", "whiteout/override", "cow/fsat"},
 	"mountd/sandbox":      {"cow/fsat"},
 	"unionfs":             {"unionfs/...", "cow/...", "whiteout/...", "metadata/chainindex"},
-	"layers":              {"layers/...", "metadata", "metadata/chainindex", "whiteout/...", "cow/fsat"},
+	"layers":              {"layers/...", "metadata", "metadata/chainindex", "metadata/metatest", "whiteout/...", "cow/fsat"},
 	"cow":                 {"cow/...", "whiteout"},
 	"cow/fsat":            {"whiteout/xattrat"},
 	"metadata":            {},
