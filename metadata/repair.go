@@ -8,7 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// BadRow is a row that cannot be decoded.
+// BadRow is a row that cannot be decoded, or that is under the key of another.
 type BadRow struct {
 	Bucket, Key string
 	Err         error
@@ -32,7 +32,21 @@ func (tx *Tx) BadRows() (out []BadRow) {
 		{bktBlobs, func() any { return &Blob{} }},
 	} {
 		_ = tx.b(b.name).ForEach(func(k, v []byte) error {
-			if err := json.Unmarshal(v, b.row()); err != nil {
+			row := b.row()
+			err := json.Unmarshal(v, row)
+			id := string(k)
+			switch r := row.(type) { // of layers, K3 tells
+			case *Cache:
+				id = r.CacheID
+			case *Image:
+				id = r.ID.String()
+			case *Container:
+				id = r.ID
+			}
+			if err == nil && id != string(k) {
+				err = fmt.Errorf("%w: it is the row of %q", ErrCorrupt, id)
+			}
+			if err != nil {
 				out = append(out, BadRow{string(b.name), string(k), err})
 			}
 			return nil
