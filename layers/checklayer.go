@@ -87,17 +87,19 @@ func (c *checker) one(row metadata.Cache, ls []metadata.Layer) error {
 		return nil
 	}
 	found := len(c.r.Findings)
-	if row.SplitSize == 0 {
-		// Content in another store, where there was no record of its tar.
-	} else if c.o.Deep {
-		err = c.deep(row, files, side, object, ls)
-	} else if serr := files.scan(c.ctx, side.displaced()); c.ctx.Err() != nil {
-		err = c.ctx.Err()
-	} else if serr != nil {
-		c.damaged("K22", object, serr.Error(), row, ls)
+	var serr error
+	if row.SplitSize > 0 { // otherwise it lies in another store, where there was no record of its tar
+		serr = files.scan(c.ctx, side.displaced())
 	}
-	if err != nil {
-		return err
+	switch {
+	case c.ctx.Err() != nil:
+		return c.ctx.Err()
+	case serr != nil:
+		c.damaged("K22", object, serr.Error(), row, ls)
+	case c.o.Deep && row.SplitSize > 0:
+		if err := c.deep(row, files, side, object, ls); err != nil {
+			return err
+		}
 	}
 	for _, f := range c.r.Findings[found:] {
 		if f.Invariant != "K21" {

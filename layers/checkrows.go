@@ -63,6 +63,11 @@ func (c *checker) replaceBadRows(bad []metadata.BadRow) error {
 // behind the problem, so there is more than one round.
 func (c *checker) rows() error {
 	seen := map[string]bool{}
+	if c.o.Repair {
+		if err := c.putBack(seen); err != nil {
+			return err
+		}
+	}
 	for range 5 {
 		probs, err := c.problems()
 		if err != nil {
@@ -72,6 +77,50 @@ func (c *checker) rows() error {
 		if err != nil || !changed || !c.o.Repair {
 			return err
 		}
+	}
+	return nil
+}
+
+// putBack is the first repair: indexes are made anew, and what the sidecars have and the
+// rows have not is put back, before anything is dropped because something it names is
+// missing.
+func (c *checker) putBack(seen map[string]bool) error {
+	probs, err := c.problems()
+	if err != nil || len(probs) == 0 {
+		return err
+	}
+	e, err := c.evidence()
+	if err != nil {
+		return err
+	}
+	err = c.s.update(c.ctx, func(tx *metadata.Tx) error {
+		if err := tx.RebuildIndexes(); err != nil {
+			return err
+		}
+		return e.restore(tx, &RebuildReport{})
+	})
+	if err != nil {
+		return fmt.Errorf("put rows back: %w", err)
+	}
+	left, err := c.problems()
+	if err != nil {
+		return err
+	}
+	still := map[string]bool{}
+	for _, p := range left {
+		still[p.Invariant+p.Object+p.Text] = true
+	}
+	for _, p := range probs {
+		key := p.Invariant + p.Object + p.Text
+		if still[key] || seen[key] {
+			continue
+		}
+		seen[key] = true
+		repair := "take it from what lies beside the database"
+		if p.Invariant == "K9" {
+			repair = "rebuild the index"
+		}
+		c.found(p.Invariant, p.Object, p.Text, repair, func() error { return nil })
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 		active = map[string]bool{}
 		conts  []metadata.Container
 		live   []metadata.Live
+		trash  []metadata.Trash
 	)
 	err := s.view(ctx, func(tx *metadata.Tx) (err error) {
 		if caches, err = tx.Caches(); err != nil {
@@ -30,6 +31,9 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 			return err
 		}
 		if live, err = tx.LiveMounts(); err != nil {
+			return err
+		}
+		if trash, err = tx.TrashRows(); err != nil {
 			return err
 		}
 		images, err := tx.Images()
@@ -104,7 +108,11 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 			u.Containers.Reclaimable += size
 		}
 	}
-	if err := s.restUsage(&u, known); err != nil {
+	removed := map[string]bool{}
+	for _, t := range trash {
+		removed[t.Path] = true
+	}
+	if err := s.restUsage(&u, known, removed); err != nil {
 		return u, err
 	}
 	u.Total = u.Layers.Size + u.Init + u.Containers.Size + u.Chains + u.Blobs + u.Stage + u.Trash + u.Database + u.Records + u.Other
@@ -113,7 +121,7 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 
 // restUsage adds what is neither a layer nor a container, so that nothing du(1) would
 // count is left out, whatever it is.
-func (s *Store) restUsage(u *DiskUsage, known map[string]bool) error {
+func (s *Store) restUsage(u *DiskUsage, known, removed map[string]bool) error {
 	var root unix.Stat_t
 	if err := fsat.Fstat(s.rootFd, &root); err != nil {
 		return err
@@ -125,7 +133,7 @@ func (s *Store) restUsage(u *DiskUsage, known map[string]bool) error {
 	}
 	for _, n := range names {
 		if n == layersName || n == rwName {
-			if err := s.strayUsage(u, n, known); err != nil {
+			if err := s.strayUsage(u, n, known, removed); err != nil {
 				return err
 			}
 			continue
@@ -163,7 +171,7 @@ func (s *Store) restUsage(u *DiskUsage, known map[string]bool) error {
 }
 
 // strayUsage adds a directory of ours itself, and what no row explains in it.
-func (s *Store) strayUsage(u *DiskUsage, dir string, known map[string]bool) error {
+func (s *Store) strayUsage(u *DiskUsage, dir string, known, removed map[string]bool) error {
 	fd := s.layersFd
 	if dir == rwName {
 		fd = s.rwFd
@@ -185,7 +193,11 @@ func (s *Store) strayUsage(u *DiskUsage, dir string, known map[string]bool) erro
 		if err != nil && !fsat.IsAbsent(err) {
 			return err
 		}
-		u.Other += size
+		if removed[dir+"/"+n] {
+			u.Trash += size
+		} else {
+			u.Other += size
+		}
 	}
 	return nil
 }

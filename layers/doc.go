@@ -13,6 +13,11 @@
 //	blobs/sha256/<hex>             a compressed layer that is kept
 //	blobs/partial/<hex>            a download, or what one has left; a cache
 //	rw/<mountID>/{upper,work}      a container's writable layer
+//	rw/<mountID>/container.json    sidecar: the container's row
+//	images/<imageID>.json          sidecar: everything the database knows of an image
+//	copies/plyfs.db.<time>         the last three copies of the database
+//	plyfs.db.damaged-<time>        a database that was made anew, as it was before
+//	lost/<mountID>                 writable layers that belonged to nobody
 //	stage/<id>/                    unfinished work
 //	trash/<name>.<n>               being deleted
 //	reserve                        space given up when a full disk must be freed
@@ -178,6 +183,36 @@
 // come into being in the order of the tar; small files get their content and
 // attributes behind it, and it waits for them before it takes one away again.
 //
+// # Sidecars
+//
+// The database is right; sidecars say the same once more, so that it can be made anew
+// ([Store.Rebuild]). Those of layers are written before their rows and never change,
+// but when a check corrects them. Those of images and containers follow each
+// transaction that changes their rows: [Store] writes them after the commit and before
+// the call returns, under a lock (flock of images/) below which the rows are read anew,
+// so the last one to write has seen the last transaction. Who changes rows does nothing
+// for it: [metadata.Tx] notes what was touched.
+//
+// A rebuild takes layers from their directories, which must have a tar-split record with
+// the right digest, rows of layers from the sidecars of whatever has them, images and
+// containers from theirs; then what can be read of the old database, page by page and
+// without bbolt; then from the newest copy what only a database knows, and images that
+// no sidecar knows but whose layers are all there.
+//
+// # Damage
+//
+// A content directory in which something is wrong is marked (Cache.Broken). Nobody says
+// "already present" of it: a load unpacks the layer again, and the transaction that adds
+// it gives the new directory to every chain that had the old one. Where the contents are
+// whole and only the objects are not what the tar says, a check does the same from the
+// layer's own record. A row that cannot be decoded is left out of lists, and counted as a
+// name all the same: what it named is not taken for garbage.
+//
+// # Deleting
+//
+// With Options.OnTrash nobody waits for the files of what is removed: they are in the
+// trash once the transaction is committed, and whoever calls [Store.Purge] deletes them.
+//
 // # Crash
 //
 //	step (Load, Import, Commit, init layer)     if we die after it
@@ -188,7 +223,8 @@
 //	renamed to layers/<id>                      same: the ingest row still names it
 //	both directories synced                     same
 //	layer rows committed, ingest rows deleted   complete, kept by the lease
-//	image rows committed, lease deleted         complete
+//	image rows committed, lease deleted         complete; K6 if the sidecar is missing
+//	sidecars of the images written, synced      complete
 //
 // From the first syncfs on, the layers that an image adds go through these steps
 // together: each is on the disk before there is a row for any of them, and the
@@ -215,6 +251,13 @@
 //	rows deleted, trash rows added              trash: deleted by the next sweep
 //	renamed to trash/, deleted                  same
 //	trash rows deleted                          complete
+//
+//	step (copy, compact, rebuild of the         if we die after it
+//	database)
+//	temporary file written, synced              litter: removed by gc after an hour
+//	(rebuild) old database linked aside         as before, with one more name
+//	renamed over the database, synced           complete; who waits for the lock of the
+//	                                            old file opens the new one
 //
 //	step (index of a chain)                     if we die after it
 //	temporary file in chains/                   garbage after an hour: deleted by gc

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
@@ -226,7 +228,37 @@ func (s *Store) gcStray(ctx context.Context, rep *GCReport, dryRun bool) error {
 	if err := s.gcBlobs(ctx, rep, dryRun); err != nil {
 		return err
 	}
+	if err := s.gcLitter(rep, dryRun); err != nil {
+		return err
+	}
 	return s.gcChains(ctx, rep, dryRun)
+}
+
+// litter are files that become a database, or a copy of one, under another name.
+var litter = regexp.MustCompile(`^plyfs\.db\..*(new|compact|rebuild)\.[0-9a-f]{8}$`)
+
+// gcLitter removes those of processes that died over them.
+func (s *Store) gcLitter(rep *GCReport, dryRun bool) error {
+	for dir, fd := range map[string]int{"": s.rootFd, copiesName + "/": s.copiesFd} {
+		names, err := listDir(fd)
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
+			var st unix.Stat_t
+			if !litter.MatchString(n) || fsat.Stat(fd, n, &st) != nil || time.Since(time.Unix(st.Mtim.Sec, st.Mtim.Nsec)) < tempAge {
+				continue
+			}
+			rep.Paths, rep.Reclaimed = append(rep.Paths, dir+n), rep.Reclaimed+st.Blocks*512
+			if dryRun {
+				continue
+			}
+			if err := fsat.Unlink(fd, n); err != nil && !fsat.IsAbsent(err) {
+				return fmt.Errorf("remove %s%s: %w", dir, n, err)
+			}
+		}
+	}
+	return nil
 }
 
 // lacking reports whether an image or container names a layer that has no row, or a

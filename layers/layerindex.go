@@ -99,6 +99,8 @@ func readLayerIndex(l layerFiles, id string) (*chainindex.Index, error) {
 	return x, nil
 }
 
+var errChanged = errors.New("the layer was copied or changed after its index was written")
+
 // describes checks that x is the index of the layer directory diff: not of
 // another one, and not of one that this is a copy of, which has other inodes.
 func describes(x *chainindex.Index, diff int, id string) error {
@@ -117,7 +119,7 @@ func describes(x *chainindex.Index, diff int, id string) error {
 		return err
 	}
 	if have := inodeOf(&st); root.Ino != have.Ino || root.Ctime != have.Ctime {
-		return fmt.Errorf("%w: the layer was copied or changed after its index was written", chainindex.ErrCorrupt)
+		return fmt.Errorf("%w: %w", chainindex.ErrCorrupt, errChanged)
 	}
 	return nil
 }

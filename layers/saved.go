@@ -69,6 +69,10 @@ func (s *Store) follow(ctx context.Context, t metadata.Touched) error {
 			}
 			switch img, err := tx.SavedImage(id); {
 			case err == nil:
+				// A chain that has lost rows must not take them from the sidecar, too.
+				if old, err := s.readSavedImage(f.name); err == nil && len(img.Layers) < img.Image.Layers && len(old.Layers) > len(img.Layers) {
+					img.Layers = old.Layers
+				}
 				if f.raw, err = encodeSaved(savedImage{1, img}); err != nil {
 					return err
 				}

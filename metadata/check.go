@@ -257,7 +257,11 @@ func (tx *Tx) wantIndexes(layers []Layer, caches []Cache, images []Image, names 
 	for _, n := range indexes {
 		want[string(n)] = map[string]string{}
 	}
-	set := func(b []byte, v string, parts ...string) { want[string(b)][string(key(parts...))] = v }
+	set := func(b []byte, v string, parts ...string) {
+		if k := string(key(parts...)); k != "" { // of a row that says nothing
+			want[string(b)][k] = v
+		}
+	}
 	byID := make(map[string]Cache, len(caches))
 	for _, c := range caches {
 		byID[c.CacheID] = c

@@ -63,6 +63,7 @@ func (db *DB) Compact(ctx context.Context) (before, after int64, err error) {
 		if err != nil {
 			return err
 		}
+		dst.AllocSize = allocSize
 		if err := bolt.Compact(dst, src, 1<<20); err != nil {
 			return errors.Join(err, dst.Close())
 		}
@@ -121,8 +122,8 @@ func (db *DB) Rebuild(ctx context.Context, fill func(*Tx) error) (kept string, e
 		defer old.Close()
 		// A second name, then the new file over the first: there is a database at
 		// every moment.
-		kept = db.path + ".damaged-" + time.Now().UTC().Format("20060102T150405Z")
-		if err := os.Link(db.path, kept); err != nil && !errors.Is(err, os.ErrExist) {
+		kept = db.path + ".damaged-" + time.Now().UTC().Format("20060102T150405.000000Z")
+		if err := os.Link(db.path, kept); err != nil {
 			return fail(err)
 		}
 	}

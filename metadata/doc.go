@@ -35,7 +35,14 @@
 //
 // A database of an older minor version is brought up to date when it is opened,
 // in one transaction; one of a newer minor version is only read, of another major
-// version refused.
+// version refused. Before that, Options.BeforeMigration may keep a copy.
+//
+// # Damage
+//
+// A file that bbolt cannot use, or that contradicts itself, is [ErrFile]: panics and
+// faults of bbolt are caught where it runs ([DB.View], [DB.Update]). [DB.CheckFile] and
+// [Salvage] read the file without bbolt, page by page, and believe nothing. A row that
+// cannot be decoded is left out of lists; [Tx.BadRows] names it.
 //
 // # Invariants
 //
@@ -52,7 +59,9 @@
 // The file is opened for each transaction and closed after it, so that several
 // processes share a store without a daemon: [DB.View] takes the shared, and
 // [DB.Update] the exclusive lock of the file. The functions given to them do no
-// file I/O, hashing or waiting. Nothing read in a transaction stays valid
+// file I/O, hashing or waiting ([DB.CopyTo] alone writes a file meanwhile). Who has
+// waited for the lock looks whether the file is still the database: [DB.Compact] and
+// [DB.Rebuild] put another one in its place. Nothing read in a transaction stays valid
 // after it: what may have changed is read again by the transaction that writes.
 //
 // # Lock order

@@ -35,15 +35,22 @@ func (tx *Tx) Layers() ([]Layer, error) { return all[Layer](tx, bktLayers) }
 // the first one that is missing.
 func (tx *Tx) Chain(chain digest.Digest) ([]Layer, error) {
 	var out []Layer
+	var seen map[digest.Digest]bool
 	for chain != "" {
+		if len(out) > 1000 { // rarely: only then it may be a circle
+			if seen == nil {
+				seen = map[digest.Digest]bool{}
+			}
+			if seen[chain] {
+				return out, fmt.Errorf("layer %s: %w: its parents form a circle", chain, ErrInvariant)
+			}
+			seen[chain] = true
+		}
 		l, err := tx.Layer(chain)
 		if err != nil {
 			return out, err
 		}
 		out = append(out, l)
-		if len(out) > 1<<16 {
-			return out, fmt.Errorf("layer %s: %w: its parents form a circle", chain, ErrInvariant)
-		}
 		chain = l.Parent
 	}
 	return out, nil

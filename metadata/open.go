@@ -55,10 +55,23 @@ func (db *DB) abandon(b *bolt.DB, f *os.File) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(patience):
-		_ = f.Close()
+	case <-time.After(abandonWait):
+		giveUp(f)
 	}
 }
+
+// allocSize is by how much the file grows at once; bbolt's own 16 MiB are more than most
+// stores need.
+const allocSize = 1 << 20
+
+// giveUp closes a file that bbolt has left mapped: the mapping would keep the lock.
+func giveUp(f *os.File) {
+	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	_ = f.Close() // it is of no use any more
+}
+
+// abandonWait is how long bbolt has to close a file in which it has stopped.
+const abandonWait = 100 * time.Millisecond
 
 // errDamage is what a panic of bbolt becomes.
 var errDamage = errors.New("it contradicts itself")
@@ -76,26 +89,21 @@ func guard(fn func() error) (err error) {
 	return fn()
 }
 
-// raisedByBolt says whether there is a panic, and one of bbolt, or of a function that
-// was given memory of its mapping. It is called by a deferred function while the stack
-// is still there.
+// raisedByBolt says whether there is a panic, and one of bbolt, or a fault: memory that
+// is not there, as when a key leads out of the mapping. (That of a nil pointer is another
+// one.) It is called by a deferred function while the stack is still there.
 func raisedByBolt() bool {
 	pcs := make([]uintptr, 64)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
-	panicked, fault := false, false
+	panicked := false
 	for {
 		f, more := frames.Next()
 		switch {
 		case f.Function == "runtime.gopanic":
 			panicked = true
-		case f.Function == "runtime.sigpanic":
-			panicked, fault = true, true
+		case panicked && f.Function == "runtime.panicmemAddr":
+			return true
 		case panicked && !strings.HasPrefix(f.Function, "runtime."):
-			for _, from := range []string{"encoding/json.", "bytes.", "strings."} {
-				if fault && strings.HasPrefix(f.Function, from) {
-					return true
-				}
-			}
 			return strings.HasPrefix(f.Function, "go.etcd.io/bbolt")
 		}
 		if !more {
@@ -147,6 +155,7 @@ func (db *DB) open(ctx context.Context, readOnly bool) (b *bolt.DB, f *os.File, 
 				return nil, nil, fmt.Errorf("open database %s: %w", db.path, err)
 			}
 			if same {
+				b.AllocSize = allocSize
 				return b, f, nil
 			}
 			if err := b.Close(); err != nil {
@@ -155,12 +164,14 @@ func (db *DB) open(ctx context.Context, readOnly bool) (b *bolt.DB, f *os.File, 
 			continue
 		case !errors.Is(err, berrors.ErrTimeout):
 			if errors.Is(err, errDamage) {
-				_ = f.Close() // bbolt has not come to it
+				giveUp(f) // bbolt has not come to it
 			}
 			if errors.Is(err, os.ErrNotExist) {
 				err = fmt.Errorf("%w: it is missing: %w", ErrFile, err)
 			}
-			if errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrChecksum) || errors.Is(err, berrors.ErrVersionMismatch) || errors.Is(err, errDamage) {
+			// What is not an error of the system is one of what the file says.
+			var errno unix.Errno
+			if !errors.As(err, &errno) && !errors.Is(err, ErrFile) {
 				err = fmt.Errorf("%w: %w", ErrFile, err)
 			}
 			return nil, nil, fmt.Errorf("open database %s: %w", db.path, err)

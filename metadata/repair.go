@@ -8,7 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// BadRow is a row that cannot be decoded.
+// BadRow is a row that cannot be decoded, or that is under the key of another.
 type BadRow struct {
 	Bucket, Key string
 	Err         error
@@ -32,7 +32,21 @@ func (tx *Tx) BadRows() (out []BadRow) {
 		{bktBlobs, func() any { return &Blob{} }},
 	} {
 		_ = tx.b(b.name).ForEach(func(k, v []byte) error {
-			if err := json.Unmarshal(v, b.row()); err != nil {
+			row := b.row()
+			err := json.Unmarshal(v, row)
+			id := string(k)
+			switch r := row.(type) { // of layers, K3 tells
+			case *Cache:
+				id = r.CacheID
+			case *Image:
+				id = r.ID.String()
+			case *Container:
+				id = r.ID
+			}
+			if err == nil && id != string(k) {
+				err = fmt.Errorf("%w: it is the row of %q", ErrCorrupt, id)
+			}
+			if err != nil {
 				out = append(out, BadRow{string(b.name), string(k), err})
 			}
 			return nil
@@ -63,7 +77,15 @@ func (tx *Tx) CacheIDs() []string { return tx.keys(bktCache) }
 
 // MountIDs returns the names of all writable layers that a container has, also one
 // whose row cannot be decoded.
-func (tx *Tx) MountIDs() []string { return tx.keys(idxContainerMount) }
+func (tx *Tx) MountIDs() (out []string) {
+	_ = tx.b(idxContainerMount).ForEach(func(k, id []byte) error { // which cannot fail
+		if tx.b(bktContainers).Get(id) != nil {
+			out = append(out, string(k))
+		}
+		return nil
+	})
+	return out
+}
 
 // IngestIDs returns the IDs of all stages, also of rows that cannot be decoded.
 func (tx *Tx) IngestIDs() []string { return tx.keys(bktIngests) }

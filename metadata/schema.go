@@ -114,10 +114,10 @@ func (db *DB) migrate(ctx context.Context) error {
 	if err == nil && old {
 		err = db.locked(ctx, false, func(b *bolt.DB) error { return b.Update(migrateTx) })
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrFile) && !errors.Is(err, ErrLocked) { // which name it
 		return fmt.Errorf("database %s: %w", db.path, err)
 	}
-	return nil
+	return err
 }
 
 func migrateTx(tx *bolt.Tx) error {

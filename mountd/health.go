@@ -69,9 +69,9 @@ const VerbPurge = "purge-trash"
 // startPurge starts a process that empties the trash of a store. Nobody waits for it;
 // what it does not come to is done by the next one.
 func startPurge(root string, log *zap.Logger) {
-	c := exec.Command("/proc/self/exe", VerbPurge, root)
+	c := exec.Command("/proc/self/exe", VerbPurge)
 	c.Args[0] = "plyfs"
-	c.Dir = "/"
+	c.Dir = root // and not a name: the store may be moved or removed meanwhile
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C is for us
 	if err := c.Start(); err != nil {
 		log.Warn("nobody deletes the trash; plyfs gc does", zap.Error(err))
@@ -80,14 +80,15 @@ func startPurge(root string, log *zap.Logger) {
 	go func() { _ = c.Wait() }() // it is nobody's child if we end first
 }
 
-// PurgeMain is the verb [VerbPurge]. It returns the exit status.
-func PurgeMain(args []string, o LocalOptions) int {
-	if len(args) != 1 {
-		return 1
+// PurgeMain is the verb [VerbPurge], started in the directory of the store. It returns
+// the exit status.
+func PurgeMain(o LocalOptions) int {
+	if _, err := os.Lstat(storeDatabase); err != nil {
+		return 0 // the store has gone
 	}
 	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 10) // others are waited for
 	o.Background = false
-	l, err := OpenLocal(context.Background(), args[0], o)
+	l, err := OpenLocal(context.Background(), ".", o)
 	if err != nil {
 		return 1
 	}

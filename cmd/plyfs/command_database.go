@@ -19,7 +19,12 @@ func newStoreCommand(a *app) *cobra.Command {
 the store changes, and before a newer version changes its form; there are three.`,
 		Example: `  plyfs store rebuild
   plyfs store compact`,
-		Args: cobra.NoArgs,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("unknown command %q; see `%s --help`", args[0], cmd.CommandPath())
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newRebuildCommand(a), newCompactCommand(a), newCopyCommand(a))

@@ -25,7 +25,7 @@ func run(args []string) int {
 		case holder.VerbServer:
 			return holder.ServerMain(newLogger())
 		case mountd.VerbPurge:
-			return mountd.PurgeMain(args[2:], localOptions())
+			return mountd.PurgeMain(localOptions())
 		case sandbox.VerbKeeper:
 			return shellStatus(mountd.KeeperMain(args[2:], localOptions(), tell))
 		case sandbox.VerbInit:

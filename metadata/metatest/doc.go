@@ -1,0 +1,3 @@
+// Package metatest damages databases: it writes what package metadata never would.
+// For tests only.
+package metatest
