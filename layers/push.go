@@ -209,7 +209,7 @@ func (p *pusher) push(ctx context.Context) error {
 	if !p.res.Original && p.lost != "" {
 		p.res.Notes = append(p.res.Notes, p.lost)
 	}
-	if err := p.blob(ctx, man.Config, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(p.config)), nil }, nil); err != nil {
+	if err := p.blob(ctx, man.Config, func(off int64) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(p.config[off:])), nil }, nil); err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
 	if err := p.rem.PushManifest(ctx, d, raw, p.ref.Tag); err != nil {
@@ -283,10 +283,13 @@ func (p *pusher) originalLayers(ctx context.Context, man ocispec.Manifest) (miss
 }
 
 func (p *pusher) sendKept(ctx context.Context, d ocispec.Descriptor) error {
-	return p.send(ctx, d, func() (io.ReadCloser, error) {
+	return p.send(ctx, d, func(off int64) (io.ReadCloser, error) {
 		f, err := p.s.openKept(d.Digest)
 		if err == nil && f == nil {
 			err = fmt.Errorf("%w: the kept blob %s is missing; run check --repair and push again", ErrCorrupt, d.Digest)
+		}
+		if err == nil {
+			_, err = f.Seek(off, io.SeekStart)
 		}
 		return f, err
 	})
@@ -349,7 +352,9 @@ func (p *pusher) layer(ctx context.Context, i int, mediaType string) (ocispec.De
 	}
 	defer f.Close()
 	d.MediaType, l.made = mediaType, d
-	return d, p.blob(ctx, d, func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(f, 0, d.Size)), nil }, p.origins[l.DiffID])
+	return d, p.blob(ctx, d, func(off int64) (io.ReadCloser, error) {
+		return io.NopCloser(io.NewSectionReader(f, off, d.Size-off)), nil
+	}, p.origins[l.DiffID])
 }
 
 func isGzipType(t string) bool {
@@ -457,7 +462,7 @@ func (p *pusher) tell(d ocispec.Descriptor, action string) {
 }
 
 // blob sees to it that the registry has a blob whose bytes we have.
-func (p *pusher) blob(ctx context.Context, d ocispec.Descriptor, get func() (io.ReadCloser, error), repos []string) error {
+func (p *pusher) blob(ctx context.Context, d ocispec.Descriptor, get func(off int64) (io.ReadCloser, error), repos []string) error {
 	have, err := p.rem.HasBlob(ctx, d)
 	if err != nil {
 		return err
@@ -474,12 +479,12 @@ func (p *pusher) blob(ctx context.Context, d ocispec.Descriptor, get func() (io.
 }
 
 // send uploads a blob.
-func (p *pusher) send(ctx context.Context, d ocispec.Descriptor, get func() (io.ReadCloser, error)) error {
+func (p *pusher) send(ctx context.Context, d ocispec.Descriptor, get func(off int64) (io.ReadCloser, error)) error {
 	t := p.progress.start(ShortID(d.Digest), "Pushing", d.Size)
 	defer t.done()
-	err := p.rem.PushBlob(ctx, d, func() (io.ReadCloser, error) {
-		t.tell(true, func(ev *Progress) { ev.Current = 0 })
-		r, err := get()
+	err := p.rem.PushBlob(ctx, d, func(off int64) (io.ReadCloser, error) {
+		t.tell(true, func(ev *Progress) { ev.Current = off })
+		r, err := get(off)
 		if err != nil {
 			return nil, err
 		}
