@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers/registry"
 	"github.com/plyfs/plyfs/metadata"
@@ -526,8 +527,9 @@ func (p *puller) stale(err error) error {
 // a failure of the network or of this machine the next pull goes on with them.
 func (p *puller) endDownloads(err error) {
 	lie := errors.Is(err, ErrCorrupt) || errors.Is(err, registry.ErrCorrupt)
+	full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) // they would keep it so
 	for _, dl := range p.downloads {
-		if err == nil || lie && !errors.Is(err, errStale) {
+		if err == nil || full || lie && !errors.Is(err, errStale) {
 			dl.remove()
 		} else {
 			dl.close()

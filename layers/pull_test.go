@@ -18,6 +18,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers/registry"
 	"github.com/plyfs/plyfs/layers/registry/registrytest"
@@ -621,4 +622,29 @@ func FuzzManifest(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestPullDiskFull: a pull that fills the disk gives it back.
+func TestPullDiskFull(t *testing.T) {
+	needRoot(t)
+	mnt := t.TempDir()
+	if err := unix.Mount("none", mnt, "tmpfs", 0, "size=3m"); err != nil {
+		t.Skip("needs a tmpfs of its own:", err)
+	}
+	defer func() { _ = unix.Unmount(mnt, unix.MNT_DETACH) }()
+	s, err := Open(t.Context(), filepath.Join(mnt, "store"), Options{})
+	must(t, err)
+	defer s.Close()
+	reg := registrytest.New(t)
+	offer(t, reg, "app", "1", ociGzip, img{layers: [][]byte{noise(t, "one", 4<<20)}})
+	if _, err := tryPull(t, s, reg, "app:1", PullOptions{}); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	clean(t, s)
+	if f := files(t, s, blobsName); len(f) > 0 {
+		t.Errorf("the disk is full of %v", f)
+	}
+	offer(t, reg, "app", "2", ociGzip, img{layers: [][]byte{noise(t, "one", 10_000)}})
+	pull(t, s, reg, "app:2", PullOptions{})
+	clean(t, s)
 }

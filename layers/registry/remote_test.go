@@ -187,6 +187,14 @@ func TestLogin(t *testing.T) {
 				t.Errorf("%s: %q", q, q.Authorization)
 			}
 		}
+		if tokens { // what docker login leaves for some registries
+			for _, c := range []Credential{{IdentityToken: "geheim"}, {RegistryToken: "repository:app:pull"}} {
+				r := open(t, func(a *Access) { a.Endpoints[0].Credential = c }, reg)
+				if _, _, err := r.Manifest(t.Context(), "1"); err != nil {
+					t.Error(err)
+				}
+			}
+		}
 		for name, c := range map[string]Credential{"wrong": {Username: "me", Password: "falsch"}, "none": {}} {
 			r := open(t, func(a *Access) { a.Endpoints[0].Credential = c }, reg)
 			_, _, err := r.Manifest(t.Context(), "1")
