@@ -41,6 +41,7 @@ type plan struct {
 	manifests map[digest.Digest][]byte
 	origin    string // "load" or "pull"
 	kept      []metadata.Blob
+	committed func() // called when the rows are there; may be nil
 	changed   bool // a name has come to mean this image; set by addImages
 }
 
