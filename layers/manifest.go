@@ -42,7 +42,7 @@ type plan struct {
 	origin    string // "load" or "pull"
 	kept      []metadata.Blob
 	committed func() // called when the rows are there; may be nil
-	changed   bool // a name has come to mean this image; set by addImages
+	changed   bool   // a name has come to mean this image; set by addImages
 }
 
 // decodeJSON decodes hostile JSON: bounded depth, one value, nothing after it.

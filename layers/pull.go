@@ -333,6 +333,7 @@ func (p *puller) layer(ctx context.Context, i int, d ocispec.Descriptor, diffID 
 		m.layer = &layerData{name: name, diffID: diffID}
 		p.a.put(m)
 		t := p.a.progress.start(ShortID(d.Digest), "Already exists", d.Size)
+		t.add(d.Size)
 		t.done()
 		p.res.Present++
 		return m, nil

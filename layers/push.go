@@ -289,7 +289,9 @@ func (p *pusher) newManifest(ctx context.Context) (man ocispec.Manifest, raw []b
 }
 
 func (p *pusher) tell(d ocispec.Descriptor, action string) {
-	p.progress.start(ShortID(d.Digest), action, d.Size).done()
+	t := p.progress.start(ShortID(d.Digest), action, d.Size)
+	t.add(d.Size)
+	t.done()
 }
 
 // each runs f for every layer, some at a time, and returns the first error.
