@@ -1,9 +1,17 @@
 package integration
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	crand "crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -29,10 +37,17 @@ type dockerRegistry struct {
 	config string
 	cmd    *exec.Cmd
 	out    strings.Builder
+	ping   func() bool
 }
 
 // newRegistry starts one with a storage of its own; it ends with the test.
 func newRegistry(t *testing.T) *dockerRegistry {
+	t.Helper()
+	return startRegistry(t, http.DefaultClient, "http", "")
+}
+
+// startRegistry starts one with more configuration; client gets an answer from it.
+func startRegistry(t *testing.T, client *http.Client, scheme, more string) *dockerRegistry {
 	t.Helper()
 	needTool(t, "docker-registry")
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -43,8 +58,16 @@ func newRegistry(t *testing.T) *dockerRegistry {
 	if err := ln.Close(); err != nil {
 		t.Fatal(err)
 	}
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %q}}\nhttp: {addr: %q}\n",
-		filepath.Join(t.TempDir(), "data"), r.addr)
+	r.ping = func() bool {
+		resp, err := client.Get(scheme + "://" + r.addr + "/v2/")
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusUnauthorized
+	}
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %q}}\nhttp:\n  addr: %q\n%s\n",
+		filepath.Join(t.TempDir(), "data"), r.addr, more)
 	if err := os.WriteFile(r.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -60,14 +83,7 @@ func (r *dockerRegistry) start() {
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
-	poll(r.t, "the registry to answer", func() bool {
-		resp, err := http.Get("http://" + r.addr + "/v2/")
-		if err != nil {
-			return false
-		}
-		_ = resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
-	})
+	poll(r.t, "the registry to answer", r.ping)
 }
 
 // kill ends the registry at once, in the middle of whatever it does.
@@ -257,10 +273,73 @@ func TestRegistryMount(t *testing.T) {
 	other.run("pull", "--plain-http", reg.addr+"/second@"+d)
 }
 
+// TestRegistryLogin: TLS with an authority of certs.d, and a password that skopeo login has
+// left.
+func TestRegistryLogin(t *testing.T) {
+	needTool(t, "skopeo")
+	dir := t.TempDir()
+	put := func(name string, data []byte) string {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, data, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(crand.Reader, &tmpl, &tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kder, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(cert)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, DisableKeepAlives: true}}
+	// The password is geheim.
+	reg := startRegistry(t, client, "https", fmt.Sprintf("  tls: {certificate: %q, key: %q}\nauth: {htpasswd: {realm: test, path: %q}}",
+		put("tls.crt", cert), put("tls.key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: kder})),
+		put("htpasswd", []byte("me:$2b$05$qKc4Mw1E5wzu/TA1jxkSLOlXQ5LyplFsVTSpNEvMleilBD7uUsUQG\n"))))
+	file, im := sampleImage(t, sampleLayers()...)
+	s := newRegistryStore(t)
+	s.run("load", "-i", file)
+	name := reg.addr + "/app:1"
+	if out, err := s.try("push", "sample:1", name); err == nil || !strings.Contains(out, "certificate") {
+		t.Errorf("a push to a registry that nobody knows: %v\n%s", err, out)
+	}
+	certs := filepath.Join(s.home, ".config", "containers", "certs.d", reg.addr)
+	if err := errors.Join(os.MkdirAll(certs, 0o700), os.WriteFile(filepath.Join(certs, "ca.crt"), cert, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := s.try("push", "sample:1", name); err == nil || !strings.Contains(out, "docker login") {
+		t.Errorf("a push without credentials: %v\n%s", err, out)
+	}
+	authfile := filepath.Join(s.home, "containers", "auth.json") // XDG_RUNTIME_DIR is home
+	skopeo(t, "login", "--authfile", authfile, "--cert-dir", certs, "-u", "me", "-p", "geheim", reg.addr)
+	s.run("push", "sample:1", name)
+	s.run("rmi", "sample:1")
+	s.run("pull", name)
+	if got := diffIDs(t, s.store, name); strings.Join(got, "") != strings.Join(im.DiffIDs(), "") {
+		t.Error(got)
+	}
+}
+
 // slowProxy passes bytes on, at most rate a second from the server to the client.
 type slowProxy struct {
 	ln   net.Listener
-	sent atomic.Int64
+	sent atomic.Int64 // by the server
+	got  atomic.Int64 // from clients
+	// cut ends, once, the connection on which so many bytes have come from the client.
+	cut  atomic.Int64
 	mu   sync.Mutex
 	open map[net.Conn]bool // guarded by mu
 	wg   sync.WaitGroup
@@ -290,7 +369,17 @@ func newSlowProxy(t *testing.T, to string, rate int) *slowProxy {
 			done := func() {
 				_, _ = in.Close(), out.Close() // whichever end has gone
 			}
-			p.wg.Go(func() { defer done(); _, _ = io.Copy(out, in) })
+			p.wg.Go(func() {
+				defer done()
+				for total := int64(0); ; {
+					n, err := io.CopyN(out, in, 16<<10)
+					p.got.Add(n)
+					total += n
+					if limit := p.cut.Load(); err != nil || limit > 0 && total >= limit && p.cut.CompareAndSwap(limit, 0) {
+						return
+					}
+				}
+			})
 			p.wg.Go(func() {
 				defer done()
 				tick := time.NewTicker(10 * time.Millisecond)
@@ -350,6 +439,29 @@ func TestRegistryRestarts(t *testing.T) {
 		t.Errorf("%d bytes were sent for layers of less than %d", n, 2*size)
 	}
 	s.run("check", "--deep")
+}
+
+// TestPushIsCut: a push survives that the connection of an upload breaks. This registry knows
+// no upload any more whose request it has not read to its end, so the blob is sent anew; one
+// that does is in package registry's tests.
+func TestPushIsCut(t *testing.T) {
+	reg := newRegistry(t)
+	s := newRegistryStore(t)
+	const size = 2_000_000
+	file, im := sampleImage(t, bigLayer(size))
+	s.run("load", "-i", file)
+	proxy := newSlowProxy(t, reg.addr, 1<<30)
+	proxy.cut.Store(size / 2)
+	name := proxy.addr() + "/app:1"
+	d := digestIn(t, s.run("push", "--plain-http", "sample:1", name))
+	if proxy.cut.Load() != 0 {
+		t.Error("the connection was not cut")
+	}
+	other := newRegistryStore(t)
+	other.run("pull", "--plain-http", reg.addr+"/app@"+d)
+	if got := diffIDs(t, other.store, reg.addr+"/app@"+d); strings.Join(got, "") != strings.Join(im.DiffIDs(), "") {
+		t.Error(got)
+	}
 }
 
 // TestPullKilled: a pull that is killed leaves a clean store, and what it has fetched to the next.

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/plyfs/plyfs/layers/registry"
 )
 
 // The tests of this file start the test binary again as another process.
@@ -62,6 +64,11 @@ func helper(role string) error {
 		}
 		defer f.Close()
 		_, err = s.Load(ctx, Source{Reader: f}, LoadOptions{})
+		return err
+	case "pull":
+		host := os.Getenv(envData)
+		acc := registry.Access{Endpoints: []registry.Endpoint{{Host: host, Repository: "app", Security: registry.SecurityPlain}}}
+		_, err := s.Pull(ctx, host+"/app:1", acc, PullOptions{KeepBlobs: true})
 		return err
 	case "create":
 		_, err := s.CreateContainer(ctx, "base", "c")

@@ -377,7 +377,7 @@ func (s *Store) Inspect(ctx context.Context, nameOrID string) (*ImageDetail, err
 		if err != nil {
 			return err
 		}
-		d = &ImageDetail{Image: img, RawConfig: raw, Origin: row.Origin}
+		d = &ImageDetail{Image: img, RawConfig: raw, Origin: row.Origin, Manifests: tx.Manifests(r.id)}
 		if d.LayerDetails, err = s.layerInfos(tx, row.TopChain); err != nil {
 			return err
 		}

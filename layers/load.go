@@ -354,6 +354,11 @@ func (s *Store) addImages(ctx context.Context, lease string, plans []*plan) ([]L
 	if err != nil {
 		return nil, fmt.Errorf("record images: %w", err)
 	}
+	for _, p := range plans {
+		if p.committed != nil {
+			p.committed()
+		}
+	}
 	s.purge(ctx, junk)
 	return out, nil
 }

@@ -42,7 +42,8 @@ type plan struct {
 	manifests map[digest.Digest][]byte
 	origin    string // "load" or "pull"
 	kept      []metadata.Blob
-	changed   bool // a name has come to mean this image; set by addImages
+	committed func() // called when the rows are there; may be nil
+	changed   bool   // a name has come to mean this image; set by addImages
 }
 
 // decodeJSON decodes hostile JSON: bounded depth, one value, nothing after it.

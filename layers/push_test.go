@@ -313,3 +313,24 @@ func TestLoadKeepsManifest(t *testing.T) {
 	must(t, err)
 	clean(t, s)
 }
+
+// TestKeptBlobsChange: the same layer in another compression takes the place of the first.
+func TestKeptBlobsChange(t *testing.T) {
+	reg, s := registrytest.New(t), openStore(t)
+	im := img{layers: [][]byte{noise(t, "one", 10_000), layerTar(t, file("two", "2"))}}
+	offer(t, reg, "app", "1", ociGzip, im)
+	man, _ := offer(t, reg, "app", "2", form{ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageConfig, ocispec.MediaTypeImageLayerZstd, zst}, im)
+	pull(t, s, reg, "app:1", PullOptions{KeepBlobs: true})
+	// Without a wish to keep them, they are not given up for what is only mentioned.
+	pull(t, s, reg, "app:2", PullOptions{})
+	if res := push(t, s, registrytest.New(t), "app:1", PushOptions{Image: reg.Host() + "/app:1"}); res.Uploaded == 0 || !res.Original || len(res.Notes) > 0 {
+		t.Errorf("%+v", res)
+	}
+	pull(t, s, reg, "app:2", PullOptions{KeepBlobs: true})
+	want := []string{man.Layers[0].Digest.Encoded(), man.Layers[1].Digest.Encoded()}
+	slices.Sort(want)
+	if got := files(t, s, blobsName); !slices.Equal(got, want) {
+		t.Errorf("kept %v, want %v", got, want)
+	}
+	clean(t, s)
+}

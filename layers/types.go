@@ -198,7 +198,10 @@ type ImageDetail struct {
 	LayerDetails []LayerInfo     `json:"layers"` // bottom first, as in the config
 	RawConfig    json.RawMessage `json:"rawConfig"`
 	Containers   []string        `json:"containers,omitempty"`
-	Origin       string          `json:"origin,omitempty"` // load, import, commit
+	Origin       string          `json:"origin,omitempty"` // load, pull, import, commit
+	// Manifests are the digests of the manifests and indexes that it came with, or was
+	// pushed as, which are kept.
+	Manifests []digest.Digest `json:"manifests,omitempty"`
 }
 
 // LayerInfo describes one layer of the store.

@@ -51,7 +51,7 @@ Nobody else may enter DIR: set-user-id programs of the image work in it.`,
 				r.Options.IDs = sandbox.OwnIDs()
 			}
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
-				if err := pull.apply(ctx, s, r.Mount.Source); err != nil {
+				if err := pull.apply(ctx, s, r.Mount.Source, a.json); err != nil {
 					return err
 				}
 				res, err := mountd.Bundle(ctx, s, r)

@@ -25,7 +25,7 @@ func newCreateCommand(a *app) *cobra.Command {
 				r.Name = args[1]
 			}
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
-				if err := pull.apply(ctx, s, r.Image); err != nil {
+				if err := pull.apply(ctx, s, r.Image, a.json); err != nil {
 					return err
 				}
 				c, err := s.Create(ctx, r)

@@ -39,7 +39,7 @@ are given: an image may come from anywhere.`,
 			}
 			r.Source, r.Target = args[0], mountd.Path(target)
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
-				if err := pull.apply(ctx, s, r.Source); err != nil {
+				if err := pull.apply(ctx, s, r.Source, a.json); err != nil {
 					return err
 				}
 				res, err := s.Mount(ctx, r)

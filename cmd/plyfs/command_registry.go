@@ -227,8 +227,8 @@ func (p *pullPolicy) Set(s string) error {
 }
 
 // apply pulls the image of a name as the policy wants it. A container has its image,
-// and an ID means nothing to a registry. Status goes to standard error.
-func (p pullPolicy) apply(ctx context.Context, s mountd.Service, name string) error {
+// and an ID means nothing to a registry. Status goes to standard error, unless quiet.
+func (p pullPolicy) apply(ctx context.Context, s mountd.Service, name string, quiet bool) error {
 	if p == pullNever {
 		return nil
 	}
@@ -246,7 +246,11 @@ func (p pullPolicy) apply(ctx context.Context, s mountd.Service, name string) er
 	if perr != nil {
 		return err
 	}
-	_, err = puller{}.pull(ctx, s, name, os.Stderr)
+	out := io.Writer(os.Stderr)
+	if quiet {
+		out = io.Discard
+	}
+	_, err = puller{quiet: quiet}.pull(ctx, s, name, out)
 	return err
 }
 

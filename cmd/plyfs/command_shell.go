@@ -147,7 +147,7 @@ func (a *app) shell(cmd *cobra.Command, args []string, p *processFlags, pull pul
 	}
 	r.Mount.Source = args[0]
 	if pull != pullNever {
-		err := a.with(cmd, func(ctx context.Context, s mountd.Service) error { return pull.apply(ctx, s, args[0]) })
+		err := a.with(cmd, func(ctx context.Context, s mountd.Service) error { return pull.apply(ctx, s, args[0], r.Quiet) })
 		if err != nil {
 			return sandbox.ExitOwn, err
 		}

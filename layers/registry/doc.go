@@ -53,5 +53,6 @@
 // A request that got no answer, 408, 429 or 5xx is sent again, three times. A blob
 // goes on where its connection broke (Range), for as long as each attempt brings
 // something; where nothing comes for about half a minute, the next endpoint is
-// tried, and then it is given up.
+// tried, and then it is given up. An upload goes on where the registry says that it
+// has lost it, or begins anew.
 package registry

@@ -120,8 +120,10 @@ func (e *endpoint) manifestOnce(ctx context.Context, version string) (ocispec.De
 	if want.Validate() != nil {
 		want = said
 	}
-	if want != "" && want.Algorithm() == digest.SHA256 && want != d.Digest {
-		return d, nil, fmt.Errorf("%w: %s: wrong digest: expected %s, got %s", ErrCorrupt, name, want, d.Digest)
+	if want != "" {
+		if got := want.Algorithm().FromBytes(raw); got != want {
+			return d, nil, fmt.Errorf("%w: %s: wrong digest: expected %s, got %s", ErrCorrupt, name, want, got)
+		}
 	}
 	if ct := resp.Header.Get("Content-Type"); ct != "" {
 		if d.MediaType, _, err = mime.ParseMediaType(ct); err != nil {

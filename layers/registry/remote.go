@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -201,22 +202,28 @@ func (e *endpoint) call(ctx context.Context, method, path string, h http.Header,
 	if err != nil {
 		return nil, err
 	}
+	return e.send(ctx, method, base+"/v2/"+e.Repository+path, h, body, -1, actions, codes...)
+}
+
+// send is call for a URL. length is that of the body, -1 if net/http can see it.
+func (e *endpoint) send(ctx context.Context, method, url string, h http.Header, body io.Reader, length int64, actions []string, codes ...int) (*http.Response, error) {
 	ctx = auth.AppendRepositoryScope(ctx, e.reference(""), actions...)
-	req, err := http.NewRequestWithContext(ctx, method, base+"/v2/"+e.Repository+path, body)
+	req, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	for k, v := range h {
 		req.Header[k] = v
 	}
+	if length >= 0 {
+		req.ContentLength = length
+	}
 	resp, err := e.client.Do(req)
 	if err != nil {
 		return nil, mend(err)
 	}
-	for _, c := range codes {
-		if resp.StatusCode == c {
-			return resp, nil
-		}
+	if slices.Contains(codes, resp.StatusCode) {
+		return resp, nil
 	}
 	defer resp.Body.Close()
 	return nil, e.status(resp)

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var hasty = Options{
 	Answer: 300 * time.Millisecond, Stall: 300 * time.Millisecond, StallBytes: 64,
-	Backoff: time.Millisecond, MaxBackoff: 4 * time.Millisecond, Attempts: 3,
+	Backoff: time.Millisecond, MaxBackoff: 4 * time.Millisecond, Attempts: 4,
 }
 
 // open reaches the repository app of each registry, the last one being no mirror.
@@ -155,7 +155,7 @@ func TestRedirectRefused(t *testing.T) {
 			return false
 		})
 		r := open(t, nil, upload)
-		err := r.PushBlob(t.Context(), ocispec.Descriptor{Digest: digest.FromString("x"), Size: 1}, func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("x")), nil })
+		err := r.PushBlob(t.Context(), ocispec.Descriptor{Digest: digest.FromString("x"), Size: 1}, func(int64) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("x")), nil })
 		other.Close()
 		if err == nil || len(body) > 0 {
 			t.Errorf("%d: uploaded %q to another host: %v", code, body, err)
@@ -175,7 +175,7 @@ func TestLogin(t *testing.T) {
 		}
 		blob := []byte("blob")
 		d := ocispec.Descriptor{Digest: digest.FromBytes(blob), Size: 4}
-		if err := r.PushBlob(t.Context(), d, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil }); err != nil {
+		if err := r.PushBlob(t.Context(), d, func(int64) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil }); err != nil {
 			t.Errorf("tokens %v: %v", tokens, err)
 		}
 		if have, err := r.HasBlob(t.Context(), d); err != nil || !have {
@@ -185,6 +185,14 @@ func TestLogin(t *testing.T) {
 		for _, q := range reg.Log() {
 			if tokens && strings.HasPrefix(q.Authorization, "Basic") != (q.Path == "/token") {
 				t.Errorf("%s: %q", q, q.Authorization)
+			}
+		}
+		if tokens { // what docker login leaves for some registries
+			for _, c := range []Credential{{IdentityToken: "geheim"}, {RegistryToken: "repository:app:pull"}} {
+				r := open(t, func(a *Access) { a.Endpoints[0].Credential = c }, reg)
+				if _, _, err := r.Manifest(t.Context(), "1"); err != nil {
+					t.Error(err)
+				}
 			}
 		}
 		for name, c := range map[string]Credential{"wrong": {Username: "me", Password: "falsch"}, "none": {}} {
@@ -466,7 +474,7 @@ func TestSlow(t *testing.T) {
 		}
 		r := open(t, nil, reg)
 		big := bytes.Repeat([]byte("x"), 50<<20) // more than sockets buffer
-		err := r.PushBlob(t.Context(), ocispec.Descriptor{Digest: digest.FromBytes(big), Size: int64(len(big))}, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(big)), nil })
+		err := r.PushBlob(t.Context(), ocispec.Descriptor{Digest: digest.FromBytes(big), Size: int64(len(big))}, func(int64) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(big)), nil })
 		if !errors.Is(err, ErrUnavailable) {
 			t.Error(err)
 		}
@@ -481,6 +489,56 @@ func TestSlow(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestUploadGoesOn: what has arrived of an upload that broke is not sent again, unless the
+// registry has forgotten it, or cannot go on.
+func TestUploadGoesOn(t *testing.T) {
+	blob := bytes.Repeat([]byte("0123456789"), 100_000)
+	d := ocispec.Descriptor{Digest: digest.FromBytes(blob), Size: int64(len(blob))}
+	for name, fault := range map[string]func(w http.ResponseWriter, r *http.Request) bool{
+		"goes on": func(http.ResponseWriter, *http.Request) bool { return false },
+		"forgotten": func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodGet {
+				w.WriteHeader(http.StatusNotFound)
+				return true
+			}
+			return false
+		},
+		"says nonsense": func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodGet {
+				w.Header().Set("Range", "0-99999999")
+				w.WriteHeader(http.StatusNoContent)
+				return true
+			}
+			return false
+		},
+		"says less than it has": func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodGet {
+				w.Header().Set("Range", "0-9")
+				w.WriteHeader(http.StatusNoContent)
+				return true
+			}
+			return false
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := registrytest.New(t)
+			reg.CutUploads, reg.Fault = 2, fault
+			r := open(t, nil, reg)
+			var offsets []int64
+			err := r.PushBlob(t.Context(), d, func(off int64) (io.ReadCloser, error) {
+				offsets = append(offsets, off)
+				return io.NopCloser(bytes.NewReader(blob[off:])), nil
+			})
+			if err != nil || !bytes.Equal(reg.Blob("app", d.Digest), blob) {
+				t.Fatal(offsets, err)
+			}
+			if went := len(offsets) == 3 && offsets[1] > 0 && offsets[2] > offsets[1]; went != (name == "goes on") {
+				t.Errorf("sent from %v on", offsets)
+			}
+		})
+	}
 }
 
 func FuzzContentRange(f *testing.F) {

@@ -147,7 +147,7 @@ func retries(base http.RoundTripper, o Options) http.RoundTripper {
 		return &retry.GenericPolicy{
 			Retryable: retryable,
 			Backoff:   retry.ExponentialBackoff(o.Backoff, 2, 0.1),
-			MinWait:   o.Backoff / 2, MaxWait: 4 * o.MaxBackoff, MaxRetry: 3,
+			MinWait:   o.Backoff / 2, MaxWait: o.MaxBackoff, MaxRetry: 3,
 		}
 	}
 	return t

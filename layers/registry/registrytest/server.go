@@ -30,6 +30,8 @@ type Server struct {
 	*httptest.Server
 	// Fault sees each request first. It answers and returns true, or returns false.
 	Fault func(w http.ResponseWriter, r *http.Request) bool
+	// CutUploads is how many uploads break after a third of what they bring.
+	CutUploads int
 	// User and Password are asked for if set: as tokens if Tokens, else as basic
 	// authentication.
 	User, Password string
@@ -40,7 +42,7 @@ type Server struct {
 	has       map[string]bool // repository@digest
 	manifests map[string]manifest
 	log       []Request
-	uploads   int
+	uploads   map[string][]byte // what has arrived, by path
 	tls       bool
 }
 
@@ -56,7 +58,7 @@ func New(t testing.TB) *Server { return start(t, false) }
 func NewTLS(t testing.TB) *Server { return start(t, true) }
 
 func start(t testing.TB, tls bool) *Server {
-	s := &Server{blobs: map[digest.Digest][]byte{}, has: map[string]bool{}, manifests: map[string]manifest{}, tls: tls}
+	s := &Server{blobs: map[digest.Digest][]byte{}, has: map[string]bool{}, uploads: map[string][]byte{}, manifests: map[string]manifest{}, tls: tls}
 	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
 	if tls {
 		s.StartTLS()
@@ -211,6 +213,10 @@ func (s *Server) allowed(w http.ResponseWriter, r *http.Request) bool {
 
 // token gives a token that is the scopes that were asked for.
 func (s *Server) token(w http.ResponseWriter, r *http.Request) {
+	if r.FormValue("grant_type") == "refresh_token" && r.FormValue("refresh_token") == s.Password {
+		fmt.Fprintf(w, `{"access_token":%q}`, r.FormValue("scope"))
+		return
+	}
 	user, password, _ := r.BasicAuth()
 	if user != s.User || password != s.Password {
 		w.WriteHeader(http.StatusUnauthorized)
@@ -269,13 +275,30 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request, repo string) {
 			w.WriteHeader(http.StatusCreated)
 			return
 		}
-		s.uploads++
-		w.Header().Set("Location", fmt.Sprintf("/v2/%s/blobs/uploads/%d?_state=%s", repo, s.uploads, url.QueryEscape("secret state")))
+		path := fmt.Sprintf("/v2/%s/blobs/uploads/%d", repo, len(s.uploads))
+		s.uploads[path] = nil
+		w.Header().Set("Location", path+"?_state="+url.QueryEscape("secret state"))
 		w.WriteHeader(http.StatusAccepted)
+	case http.MethodGet:
+		w.Header().Set("Location", r.URL.Path+"?_state=new")
+		w.Header().Set("Range", fmt.Sprintf("0-%d", max(len(s.uploads[r.URL.Path])-1, 0)))
+		w.WriteHeader(http.StatusNoContent)
 	case http.MethodPut:
+		body := io.Reader(r.Body)
+		cut := s.CutUploads > 0
+		if cut {
+			s.CutUploads--
+			body = io.LimitReader(body, r.ContentLength/3)
+		}
 		s.mu.Unlock() // the body may be long in coming
-		raw, err := io.ReadAll(r.Body)
+		raw, err := io.ReadAll(body)
 		s.mu.Lock()
+		raw = append(s.uploads[r.URL.Path], raw...)
+		s.uploads[r.URL.Path] = raw
+		if cut {
+			Reset(w)
+			return
+		}
 		d := digest.Digest(q.Get("digest"))
 		if err != nil || digest.FromBytes(raw) != d {
 			w.WriteHeader(http.StatusBadRequest)
