@@ -118,15 +118,13 @@ func (p *puller) pull(ctx context.Context) (err error) {
 			return err
 		}
 		// Who pulls the same at the same time waits, and finds it done.
-		unlock, waited, err := p.s.lockPull(ctx, top, p.o.Progress)
+		unlock, err := p.s.lockPull(ctx, top, p.o.Progress)
 		if err != nil {
 			return err
 		}
 		defer unlock()
-		if waited {
-			if known, err := p.known(ctx, top); known || err != nil {
-				return err
-			}
+		if known, err := p.known(ctx, top); known || err != nil {
+			return err
 		}
 	}
 	lease, err := p.s.newLease(ctx)
