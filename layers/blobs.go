@@ -16,7 +16,8 @@ import (
 
 // Compressed layers lie in two directories of the store:
 //
-//	blobs/partial/<hex>   being downloaded, or left by a download that was cut off
+//	blobs/partial/<hex>   being downloaded, or left by a download that was cut off;
+//	                      empty: the lock of who pulls a manifest
 //	blobs/sha256/<hex>    kept, with a row
 //
 // Who writes a partial blob holds a lock (flock) on it, which ends with the process.

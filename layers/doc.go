@@ -150,6 +150,8 @@
 // gone. Two processes that make the same layer find out in the transaction that
 // inserts it; the second throws its copy away.
 //
+// A pull holds a lock on the digest that it pulls, for which others that pull the
+// same wait, and no other lock that anybody waits for while he holds one.
 // A partial blob is locked (flock) by the process that writes it; another one
 // that wants the same uses a file of its own. blobs/ is locked, before the
 // database, by who puts a kept blob into place and writes its row, or deletes the

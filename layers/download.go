@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -64,6 +65,35 @@ func (s *Store) newDownload(d digest.Digest, size int64) (*download, error) {
 			return p, nil
 		}
 		_ = p.file.Close() // another name, or another file of that name
+	}
+}
+
+// lockPull is held while what has a manifest digest is pulled. It is an empty file among
+// the partial blobs, and the only lock a pull waits for; it tells so.
+func (s *Store) lockPull(ctx context.Context, top digest.Digest, tell ProgressFunc) (unlock func(), err error) {
+	var t *track
+	for {
+		d, err := s.newDownload(top, 0)
+		if err != nil {
+			return nil, err
+		}
+		if d.name == top.Encoded() {
+			if t != nil {
+				t.done()
+			}
+			return d.remove, nil
+		}
+		d.remove() // it was another one's
+		if t == nil {
+			t = (&progress{fn: tell}).start(ShortID(top), "Waiting for another pull", 0)
+		}
+		timer := time.NewTimer(100 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, ctx.Err()
+		case <-timer.C:
+		}
 	}
 }
 

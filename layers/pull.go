@@ -117,6 +117,15 @@ func (p *puller) pull(ctx context.Context) (err error) {
 		if known, err := p.known(ctx, top); known || err != nil {
 			return err
 		}
+		// Who pulls the same at the same time waits, and finds it done.
+		unlock, err := p.s.lockPull(ctx, top, p.o.Progress)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		if known, err := p.known(ctx, top); known || err != nil {
+			return err
+		}
 	}
 	lease, err := p.s.newLease(ctx)
 	if err != nil {

@@ -156,7 +156,7 @@ func TestPullLies(t *testing.T) {
 				return false
 			})
 		}, ErrCorrupt, []string{"wrong digest: expected " + digest.FromString("x").String()}},
-		"no such tag": {func(e *env) { e.name = "app:2" }, ErrNotFound, []string{"/app:2: HEAD", "404"}},
+		"no such tag": {func(e *env) { e.name = "app:2" }, ErrNotFound, []string{"/app:2: no such repository or tag", "404"}},
 		"no access":   {func(e *env) { e.reg.Lock(func() { e.reg.User = "me" }) }, registry.ErrDenied, []string{"docker login"}},
 		"a server of something else": {func(e *env) {
 			e.reg.SetFault(func(w http.ResponseWriter, _ *http.Request) bool {

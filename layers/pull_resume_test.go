@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -236,6 +237,50 @@ func TestPullIsCancelled(t *testing.T) {
 		t.Error(err)
 	}
 	clean(t, s)
+}
+
+// TestPullSameAtOnce: of several that pull the same, one does it.
+func TestPullSameAtOnce(t *testing.T) {
+	reg := registrytest.New(t)
+	man, _ := offer(t, reg, "app", "1", ociGzip, img{layers: [][]byte{noise(t, "one", 50_000), noise(t, "two", 60_000)}})
+	root := filepath.Join(t.TempDir(), "store")
+	const n = 5
+	waiting := make(chan struct{})
+	var once sync.Once
+	reg.Fault = func(_ http.ResponseWriter, r *http.Request) bool {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			<-waiting
+		}
+		return false
+	}
+	results := make(chan error, n)
+	for range n {
+		s := openAt(t, root)
+		go func() {
+			_, err := tryPull(t, s, reg, "app:1", PullOptions{Progress: func(p Progress) {
+				if strings.HasPrefix(p.Action, "Waiting") {
+					once.Do(func() { close(waiting) })
+				}
+			}})
+			results <- err
+		}()
+	}
+	for range n {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	log := reg.Log()
+	for _, l := range man.Layers {
+		if got := asked(log, "GET", l.Digest.String()); got != 1 {
+			t.Errorf("layer %s was fetched %d times", l.Digest, got)
+		}
+	}
+	s := openAt(t, root)
+	clean(t, s)
+	if f := files(t, s, blobsName); len(f) > 0 {
+		t.Errorf("left %v", f)
+	}
 }
 
 // TestPullAtOnce: several pulls of images that share layers, in one store.

@@ -23,7 +23,7 @@ import (
 
 // hasty gives up soon.
 var hasty = registry.Options{
-	Answer: 5 * time.Second, Stall: 400 * time.Millisecond, StallBytes: 64,
+	Answer: 10 * time.Second, Stall: 1500 * time.Millisecond, StallBytes: 64,
 	Backoff: 2 * time.Millisecond, MaxBackoff: 10 * time.Millisecond, Attempts: 3,
 }
 

@@ -103,6 +103,9 @@ func mend(err error) error {
 	if errors.Is(err, auth.ErrBasicCredentialNotFound) {
 		return fmt.Errorf("%w: the registry wants a login, and there is none for it: use docker login or podman login", ErrDenied)
 	}
+	if errors.Is(err, http.ErrSchemeMismatch) {
+		text = fmt.Errorf("%w; for a registry on this machine there is --plain-http, for another one insecure = true in registries.conf", text)
+	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, text)
 }
 

@@ -32,6 +32,9 @@ func (r *Remote) Resolve(ctx context.Context, version string) (d digest.Digest, 
 	err = r.each(ctx, func(e *endpoint) error {
 		d = ""
 		resp, err := e.call(ctx, http.MethodHead, "/manifests/"+version, http.Header{"Accept": {manifestAccept}}, nil, []string{auth.ActionPull}, http.StatusOK)
+		if errors.Is(err, ErrNotFound) {
+			return fmt.Errorf("no such repository or tag, or none that is shown to us: %w", err)
+		}
 		if err != nil {
 			return err
 		}

@@ -35,8 +35,16 @@ var hasty = Options{
 	Backoff: time.Millisecond, MaxBackoff: 4 * time.Millisecond, Attempts: 4,
 }
 
+// patient is for tests in which nothing is slow but perhaps the machine.
+var patient = Options{Backoff: hasty.Backoff, MaxBackoff: hasty.MaxBackoff, Attempts: hasty.Attempts}
+
 // open reaches the repository app of each registry, the last one being no mirror.
 func open(t *testing.T, change func(*Access), regs ...*registrytest.Server) *Remote {
+	t.Helper()
+	return openWith(t, patient, change, regs...)
+}
+
+func openWith(t *testing.T, o Options, change func(*Access), regs ...*registrytest.Server) *Remote {
 	t.Helper()
 	var a Access
 	for i, reg := range regs {
@@ -50,7 +58,7 @@ func open(t *testing.T, change func(*Access), regs ...*registrytest.Server) *Rem
 	if change != nil {
 		change(&a)
 	}
-	r, err := Open(a, hasty)
+	r, err := Open(a, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -316,7 +324,7 @@ func TestClientCertificate(t *testing.T) {
 		if c.ca {
 			e.CAs = [][]byte{pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: reg.Certificate().Raw})}
 		}
-		r, err := Open(Access{Endpoints: []Endpoint{e}}, hasty)
+		r, err := Open(Access{Endpoints: []Endpoint{e}}, patient)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -399,7 +407,7 @@ func TestProxy(t *testing.T) {
 		r, err := Open(Access{
 			Endpoints: []Endpoint{{Host: "registry.invalid", Repository: "app", Security: SecurityPlain}},
 			Proxy:     Proxy{HTTP: proxy.URL, No: no},
-		}, hasty)
+		}, patient)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -444,7 +452,7 @@ func TestSlow(t *testing.T) {
 			reg := registrytest.New(t)
 			reg.Put("app", blob)
 			reg.Fault = func(w http.ResponseWriter, r *http.Request) bool { fault(w, r); return true }
-			r := open(t, nil, reg)
+			r := openWith(t, hasty, nil, reg)
 			start := time.Now()
 			if _, err := content(t, r, blob); err == nil {
 				t.Error("no error")
@@ -472,7 +480,7 @@ func TestSlow(t *testing.T) {
 			}
 			return false
 		}
-		r := open(t, nil, reg)
+		r := openWith(t, hasty, nil, reg)
 		big := bytes.Repeat([]byte("x"), 50<<20) // more than sockets buffer
 		err := r.PushBlob(t.Context(), ocispec.Descriptor{Digest: digest.FromBytes(big), Size: int64(len(big))}, func(int64) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(big)), nil })
 		if !errors.Is(err, ErrUnavailable) {
@@ -482,7 +490,7 @@ func TestSlow(t *testing.T) {
 	t.Run("cancel", func(t *testing.T) {
 		reg := registrytest.New(t)
 		reg.Fault = func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true }
-		r := open(t, nil, reg)
+		r := openWith(t, hasty, nil, reg)
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(50*time.Millisecond, cancel)
 		if _, _, err := r.Manifest(ctx, "1"); !errors.Is(err, context.Canceled) {
