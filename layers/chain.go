@@ -70,7 +70,7 @@ func chainFile(chain digest.Digest, id string) string {
 }
 
 // chainPrefix is what the names of all indexes of a chain begin with.
-func chainPrefix(chain digest.Digest) string { return chain.Encoded() + "-" }
+func chainPrefix(chain digest.Digest) string { return hexOf(chain) + "-" }
 
 const chainExt = ".idx"
 
@@ -230,7 +230,7 @@ func (s *Store) unusedChains(ctx context.Context, names []string) (out []string,
 			return err
 		}
 		for _, l := range rows {
-			known[l.ChainID.Encoded()] = true
+			known[hexOf(l.ChainID)] = true
 		}
 		for _, t := range trash { // about to be removed
 			if hex, ok := strings.CutPrefix(t.Path, chainsName+"/"); ok {

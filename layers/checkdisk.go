@@ -207,7 +207,6 @@ func (c *checker) saved() error {
 			text = "the sidecar of the image cannot be read: " + err.Error()
 		}
 		c.found("K6", imagesName+"/"+n, text, "write it anew", func() error {
-			_ = fsat.Unlink(c.s.imagesFd, n) // whatever it is
 			return c.s.follow(c.ctx, metadata.Touched{Images: []digest.Digest{ids[n]}})
 		})
 	}
@@ -307,6 +306,9 @@ func (c *checker) container(row metadata.Container) {
 				return err
 			}
 			defer fsat.Close(dir)
+			if err := fsat.Unlink(dir, workName); err != nil && !fsat.IsAbsent(err) { // something else
+				return err
+			}
 			if err := fsat.Mkdir(dir, workName, 0o700); err != nil {
 				return err
 			}

@@ -22,7 +22,10 @@ func (c *checker) index(row metadata.Cache, l layerFiles, side Sidecar, object s
 	if err != nil {
 		return nil // K5 tells
 	}
-	repair := func() error { return c.s.rebuildIndex(c.ctx, l, d) }
+	repair := func() error {
+		dropDirectory(l.dir, indexName)
+		return c.s.rebuildIndex(c.ctx, l, d)
+	}
 	x, err := readLayerIndex(l, d.indexID())
 	if fsat.IsAbsent(err) {
 		c.found("K23", object, "it has no index", "write it anew", repair)

@@ -67,6 +67,7 @@ func (c *checker) one(row metadata.Cache, ls []metadata.Layer) error {
 		return nil
 	case err != nil && len(ls) > 0:
 		c.found("K6", object, "its sidecar cannot be read: "+err.Error(), "write it anew", func() error {
+			dropDirectory(fd, sidecarName)
 			return writeSidecar(fd, Sidecar{Version: 1, Cache: row, Layer: ls[0]})
 		})
 		side = Sidecar{Cache: row}
@@ -176,8 +177,14 @@ func (c *checker) damaged(inv, object, text string, row metadata.Cache, ls []met
 	how, err := c.heal(row, ls)
 	if err == nil {
 		f.Fixed, f.Repair, f.Images = true, how, nil
-	} else if !errors.Is(err, errNeedsLoad) {
-		f.Problem += "; repair failed: " + err.Error()
+	} else {
+		if !errors.Is(err, errNeedsLoad) {
+			f.Problem += "; repair failed: " + err.Error()
+		}
+		if len(f.Images) == 0 && len(ls) > 0 { // what is made again needs what lies below
+			f.Images = c.images[ls[0].Parent]
+			f.Repair = reloadHint(f.Images)
+		}
 	}
 	c.report(f, nil)
 }

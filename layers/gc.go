@@ -325,7 +325,7 @@ func (s *Store) DropChains(ctx context.Context) (freed int64, err error) {
 	err = s.view(ctx, func(tx *metadata.Tx) error {
 		live, err := tx.LiveMounts()
 		for _, l := range live {
-			mounted[l.ChainID.Encoded()] = true
+			mounted[hexOf(l.ChainID)] = true
 		}
 		return err
 	})

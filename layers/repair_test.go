@@ -138,12 +138,18 @@ func TestRepair(t *testing.T) {
 		{"K1 a bucket is missing", false, "K1", false, false, func(t *testing.T, p *patient) {
 			p.edit(t, func(b metatest.Buckets) { b.DropBucket("layers") })
 		}},
-		{"K3 chainID", false, "K3", false, false, func(t *testing.T, p *patient) {
+		{"K27 row of another", false, "K27", false, false, func(t *testing.T, p *patient) {
 			c := p.layer(t, 1).ChainID.String()
 			p.edit(t, func(b metatest.Buckets) {
 				raw := b.Get("layers", c)
 				b.Delete("layers", c)
 				b.Put("layers", "sha256:"+strings.Repeat("a", 64), raw)
+			})
+		}},
+		{"K3 chainID", false, "K3", false, false, func(t *testing.T, p *patient) {
+			l := p.layer(t, 1)
+			p.edit(t, func(b metatest.Buckets) {
+				b.Put("layers", l.ChainID.String(), bytes.Replace(b.Get("layers", l.ChainID.String()), []byte(l.DiffID), []byte("sha256:"+strings.Repeat("a", 64)), 1))
 			})
 		}},
 		{"K4 parent missing", false, "K4 K9", false, false, func(t *testing.T, p *patient) {
@@ -271,7 +277,7 @@ func TestRepair(t *testing.T) {
 		{"K15 dead mount", false, "K15", false, false, func(t *testing.T, p *patient) {
 			chain := p.layer(t, 0).ChainID
 			must(t, p.s.update(t.Context(), func(tx *metadata.Tx) error {
-				return tx.PutLive(metadata.Live{Target: "/m", BootID: "another", ImageID: "x", ChainID: chain, Pid: 1})
+				return tx.PutLive(metadata.Live{Target: "/m", BootID: "another", ImageID: chain, ChainID: chain, Pid: 1})
 			}))
 		}},
 		{"K16 dead work", false, "K16", false, false, func(t *testing.T, p *patient) {

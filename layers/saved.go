@@ -45,7 +45,15 @@ type savedContainer struct {
 	Layers    []metadata.Layer   `json:"layers,omitempty"` // of its chain, bottom first
 }
 
-func imageFile(id digest.Digest) string { return id.Encoded() + imageExt }
+func imageFile(id digest.Digest) string { return hexOf(id) + imageExt }
+
+// hexOf is the hex part of a digest; empty if it is none.
+func hexOf(d digest.Digest) string {
+	if d.Validate() != nil {
+		return ""
+	}
+	return d.Encoded()
+}
 
 // follow brings the sidecars of what a transaction has touched up to date.
 func (s *Store) follow(ctx context.Context, t metadata.Touched) error {
@@ -117,6 +125,7 @@ func (s *Store) follow(ctx context.Context, t metadata.Touched) error {
 		if have, err := readFile(dir, f.name, sidecarMax); err == nil && bytes.Equal(have, f.raw) {
 			continue
 		}
+		dropDirectory(dir, f.name)
 		if err := replaceFile(dir, f.name, f.raw); err != nil {
 			return err
 		}
@@ -203,6 +212,14 @@ func replaceFile(dir int, name string, raw []byte) error {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	return nil
+}
+
+// dropDirectory removes a directory that has the name of a file of ours.
+func dropDirectory(dir int, name string) {
+	var st unix.Stat_t
+	if fsat.Stat(dir, name, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		_ = removeTree(dir, name) // the write tells
+	}
 }
 
 // readFile reads a regular file of at most limit bytes.

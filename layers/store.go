@@ -73,8 +73,8 @@ func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
 		if err := fsat.Mkdir(s.rootFd, d.name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 			return nil, fmt.Errorf("make %s: %w", d.name, err)
 		}
-		if *d.fd, err = fsat.OpenName(s.rootFd, d.name, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
-			return nil, fmt.Errorf("open %s: %w", d.name, err)
+		if *d.fd, err = s.openDir(d.name); err != nil {
+			return nil, err
 		}
 		if err := dropDefaultACL(*d.fd); err != nil {
 			return nil, fmt.Errorf("default ACL of %s: %w", d.name, err)
@@ -92,6 +92,30 @@ func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
 	}
 	s.refill()
 	return s, nil
+}
+
+// openDir opens a directory of the store. Something else in its place is moved aside by
+// those who repair.
+func (s *Store) openDir(name string) (int, error) {
+	fd, err := fsat.OpenName(s.rootFd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err == nil {
+		return fd, nil
+	}
+	if !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
+		return -1, fmt.Errorf("open %s: %w", name, err)
+	}
+	if !s.opts.Damaged {
+		return -1, fmt.Errorf("%w: %s is not a directory; plyfs check --repair moves it aside", ErrCorrupt, name)
+	}
+	aside := name + ".damaged-" + newID()
+	if err := fsat.Rename(s.rootFd, name, s.rootFd, aside, unix.RENAME_NOREPLACE); err != nil {
+		return -1, fmt.Errorf("move %s aside: %w", name, err)
+	}
+	s.log.Warn("something that is not a directory of ours was moved aside", zap.String("name", aside))
+	if err := fsat.Mkdir(s.rootFd, name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return -1, fmt.Errorf("make %s: %w", name, err)
+	}
+	return fsat.OpenName(s.rootFd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 }
 
 // dropDefaultACL removes what a directory above the store hands down: it would become a
@@ -235,13 +259,13 @@ func (s *Store) mapErr(err error) error {
 		}
 	}
 	for _, m := range []struct{ from, to error }{
+		{metadata.ErrFile, errDatabase}, // before those it also matches
 		{metadata.ErrNotFound, ErrNotFound},
 		{metadata.ErrExists, ErrExists},
 		{metadata.ErrInUse, ErrInUse},
 		{metadata.ErrLocked, ErrLocked},
 		{metadata.ErrSchema, ErrUnsupported},
 		{metadata.ErrInvariant, ErrCorrupt},
-		{metadata.ErrFile, errDatabase},
 		{metadata.ErrCorrupt, ErrCorrupt},
 	} {
 		if !errors.Is(err, m.from) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -71,6 +72,58 @@ func split(k []byte) (a, b string) {
 	return string(x), string(y)
 }
 
+// decode decodes a row. Digests in it are ones: package digest ends a process over any
+// that is none.
+func decode(raw []byte, v any) error {
+	if err := json.Unmarshal(raw, v); err != nil {
+		return err
+	}
+	var need, may []digest.Digest
+	switch r := v.(type) {
+	case *Layer:
+		need, may = []digest.Digest{r.ChainID, r.DiffID}, []digest.Digest{r.Parent, r.Blob}
+	case *Cache:
+		need, may = []digest.Digest{r.DiffID}, []digest.Digest{r.SplitSHA}
+	case *Image:
+		need, may = []digest.Digest{r.ID}, []digest.Digest{r.TopChain, r.Parent, r.Manifest}
+	case *Ref:
+		need = []digest.Digest{r.ImageID}
+	case *Container:
+		need, may = []digest.Digest{r.ImageID}, []digest.Digest{r.Chain, r.Top}
+	case *Live:
+		may = []digest.Digest{r.ImageID, r.ChainID}
+	case *Blob:
+		need = []digest.Digest{r.Digest}
+	}
+	for _, d := range need {
+		if !isDigest(d) {
+			return fmt.Errorf("%q is no digest", d)
+		}
+	}
+	for _, d := range may {
+		if d != "" && !isDigest(d) {
+			return fmt.Errorf("%q is no digest", d)
+		}
+	}
+	return nil
+}
+
+// isDigest is Validate without its regular expression.
+func isDigest(d digest.Digest) bool {
+	alg, hex, ok := strings.Cut(string(d), ":")
+	size := 64
+	switch alg {
+	case "sha256":
+	case "sha384":
+		size = 96
+	case "sha512":
+		size = 128
+	default:
+		return false
+	}
+	return ok && len(hex) == size && strings.Trim(hex, "0123456789abcdef") == ""
+}
+
 // get decodes one row.
 func get[T any](tx *Tx, bucket []byte, k, what string) (T, error) {
 	var v T
@@ -78,7 +131,7 @@ func get[T any](tx *Tx, bucket []byte, k, what string) (T, error) {
 	if k == "" || raw == nil {
 		return v, fmt.Errorf("%s %q: %w", what, k, ErrNotFound)
 	}
-	if err := json.Unmarshal(raw, &v); err != nil {
+	if err := decode(raw, &v); err != nil {
 		return v, fmt.Errorf("%s %q: %w: %w", what, k, ErrCorrupt, err)
 	}
 	return v, nil
@@ -99,7 +152,7 @@ func all[T any](tx *Tx, bucket []byte) ([]T, error) {
 	var out []T
 	err := tx.b(bucket).ForEach(func(_, raw []byte) error {
 		var v T
-		if err := json.Unmarshal(raw, &v); err != nil {
+		if err := decode(raw, &v); err != nil {
 			tx.skipped++
 			return nil
 		}

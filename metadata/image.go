@@ -158,7 +158,7 @@ func (tx *Tx) Ref(name string) (Ref, error) { return get[Ref](tx, bktRefs, name,
 func (tx *Tx) Refs() (names []string, refs []Ref, err error) {
 	err = tx.b(bktRefs).ForEach(func(k, raw []byte) error {
 		var r Ref
-		if json.Unmarshal(raw, &r) != nil {
+		if decode(raw, &r) != nil {
 			tx.skipped++
 			return nil
 		}

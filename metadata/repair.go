@@ -1,7 +1,7 @@
 package metadata
 
 import (
-	"encoding/json"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -33,15 +33,27 @@ func (tx *Tx) BadRows() (out []BadRow) {
 	} {
 		_ = tx.b(b.name).ForEach(func(k, v []byte) error {
 			row := b.row()
-			err := json.Unmarshal(v, row)
+			err := decode(v, row)
 			id := string(k)
-			switch r := row.(type) { // of layers, K3 tells
+			switch r := row.(type) {
+			case *Layer:
+				id = r.ChainID.String()
 			case *Cache:
 				id = r.CacheID
 			case *Image:
 				id = r.ID.String()
 			case *Container:
 				id = r.ID
+			case *Live:
+				id = string(key(r.BootID, r.Target))
+			case *Ingest:
+				id = r.ID
+			case *Lease:
+				id = r.ID
+			case *Blob:
+				id = r.Digest.String()
+			case *Trash:
+				id = string(binary.BigEndian.AppendUint64(nil, r.Seq))
 			}
 			if err == nil && id != string(k) {
 				err = fmt.Errorf("%w: it is the row of %q", ErrCorrupt, id)

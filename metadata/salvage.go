@@ -1,7 +1,6 @@
 package metadata
 
 import (
-	"encoding/json"
 	"maps"
 	"slices"
 	"strings"
@@ -39,7 +38,7 @@ func Salvage(path string) (*Salvaged, error) {
 func salvage[T any](s *Salvaged, bucket []byte) (keys []string, rows []T) {
 	for _, k := range slices.Sorted(maps.Keys(s.rows[string(bucket)])) {
 		var v T
-		if json.Unmarshal(s.rows[string(bucket)][k], &v) == nil {
+		if decode(s.rows[string(bucket)][k], &v) == nil {
 			keys, rows = append(keys, k), append(rows, v)
 		}
 	}

@@ -70,7 +70,7 @@ func version(tx *bolt.Tx) (major, minor int, err error) {
 	major, err1 := strconv.Atoi(a)
 	minor, err2 := strconv.Atoi(b)
 	if !ok || err1 != nil || err2 != nil {
-		return 0, 0, fmt.Errorf("%w: version %q", ErrSchema, v)
+		return 0, 0, fmt.Errorf("%w: %w: version %q", ErrFile, ErrSchema, v)
 	}
 	if major != SchemaMajor {
 		return 0, 0, fmt.Errorf("%w: version %s, this program knows %d.x; use the program that wrote it", ErrSchema, v, SchemaMajor)

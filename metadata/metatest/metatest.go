@@ -2,9 +2,12 @@ package metatest
 
 import (
 	"bytes"
+	"os"
 	"testing"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/plyfs/plyfs/metadata"
 )
 
 // Edit gives fn the raw rows of the database at path.
@@ -66,4 +69,14 @@ func (b Buckets) DropBucket(bucket string) {
 	if err := b.tx.DeleteBucket([]byte(bucket)); err != nil {
 		b.t.Fatal(err)
 	}
+}
+
+// Whole reports whether a database can be edited.
+func Whole(path string) bool {
+	st, err := os.Stat(path)
+	if err != nil || !st.Mode().IsRegular() || st.Size() < 1<<16 {
+		return false
+	}
+	s, err := metadata.Salvage(path)
+	return err == nil && len(s.Problems) == 0
 }
