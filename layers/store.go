@@ -73,7 +73,7 @@ func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
 		if err := fsat.Mkdir(s.rootFd, d.name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 			return nil, fmt.Errorf("make %s: %w", d.name, err)
 		}
-		if *d.fd, err = s.openDir(d.name); err != nil {
+		if *d.fd, err = s.openOwn(d.name); err != nil {
 			return nil, err
 		}
 		if err := dropDefaultACL(*d.fd); err != nil {
@@ -94,9 +94,9 @@ func Open(ctx context.Context, root string, o Options) (_ *Store, err error) {
 	return s, nil
 }
 
-// openDir opens a directory of the store. Something else in its place is moved aside by
+// openOwn opens a directory of the store. Something else in its place is moved aside by
 // those who repair.
-func (s *Store) openDir(name string) (int, error) {
+func (s *Store) openOwn(name string) (int, error) {
 	fd, err := fsat.OpenName(s.rootFd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err == nil {
 		return fd, nil

@@ -71,7 +71,7 @@ const VerbPurge = "purge-trash"
 func startPurge(root string, log *zap.Logger) {
 	c := exec.Command("/proc/self/exe", VerbPurge)
 	c.Args[0] = "plyfs"
-	c.Dir = root // and not a name: the store may be moved or removed meanwhile
+	c.Dir = root                                       // and not a name: the store may be moved or removed meanwhile
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C is for us
 	if err := c.Start(); err != nil {
 		log.Warn("nobody deletes the trash; plyfs gc does", zap.Error(err))
