@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -35,19 +36,72 @@ import (
 //	K28  adopted content is where and as it was  K29 (deep) no attributes of a foreign form
 //	K30  kept blobs
 func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) {
-	c := &checker{s: s, ctx: ctx, o: o, r: &Report{Findings: []Finding{}}}
-	if whole, err := c.file(); err != nil || !whole {
-		return c.r, err
+	r := &Report{Findings: []Finding{}}
+	for pass := 1; ; pass++ {
+		c := &checker{s: s, ctx: ctx, o: o, r: &Report{}}
+		c.o.Deep = o.Deep && pass == 1 // a repair marks what is deep down
+		if err := c.pass(); err != nil {
+			return nil, err
+		}
+		r.merge(c.r, pass)
+		if !o.Repair || pass == repairPasses || !slices.ContainsFunc(c.r.Findings, func(f Finding) bool { return f.Fixed }) {
+			return r, nil
+		}
+	}
+}
+
+// repairPasses is how often a repair looks whether another one is needed, because the
+// first one has brought something to light.
+const repairPasses = 5
+
+func (c *checker) pass() error {
+	whole, err := c.file()
+	if err != nil || !whole {
+		return err
 	}
 	for _, f := range []func() error{
 		c.badRows, c.rows, c.place, c.leftovers, c.strays, c.read, c.caches, c.containers, c.saved, c.blobs, c.chains, c.space,
 	} {
 		if err := f(); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return c.r, nil
+	return nil
 }
+
+// merge adds the findings of one more pass of a repair: what is new, and what has become
+// of those of the passes before.
+func (r *Report) merge(next *Report, pass int) {
+	r.Layers, r.Images, r.Containers = next.Layers, next.Images, next.Containers
+	r.Bytes += next.Bytes
+	now := map[string]bool{}
+	key := func(f Finding) string { return f.Invariant + "\x00" + f.Object }
+	before := map[string]int{}
+	for i, f := range r.Findings {
+		if f.Open() {
+			before[key(f)] = i
+		}
+	}
+	for _, f := range next.Findings {
+		now[key(f)] = true
+		if f.Fixed && pass == repairPasses {
+			f.Fixed, f.Problem = false, f.Problem+"; it comes back after each repair"
+		}
+		if i, ok := before[key(f)]; ok && pass > 1 {
+			r.Findings[i] = f
+		} else {
+			r.Findings = append(r.Findings, f)
+		}
+	}
+	for k, i := range before {
+		if f := &r.Findings[i]; !now[k] && !deepInvariant[f.Invariant] {
+			f.Fixed, f.Repair = true, "none: it went with what else was repaired"
+		}
+	}
+}
+
+// deepInvariant are those that only a deep check looks at.
+var deepInvariant = map[string]bool{"K19": true, "K20": true, "K21": true, "K29": true}
 
 type checker struct {
 	s   *Store

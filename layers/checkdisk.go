@@ -99,32 +99,61 @@ func (c *checker) strays() error {
 }
 
 // strayLayer adopts a layer directory that proves what it is, on the chain it was made
-// for, and removes any other.
+// for. It may be the only copy of a layer: as long as something lacks a layer, one that
+// lacks what lies below it is kept. Any other is removed.
 func (c *checker) strayLayer(x stray) {
 	remove := func() error { return removeTree(c.s.layersFd, x.name) }
 	side, err := c.s.verifySidecar(x.name)
-	if err != nil {
+	if err != nil && !errors.Is(err, errSplit) {
 		c.found("K7", x.path(), "a layer directory that no row names: "+err.Error(), "remove", remove)
 		return
 	}
-	c.found("K7", x.path(), fmt.Sprintf("the directory of layer %s, which no row names", side.Cache.DiffID), "make its rows anew, or remove it if there is such a layer", func() error {
+	f := Finding{
+		Invariant: "K7", Severity: SeverityError, Object: x.path(), Repair: "make its rows anew, or remove it if there is such a layer",
+		Problem: fmt.Sprintf("the directory of layer %s, which no row names", side.Cache.DiffID),
+	}
+	if err != nil {
+		f.Problem += "; " + err.Error()
+	}
+	if !c.o.Repair {
+		c.report(f, nil)
+		return
+	}
+	var lacking []string
+	adopted := false
+	fix := func() error {
 		e, err := c.evidence()
 		if err != nil {
 			return err
 		}
-		adopted := false
-		err = c.s.update(c.ctx, func(tx *metadata.Tx) (err error) {
-			if adopted = false; tx.HasLayer(side.Layer.ChainID) {
+		if err = c.s.update(c.ctx, func(tx *metadata.Tx) (err error) {
+			adopted, lacking = false, nil
+			if tx.HasLayer(side.Layer.ChainID) {
 				return nil
 			}
-			adopted, err = e.addChain(tx, side.Layer.ChainID, &RebuildReport{})
+			if adopted, err = e.addChain(tx, side.Layer.ChainID, &RebuildReport{}); adopted || err != nil {
+				return err
+			}
+			lacking, err = lackers(tx)
 			return err
-		})
-		if err != nil || adopted {
+		}); err != nil || adopted {
 			return err
 		}
+		if len(lacking) > 0 {
+			return errNeedsLoad
+		}
 		return remove()
-	})
+	}
+	switch err := fix(); {
+	case err == nil:
+		f.Fixed = true
+	case len(lacking) > 0:
+		f.Problem += ", and what lies below it is missing"
+		f.Images, f.Repair = lacking, reloadHint(lacking)+"; it is kept until then"
+	default:
+		f.Problem += "; repair failed: " + err.Error()
+	}
+	c.report(f, nil)
 }
 
 // strayUpper gives a writable layer back to the container that its sidecar describes,
@@ -170,13 +199,11 @@ func (c *checker) saved() error {
 				continue
 			}
 			ids[imageFile(id)] = id
-			img, err := tx.SavedImage(id)
+			raw, err := c.s.encodeImage(tx, id)
 			if err != nil {
 				continue // K10 and K27 tell
 			}
-			if want[imageFile(id)], err = encodeSaved(savedImage{1, img}); err != nil {
-				return err
-			}
+			want[imageFile(id)] = raw
 		}
 		rows, err := tx.Containers()
 		if err != nil {

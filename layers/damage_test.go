@@ -197,3 +197,59 @@ func TestRandomDamage(t *testing.T) {
 		})
 	}
 }
+
+// TestRepairWithoutOriginal loses the database and more. What no archive has is kept.
+func TestRepairWithoutOriginal(t *testing.T) {
+	needRoot(t)
+	for name, damage := range map[string]struct {
+		do    func(t *testing.T, p *patient, low string)
+		whole bool // without a load
+	}{
+		"the record of the lowest layer is damaged": {func(t *testing.T, p *patient, low string) {
+			must(t, os.WriteFile(filepath.Join(low, splitName), []byte("garbage"), 0o600))
+		}, true},
+		"the lowest layer is gone": {func(t *testing.T, p *patient, low string) { must(t, os.RemoveAll(low)) }, false},
+		"a sidecar is gone, but there is a copy of the database": {func(t *testing.T, p *patient, low string) {
+			must(t, os.Remove(filepath.Join(low, sidecarName)))
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPatient(t)
+			res, err := p.s.Commit(t.Context(), "c", "mine:1", CommitOptions{})
+			must(t, err)
+			_, err = p.s.CopyDatabase(t.Context())
+			must(t, err)
+			low := filepath.Join(p.s.root, layersName, p.layer(t, 0).CacheID)
+			must(t, p.s.Close())
+			must(t, os.Remove(p.db()))
+			damage.do(t, p, low)
+			s, err := Open(t.Context(), p.s.root, Options{Damaged: true})
+			must(t, err)
+			defer s.Close()
+			p.s = s
+			p.check(t, CheckOptions{Repair: true})
+			_, err = s.GC(t.Context(), false)
+			must(t, err)
+			data := func() bool {
+				st, err := s.ImageStack(t.Context(), "mine:1")
+				if err != nil {
+					return false
+				}
+				b, err := os.ReadFile(filepath.Join(st.Lowers[0].Path, "data"))
+				return err == nil && string(b) == "of a user"
+			}
+			if got := data(); got != damage.whole {
+				t.Errorf("the committed image can be used: %v", got)
+			}
+			load(t, s, p.archive)
+			p.check(t, CheckOptions{Repair: true})
+			if !data() {
+				t.Error("the committed image is lost")
+			}
+			clean(t, s)
+			if img, err := s.ResolveImage(t.Context(), "mine:1"); err != nil || img.ID != res.ID {
+				t.Error(img.ID, err)
+			}
+		})
+	}
+}

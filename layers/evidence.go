@@ -38,7 +38,7 @@ func (s *Store) gather(ctx context.Context, db bool) (*evidence, error) {
 		return nil, err
 	}
 	if db {
-		e.readDatabase(s.db.Path(), "the damaged database", false)
+		e.readDatabase(s, s.db.Path(), "the damaged database", false)
 	}
 	if err := e.readImages(s); err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func (s *Store) gather(ctx context.Context, db bool) (*evidence, error) {
 		return nil, err
 	}
 	for _, n := range copies {
-		if e.readDatabase(s.root+"/"+copiesName+"/"+n, copiesName+"/"+n, true) {
+		if e.readDatabase(s, s.root+"/"+copiesName+"/"+n, copiesName+"/"+n, true) {
 			break // the newest that is whole
 		}
 	}
@@ -91,6 +91,7 @@ func (e *evidence) readLayers(ctx context.Context, s *Store) error {
 	}
 	slices.Sort(names)
 	found := false
+	var worse []Sidecar
 	for _, n := range names {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -98,10 +99,21 @@ func (e *evidence) readLayers(ctx context.Context, s *Store) error {
 		side, err := s.verifySidecar(n)
 		if err != nil {
 			e.note("%s/%s: %v", layersName, n, err)
+			if errors.Is(err, errSplit) {
+				side.Cache.Broken = "K22: " + err.Error()
+				worse = append(worse, side)
+			}
 			continue
 		}
 		found = true
 		e.caches[n] = side.Cache
+		e.candidate(side.Layer)
+	}
+	// Without its record a layer can be mounted, and cannot be saved. That is better
+	// than none, and a load heals it.
+	for _, side := range worse {
+		found = true
+		e.caches[side.Cache.CacheID] = side.Cache
 		e.candidate(side.Layer)
 	}
 	if found {
@@ -109,6 +121,10 @@ func (e *evidence) readLayers(ctx context.Context, s *Store) error {
 	}
 	return nil
 }
+
+// errSplit is that of a layer directory in which nothing but the tar-split record is
+// known to be damaged.
+var errSplit = errors.New("the record of its tar is damaged")
 
 // verifySidecar reads the sidecar of a layer directory and checks that it is that of
 // this directory, whose tar-split record is whole.
@@ -129,13 +145,22 @@ func (s *Store) verifySidecar(name string) (Sidecar, error) {
 	if _, derr := whiteout.ParseDialect(c.Dialect); derr != nil || c.CacheID != name || checkDigest(c.DiffID) != nil || side.Layer.DiffID != c.DiffID {
 		return side, fmt.Errorf("%w: its sidecar is that of another layer", ErrCorrupt)
 	}
+	return side, verifyDirectory(dir, c)
+}
+
+// verifyDirectory checks that a layer directory has its content, and that its tar-split
+// record is the one of a row.
+func verifyDirectory(dir int, c metadata.Cache) error {
 	if c.Adopted == nil {
 		var st unix.Stat_t
 		if err := fsat.Stat(dir, diffName, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			return side, fmt.Errorf("%w: its content is missing", ErrCorrupt)
+			return fmt.Errorf("%w: its content is missing", ErrCorrupt)
 		}
 	}
-	return side, verifySplit(dir, c)
+	if err := verifySplit(dir, c); err != nil {
+		return fmt.Errorf("%w: %w", errSplit, err)
+	}
+	return nil
 }
 
 // verifySplit checks the tar-split record of a layer directory against its row.
@@ -155,6 +180,20 @@ func verifySplit(dir int, c metadata.Cache) error {
 		return fmt.Errorf("%w: %s has %d bytes with digest %s, expected %d with %s", ErrCorrupt, splitName, n, sum.Digest(), c.SplitSize, c.SplitSHA)
 	}
 	return nil
+}
+
+// proves reports whether there is a layer directory that is that of a row, which has
+// the digest of its record.
+func (s *Store) proves(c metadata.Cache) bool {
+	if !validID(c.CacheID) || c.SplitSize == 0 || checkDigest(c.DiffID) != nil {
+		return false
+	}
+	dir, err := fsat.OpenName(s.layersFd, c.CacheID, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return false
+	}
+	defer fsat.Close(dir)
+	return verifyDirectory(dir, c) == nil
 }
 
 func (e *evidence) readImages(s *Store) error {
@@ -218,7 +257,7 @@ func (e *evidence) readContainers(s *Store) error {
 
 // readDatabase takes what can be read from a database file. It reports whether the
 // file is whole.
-func (e *evidence) readDatabase(path, what string, old bool) bool {
+func (e *evidence) readDatabase(s *Store, path, what string, old bool) bool {
 	r, err := metadata.Salvage(path)
 	if err != nil {
 		if !errors.Is(err, os.ErrNotExist) {
@@ -232,6 +271,11 @@ func (e *evidence) readDatabase(path, what string, old bool) bool {
 	rows := 0
 	for _, c := range r.Caches() {
 		have, ok := e.caches[c.CacheID]
+		if !ok && s.proves(c) {
+			e.caches[c.CacheID] = c // its sidecar is lost
+			rows++
+			continue
+		}
 		if !ok || have.DiffID != c.DiffID || have.SplitSHA != c.SplitSHA || have.Bind != c.Bind {
 			continue
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -201,7 +202,7 @@ func (s *Store) gcStray(ctx context.Context, rep *GCReport, dryRun bool) error {
 		case rwName:
 			continue
 		case layersName:
-			if _, err := s.verifySidecar(x.name); err == nil && lacking {
+			if _, err := s.verifySidecar(x.name); (err == nil || errors.Is(err, errSplit)) && lacking {
 				s.log.Warn("a layer without a row is kept: plyfs check --repair puts it back", zap.String("name", x.name))
 				continue
 			}
@@ -261,32 +262,40 @@ func (s *Store) gcLitter(rep *GCReport, dryRun bool) error {
 	return nil
 }
 
-// lacking reports whether an image or container names a layer that has no row, or a
-// row cannot be read.
-func (s *Store) lacking(ctx context.Context) (bool, error) {
-	lacks := false
-	err := s.view(ctx, func(tx *metadata.Tx) error {
-		images, err := tx.Images()
-		if err != nil {
-			return err
-		}
-		conts, err := tx.Containers()
-		if err != nil {
-			return err
-		}
-		if _, err = tx.Layers(); err != nil {
-			return err
-		}
-		for _, i := range images {
-			lacks = lacks || i.TopChain != "" && !tx.HasLayer(i.TopChain)
-		}
-		for _, c := range conts {
-			lacks = lacks || c.Chain != "" && !tx.HasLayer(c.Chain)
-		}
-		lacks = lacks || tx.Skipped() > 0
-		return nil
+// lacking reports whether something in the store lacks a layer, as far as is known.
+func (s *Store) lacking(ctx context.Context) (lacks bool, err error) {
+	err = s.view(ctx, func(tx *metadata.Tx) error {
+		names, err := lackers(tx)
+		lacks = len(names) > 0 || tx.Skipped() > 0
+		return err
 	})
 	return lacks, err
+}
+
+// lackers names the images that lack layers, and those of containers that do.
+func lackers(tx *metadata.Tx) (names []string, err error) {
+	images, err := tx.Images()
+	if err != nil {
+		return nil, err
+	}
+	conts, err := tx.Containers()
+	if err != nil {
+		return nil, err
+	}
+	if _, err = tx.Layers(); err != nil {
+		return nil, err
+	}
+	for _, i := range images {
+		if i.TopChain != "" && !tx.HasLayer(i.TopChain) {
+			names = append(names, imageNames(tx, i.ID))
+		}
+	}
+	for _, c := range conts {
+		if c.Chain != "" && !tx.HasLayer(c.Chain) && !slices.Contains(names, c.ImageName) {
+			names = append(names, c.ImageName)
+		}
+	}
+	return names, nil
 }
 
 // gcChains removes the indexes of chains that are gone.

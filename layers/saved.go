@@ -75,16 +75,9 @@ func (s *Store) follow(ctx context.Context, t metadata.Touched) error {
 			if id.Validate() != nil {
 				continue
 			}
-			switch img, err := tx.SavedImage(id); {
-			case err == nil:
-				// A chain that has lost rows must not take them from the sidecar, too.
-				if old, err := s.readSavedImage(f.name); err == nil && len(img.Layers) < img.Image.Layers && len(old.Layers) > len(img.Layers) {
-					img.Layers = old.Layers
-				}
-				if f.raw, err = encodeSaved(savedImage{1, img}); err != nil {
-					return err
-				}
-			case !errors.Is(err, metadata.ErrNotFound):
+			var err error
+			f.raw, err = s.encodeImage(tx, id)
+			if err != nil && !errors.Is(err, metadata.ErrNotFound) {
 				continue // it cannot be read: what was saved before may be all there is
 			}
 			files = append(files, f)
@@ -166,6 +159,21 @@ func (s *Store) followed(ctx context.Context, t metadata.Touched) {
 	if err := s.follow(context.WithoutCancel(ctx), t); err != nil {
 		s.log.Warn("what is kept beside the database is not up to date; plyfs check --repair writes it anew", zap.Error(err))
 	}
+}
+
+// encodeImage returns what the sidecar of an image should be.
+func (s *Store) encodeImage(tx *metadata.Tx, id digest.Digest) ([]byte, error) {
+	img, err := tx.SavedImage(id)
+	if err != nil {
+		return nil, err
+	}
+	// A chain that has lost rows must not take them from the sidecar, too.
+	if len(img.Layers) < img.Image.Layers {
+		if old, err := s.readSavedImage(imageFile(id)); err == nil && len(old.Layers) > len(img.Layers) {
+			img.Layers = old.Layers
+		}
+	}
+	return encodeSaved(savedImage{1, img})
 }
 
 func encodeSaved(v any) ([]byte, error) {

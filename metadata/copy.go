@@ -114,6 +114,13 @@ func (db *DB) Rebuild(ctx context.Context, fill func(*Tx) error) (kept string, e
 	if err = errors.Join(err, b.Close()); err != nil {
 		return fail(err)
 	}
+	aside := db.path + ".damaged-" + time.Now().UTC().Format("20060102T150405.000000Z")
+	if st, err := os.Lstat(db.path); err == nil && !st.Mode().IsRegular() { // nobody has it open as a database
+		if err := os.Rename(db.path, aside); err != nil {
+			return fail(err)
+		}
+		kept = aside
+	}
 	old, err := db.lockFile(ctx)
 	if err != nil {
 		return fail(err)
@@ -122,7 +129,7 @@ func (db *DB) Rebuild(ctx context.Context, fill func(*Tx) error) (kept string, e
 		defer old.Close()
 		// A second name, then the new file over the first: there is a database at
 		// every moment.
-		kept = db.path + ".damaged-" + time.Now().UTC().Format("20060102T150405.000000Z")
+		kept = aside
 		if err := os.Link(db.path, kept); err != nil {
 			return fail(err)
 		}
