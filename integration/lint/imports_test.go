@@ -20,6 +20,7 @@ var may = map[string][]string{
 	"cow":                 {"cow/...", "whiteout"},
 	"cow/fsat":            {"whiteout/xattrat"},
 	"metadata":            {},
+	"metadata/metatest":   {"metadata"},
 	"metadata/chainindex": {},
 	"whiteout":            {"whiteout/xattrat"},
 	"whiteout/merge":      {},
