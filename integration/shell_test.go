@@ -161,8 +161,16 @@ func userWithSubIDs(t testing.TB) (uid, gid int) {
 		harness.Skip(t, "cannot make a user: %v: %s", err, out)
 	}
 	t.Cleanup(func() {
-		if out, err := exec.Command("userdel", name).CombinedOutput(); err != nil {
-			t.Errorf("userdel: %v: %s", err, out)
+		// What deletes files behind a command that has ended is the user's as well.
+		for until := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+			out, err := exec.Command("userdel", name).CombinedOutput()
+			if err == nil {
+				return
+			}
+			if time.Now().After(until) {
+				t.Errorf("userdel: %v: %s", err, out)
+				return
+			}
 		}
 	})
 	out, err := exec.Command("sh", "-c", `id -u "$1"; id -g "$1"; grep -c "^$1:" /etc/subuid /etc/subgid`, "sh", name).Output()
