@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,11 @@ func run(args []string) int {
 		case sandbox.VerbInit:
 			return shellStatus(sandbox.InitMain(tell))
 		}
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		// What a load has in memory grows with the number of names in a layer, to this
+		// with three quarters of a million. Garbage need not come on top.
+		debug.SetMemoryLimit(200 << 20)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
