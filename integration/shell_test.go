@@ -162,16 +162,7 @@ func userWithSubIDs(t testing.TB) (uid, gid int) {
 	}
 	t.Cleanup(func() {
 		// What deletes files behind a command that has ended is the user's as well.
-		for until := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-			out, err := exec.Command("userdel", name).CombinedOutput()
-			if err == nil {
-				return
-			}
-			if time.Now().After(until) {
-				t.Errorf("userdel: %v: %s", err, out)
-				return
-			}
-		}
+		waitFor(t, "the user's processes to end", func() bool { return exec.Command("userdel", name).Run() == nil })
 	})
 	out, err := exec.Command("sh", "-c", `id -u "$1"; id -g "$1"; grep -c "^$1:" /etc/subuid /etc/subgid`, "sh", name).Output()
 	f := strings.Fields(string(out))

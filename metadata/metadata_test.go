@@ -211,7 +211,9 @@ func TestCheckFindsBrokenRows(t *testing.T) {
 	}{
 		{"K4", func(tx *Tx, base, _ digest.Digest) error { return tx.b(bktLayers).Delete([]byte(base)) }},
 		{"K5", func(tx *Tx, _, _ digest.Digest) error { return tx.b(bktCache).Delete([]byte("c1")) }},
-		{"K7", func(tx *Tx, _, _ digest.Digest) error { return put(tx, bktCache, []byte("cx"), Cache{CacheID: "cx", DiffID: d("x")}) }},
+		{"K7", func(tx *Tx, _, _ digest.Digest) error {
+			return put(tx, bktCache, []byte("cx"), Cache{CacheID: "cx", DiffID: d("x")})
+		}},
 		{"K10", func(tx *Tx, _, _ digest.Digest) error {
 			return tx.b(bktConfigs).Put([]byte(d("config")), []byte("other"))
 		}},
