@@ -45,6 +45,9 @@ func (s *Store) Check(ctx context.Context, o CheckOptions) (*Report, error) {
 		}
 		r.merge(c.r, pass)
 		if !o.Repair || pass == repairPasses || !slices.ContainsFunc(c.r.Findings, func(f Finding) bool { return f.Fixed }) {
+			if o.Repair {
+				s.purge(ctx, nil) // images that went
+			}
 			return r, nil
 		}
 	}

@@ -193,7 +193,15 @@ func (c *checker) saved() error {
 		raw             []byte
 	}
 	var conts []doc
+	buried := map[string]bool{}
 	err = c.s.view(c.ctx, func(tx *metadata.Tx) error {
+		trash, err := tx.TrashRows()
+		if err != nil {
+			return err
+		}
+		for _, t := range trash {
+			buried[t.Path] = true
+		}
 		for _, id := range tx.ImageIDs() {
 			if id.Validate() != nil {
 				continue
@@ -253,7 +261,7 @@ func (c *checker) saved() error {
 	}
 	slices.Sort(names)
 	for _, n := range names {
-		if _, ok := ids[n]; !ok {
+		if _, ok := ids[n]; !ok && !buried[imagesName+"/"+n] {
 			c.straySaved(n)
 		}
 	}

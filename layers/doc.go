@@ -193,7 +193,9 @@
 // transaction that changes their rows: [Store] writes them after the commit and before
 // the call returns, under a lock (flock of images/) below which the rows are read anew,
 // so the last one to write has seen the last transaction. Who changes rows does nothing
-// for it: [metadata.Tx] notes what was touched.
+// for it: [metadata.Tx] notes what was touched. A sidecar without a row is what is left
+// of a lost row, and a repair puts the image back; so the sidecar of an image that was
+// removed is trash until its name is gone for good.
 //
 // A rebuild takes layers from their directories, which must have a tar-split record with
 // the right digest, rows of layers from the sidecars of whatever has them, images and
@@ -252,6 +254,7 @@
 //	step (remove)                               if we die after it
 //	rows deleted, trash rows added              trash: deleted by the next sweep
 //	renamed to trash/, deleted                  same
+//	directories synced                          same
 //	trash rows deleted                          complete
 //
 //	step (copy, compact, rebuild of the         if we die after it

@@ -26,6 +26,7 @@ type evidence struct {
 	doubtful   []metadata.SavedImage // only in a copy: may have been removed since
 	containers []metadata.Container
 	salvaged   []*metadata.Salvaged // for what only a database knows, the best first
+	buried     map[string]bool      // paths that were to be deleted
 	notes      []string             // what could not be used, and why
 	sources    []string
 }
@@ -205,6 +206,9 @@ func (e *evidence) readImages(s *Store) error {
 	have := map[digest.Digest]bool{}
 	found := false
 	for _, n := range names {
+		if e.buried[imagesName+"/"+n] {
+			continue
+		}
 		img, err := s.readSavedImage(n)
 		if err != nil {
 			e.note("%s/%s: %v", imagesName, n, err)
@@ -236,6 +240,9 @@ func (e *evidence) readContainers(s *Store) error {
 	}
 	found := false
 	for _, n := range names {
+		if e.buried[rwName+"/"+n] {
+			continue
+		}
 		saved, err := s.readSavedContainer(n)
 		if err != nil {
 			if !known[n] {
@@ -297,6 +304,7 @@ func (e *evidence) readDatabase(s *Store, path, what string, old bool) bool {
 		}
 	}
 	if !old {
+		e.buried = r.Trash()
 		for _, c := range r.Containers() {
 			if validID(c.MountID) && containerID(c.ID) && containerName.MatchString(c.Name) && c.State != metadata.Creating {
 				e.containers = append(e.containers, c)

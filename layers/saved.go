@@ -47,6 +47,15 @@ type savedContainer struct {
 
 func imageFile(id digest.Digest) string { return hexOf(id) + imageExt }
 
+// imageOfFile is the image whose sidecar has a name; "" if none can have it.
+func imageOfFile(name string) digest.Digest {
+	hex, ok := strings.CutSuffix(name, imageExt)
+	if id := digest.NewDigestFromEncoded(digest.SHA256, hex); ok && id.Validate() == nil {
+		return id
+	}
+	return ""
+}
+
 // hexOf is the hex part of a digest; empty if it is none.
 func hexOf(d digest.Digest) string {
 	if d.Validate() != nil {
@@ -113,7 +122,7 @@ func (s *Store) follow(ctx context.Context, t metadata.Touched) error {
 			if err := fsat.Unlink(dir, f.name); err != nil && !fsat.IsAbsent(err) {
 				return fmt.Errorf("remove %s/%s: %w", imagesName, f.name, err)
 			}
-			continue
+			continue // durable before the trash row goes
 		}
 		if have, err := readFile(dir, f.name, sidecarMax); err == nil && bytes.Equal(have, f.raw) {
 			continue

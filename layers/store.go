@@ -32,6 +32,11 @@ type Store struct {
 
 	rootFd, layersFd, stageFd, rwFd, trashFd, chainsFd, imagesFd, copiesFd int
 
+	// buried are trash rows of images that no purge has been asked for yet.
+	buried struct {
+		sync.Mutex
+		rows []metadata.Trash
+	}
 	savedMu sync.Mutex // held with the lock of images/, see lockSaved
 
 	// hook is told the name of each step of a change to the disk and may end
@@ -236,13 +241,21 @@ func (s *Store) view(ctx context.Context, fn func(*metadata.Tx) error) error {
 
 // update runs a transaction, and has what is kept beside the database follow it.
 func (s *Store) update(ctx context.Context, fn func(*metadata.Tx) error) error {
-	var touched metadata.Touched
+	var (
+		touched metadata.Touched
+		buried  []metadata.Trash
+	)
 	err := s.db.Update(ctx, func(tx *metadata.Tx) error {
 		err := fn(tx)
-		touched = tx.Touched()
+		if touched = tx.Touched(); err == nil {
+			buried, err = buryImages(tx, touched.Images)
+		}
 		return err
 	})
 	if err == nil {
+		s.buried.Lock()
+		s.buried.rows = append(s.buried.rows, buried...)
+		s.buried.Unlock()
 		s.followed(ctx, touched)
 	}
 	return s.mapErr(err)

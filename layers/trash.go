@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,10 @@ func addTrash(tx *metadata.Tx, reason string, paths ...string) ([]metadata.Trash
 // purge deletes what a committed transaction gave up, or has it deleted by somebody
 // who is not waited for. Anything that fails stays in the trash for the next sweep.
 func (s *Store) purge(ctx context.Context, junk []metadata.Trash) {
+	s.buried.Lock()
+	junk = append(junk, s.buried.rows...)
+	s.buried.rows = nil
+	s.buried.Unlock()
 	if len(junk) == 0 || s.fault("before-purge") != nil {
 		return
 	}
@@ -73,12 +78,22 @@ func (s *Store) Purge(ctx context.Context) error {
 func (s *Store) purgeNow(ctx context.Context, junk []metadata.Trash) {
 	ctx = context.WithoutCancel(ctx)
 	var done []uint64
+	dirs := map[string]bool{trashName: true}
 	for _, t := range junk {
-		if err := s.purgeOne(t); err != nil {
+		if err := s.purgeOne(ctx, t); err != nil {
 			s.log.Warn("delete trash", zap.String("path", t.Path), zap.Error(err))
 			continue
 		}
+		dir, _, _ := strings.Cut(t.Path, "/")
+		dirs[dir] = true
 		done = append(done, t.Seq)
+	}
+	// What comes back with the power must still be known as trash.
+	for _, dir := range sortedNames(dirs) {
+		if err := s.syncDir(dir); err != nil {
+			s.log.Warn("delete trash", zap.String("path", dir), zap.Error(err))
+			return
+		}
 	}
 	err := s.updateFreeing(ctx, func(tx *metadata.Tx) error {
 		for _, seq := range done {
@@ -94,7 +109,7 @@ func (s *Store) purgeNow(ctx context.Context, junk []metadata.Trash) {
 }
 
 // trashDirs are the directories whose entries a trash row may name.
-var trashDirs = map[string]bool{layersName: true, stageName: true, rwName: true, trashName: true, chainsName: true, blobsName: true}
+var trashDirs = map[string]bool{layersName: true, stageName: true, rwName: true, trashName: true, chainsName: true, blobsName: true, imagesName: true}
 
 // validTrash says whether a path from a trash row is one of ours.
 func validTrash(path string) bool {
@@ -102,13 +117,49 @@ func validTrash(path string) bool {
 	return ok && trashDirs[dir] && name != "" && name != "." && name != ".." && !strings.Contains(name, "/")
 }
 
-func (s *Store) purgeOne(t metadata.Trash) error {
+// buryImages records that the images of a transaction which are no more are not to come
+// back: a sidecar without a row is otherwise taken for what is left of a lost row.
+// purge takes the rows away.
+func buryImages(tx *metadata.Tx, ids []digest.Digest) (rows []metadata.Trash, err error) {
+	for _, id := range ids {
+		if _, err := tx.Image(id); id.Validate() != nil || !errors.Is(err, metadata.ErrNotFound) {
+			continue
+		}
+		t, err := addTrash(tx, "image removed", imagesName+"/"+imageFile(id))
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, t...)
+	}
+	return rows, nil
+}
+
+// syncDir makes durable what happened to the names in a directory of the store.
+func (s *Store) syncDir(name string) error {
+	fd, err := fsat.OpenName(s.rootFd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if fsat.IsAbsent(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer fsat.Close(fd)
+	return unix.Fsync(fd)
+}
+
+func (s *Store) purgeOne(ctx context.Context, t metadata.Trash) error {
 	dir, name, _ := strings.Cut(t.Path, "/")
 	if !validTrash(t.Path) {
 		return fmt.Errorf("%w: trash row names %q, which is no place of ours", ErrCorrupt, t.Path)
 	}
-	if dir == blobsName {
+	switch dir {
+	case blobsName:
 		return s.removeKept(name)
+	case imagesName: // it may have been loaded again
+		if id := imageOfFile(name); id != "" {
+			return s.follow(ctx, metadata.Touched{Images: []digest.Digest{id}})
+		}
+		return nil
 	}
 	from, err := fsat.OpenBeneath(s.rootFd, dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {

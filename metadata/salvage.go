@@ -84,6 +84,16 @@ func (s *Salvaged) Containers() []Container {
 	return c
 }
 
+// Trash returns the paths that were to be deleted.
+func (s *Salvaged) Trash() (paths map[string]bool) {
+	_, rows := salvage[Trash](s, bktTrash)
+	paths = map[string]bool{}
+	for _, t := range rows {
+		paths[t.Path] = true
+	}
+	return paths
+}
+
 // Rest puts into tx what nothing but a database knows: who it is, which compressed
 // layers are kept, what the build cache knows of images that exist. Rows that are
 // there stay. identity says that the database is to be the same one.

@@ -14,6 +14,8 @@
 //	log.go        the log, and the order of what is in it
 //	cut.go        what is on the disk when the power fails at a place in the log
 //	verdict.go    which states of a story a loss of power allows
+//	calls.go      a command whose system calls fail, or are its last, or do
+//	              nothing
 //
 // # What is expected
 //
