@@ -128,6 +128,10 @@ func (c *checker) strayLayer(x stray) {
 		}
 		if err = c.s.update(c.ctx, func(tx *metadata.Tx) (err error) {
 			adopted, lacking = false, nil
+			if _, err := tx.Cache(x.name); err == nil { // it came with what lies on top of it
+				adopted = true
+				return nil
+			}
 			if tx.HasLayer(side.Layer.ChainID) {
 				return nil
 			}
@@ -193,14 +197,10 @@ func (c *checker) saved() error {
 		raw             []byte
 	}
 	var conts []doc
-	buried := map[string]bool{}
-	err = c.s.view(c.ctx, func(tx *metadata.Tx) error {
-		trash, err := tx.TrashRows()
-		if err != nil {
+	var known map[string]bool
+	err = c.s.view(c.ctx, func(tx *metadata.Tx) (err error) {
+		if known, err = knownSaved(tx); err != nil {
 			return err
-		}
-		for _, t := range trash {
-			buried[t.Path] = true
 		}
 		for _, id := range tx.ImageIDs() {
 			if id.Validate() != nil {
@@ -261,7 +261,7 @@ func (c *checker) saved() error {
 	}
 	slices.Sort(names)
 	for _, n := range names {
-		if _, ok := ids[n]; !ok && !buried[imagesName+"/"+n] {
+		if !known[n] {
 			c.straySaved(n)
 		}
 	}

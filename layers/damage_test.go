@@ -253,3 +253,40 @@ func TestRepairWithoutOriginal(t *testing.T) {
 		})
 	}
 }
+
+// TestOldDatabase puts an old database in the place of the present one, as from a backup.
+// What came later is found beside it.
+func TestOldDatabase(t *testing.T) {
+	needRoot(t)
+	for range 5 { // names of directories are random, and so is the order in which they are looked at
+		p := newPatient(t)
+		old, err := p.s.CopyDatabase(t.Context())
+		must(t, err)
+		old2 := filepath.Join(t.TempDir(), "old")
+		must(t, os.Rename(old, old2))
+		load(t, p.s, outerTar(t, oldDocker(t, img{refs: []string{"late:1"}, layers: [][]byte{layerTar(t, file("l", "1")), layerTar(t, file("m", "2")), layerTar(t, file("n", "3"))}})))
+		c := create(t, p.s, "late:1", "late")
+		must(t, os.WriteFile(filepath.Join(c.Upper, "later"), []byte("of a user"), 0o600))
+		_, err = p.s.Commit(t.Context(), "late", "committed:1", CommitOptions{})
+		must(t, err)
+		p.images = append(p.images, "late:1", "committed:1")
+		slices.Sort(p.images)
+		must(t, p.s.Close())
+		must(t, os.Rename(old2, p.db()))
+		p.s, err = Open(t.Context(), p.s.root, Options{})
+		must(t, err)
+		defer p.s.Close()
+		_, err = p.s.GC(t.Context(), false) // nothing of what may come back
+		must(t, err)
+		rep := p.check(t, CheckOptions{Deep: true, Repair: true})
+		if open := invariants(rep, true); len(open) > 0 {
+			t.Error(asJSON(rep.Findings))
+		}
+		p.healthy(t)
+		if c, err := p.s.Container(t.Context(), "late"); err != nil {
+			t.Error(err)
+		} else if b, err := os.ReadFile(filepath.Join(c.Upper, "later")); string(b) != "of a user" {
+			t.Error(err)
+		}
+	}
+}

@@ -197,6 +197,9 @@ func (s *Store) gcStray(ctx context.Context, rep *GCReport, dryRun bool) error {
 		return err
 	}
 	for _, x := range list {
+		lacking = lacking || x.dir == rwName
+	}
+	for _, x := range list {
 		fd := s.layersFd
 		switch x.dir {
 		case rwName:
@@ -262,14 +265,39 @@ func (s *Store) gcLitter(rep *GCReport, dryRun bool) error {
 	return nil
 }
 
-// lacking reports whether something in the store lacks a layer, as far as is known.
+// lacking reports whether something in the store lacks a layer, as far as is known. An
+// image that only its sidecar knows may lack all of its layers.
 func (s *Store) lacking(ctx context.Context) (lacks bool, err error) {
+	saved, err := listDir(s.imagesFd) // before the rows: a sidecar goes after its row
+	if err != nil {
+		return false, err
+	}
 	err = s.view(ctx, func(tx *metadata.Tx) error {
 		names, err := lackers(tx)
 		lacks = len(names) > 0 || tx.Skipped() > 0
+		if err != nil {
+			return err
+		}
+		known, err := knownSaved(tx)
+		lacks = lacks || slices.ContainsFunc(saved, func(n string) bool { return imageOfFile(n) != "" && !known[n] })
 		return err
 	})
 	return lacks, err
+}
+
+// knownSaved are the names in images/ that rows explain.
+func knownSaved(tx *metadata.Tx) (map[string]bool, error) {
+	trash, err := tx.TrashRows()
+	known := map[string]bool{}
+	for _, t := range trash {
+		if name, ok := strings.CutPrefix(t.Path, imagesName+"/"); ok {
+			known[name] = true
+		}
+	}
+	for _, id := range tx.ImageIDs() {
+		known[imageFile(id)] = true
+	}
+	return known, err
 }
 
 // lackers names the images that lack layers, and those of containers that do.

@@ -199,6 +199,9 @@ func (s *Store) read(ctx context.Context) error {
 	if d := s.strangeDriver(); d != "" {
 		return s.refuseDriver(d)
 	}
+	if d := "containerd/daemon"; s.isFile(d + "/" + containerdMeta) {
+		return fmt.Errorf("%w: the images of this Docker are in a containerd of its own: adopt %s", ErrNoStore, s.Abs(d))
+	}
 	return fmt.Errorf("%w: expected the root of Docker (image/, or graph/), of podman (overlay-images/), of containerd (io.containerd.metadata.v1.bolt/) or of a registry of version 1 (images/ and repositories/)", ErrNoStore)
 }
 
