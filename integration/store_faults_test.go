@@ -5,8 +5,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -216,7 +218,7 @@ func (s *faultStore) outputs() []string {
 		p := filepath.Join(s.dir, n)
 		b, err := os.ReadFile(p)
 		switch {
-		case os.IsNotExist(err), n == "have.tar" && string(b) == "what was there":
+		case errors.Is(err, fs.ErrNotExist), n == "have.tar" && string(b) == "what was there":
 			continue
 		case n == "tree.tar":
 			err = exec.Command("tar", "-xOf", p, "data").Run()
