@@ -9,7 +9,7 @@ import (
 
 // GetAttr implements GETATTR.
 func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -153,7 +153,7 @@ func (fs *FS) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { return fuse.
 // Statx implements STATX, which the kernel sends when somebody wants to know the
 // time of birth: that of the real object, so of a copy, as on kernel overlayfs.
 func (fs *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -181,7 +181,7 @@ func (fs *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fus
 
 // Readlink implements READLINK.
 func (fs *FS) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status) {
-	n := fs.nodes.get(h.NodeId)
+	n := fs.node(h.NodeId)
 	if n == nil {
 		return nil, fuse.Status(unix.ESTALE)
 	}

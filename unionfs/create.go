@@ -242,7 +242,7 @@ func (fs *FS) newUpper(st *unix.Stat_t) *inode {
 }
 
 func (fs *FS) makeNode(op string, h *fuse.InHeader, name string, o newObject, out *fuse.EntryOut) fuse.Status {
-	p := fs.nodes.get(h.NodeId)
+	p := fs.node(h.NodeId)
 	if p == nil || !p.isDir() {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -290,7 +290,7 @@ func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fus
 // opened makes the handle that comes with a new file.
 func (fs *FS) opened(in *fuse.CreateIn, out *fuse.CreateOut) {
 	out.OpenFlags = fs.openFlags()
-	n := fs.nodes.get(out.NodeId)
+	n := fs.node(out.NodeId)
 	if n == nil || fs.io == IONoOpen { // then it will not be closed either
 		return
 	}
@@ -303,7 +303,7 @@ func (fs *FS) opened(in *fuse.CreateIn, out *fuse.CreateOut) {
 
 // Tmpfile implements TMPFILE: a regular file without a name.
 func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
-	p := fs.nodes.get(in.NodeId)
+	p := fs.node(in.NodeId)
 	if p == nil || !p.isDir() {
 		return fuse.Status(unix.ESTALE)
 	}

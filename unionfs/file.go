@@ -22,7 +22,7 @@ func (fs *FS) openFlags() uint32 {
 // that no write can fail for want of space in a way the program does not
 // expect.
 func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -68,7 +68,7 @@ func (fs *FS) openFile(n *inode, write, trunc bool) error {
 // Release implements RELEASE. A handle carries hardly anything; its flags come with
 // the request.
 func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	if n == nil {
 		return
 	}
@@ -89,7 +89,7 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRes
 
 // ReadInto is Read with the data in buf.
 func (fs *FS) ReadInto(in *fuse.ReadIn, buf []byte) (int, fuse.Status) {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
@@ -136,7 +136,7 @@ func (fs *FS) clampRead(n *inode, buf []byte, off int64) ([]byte, error) {
 
 // Write implements WRITE.
 func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
@@ -204,7 +204,7 @@ func (fs *FS) Writev(<-chan struct{}, *fuse.WriteIn, [][]byte) (uint32, fuse.Sta
 
 // Fsync implements FSYNC.
 func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -254,7 +254,7 @@ func (fs *FS) syncFd(n *inode) (*fdHandle, error) {
 
 // FsyncDir implements FSYNCDIR.
 func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -277,7 +277,7 @@ func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 
 // Fallocate implements FALLOCATE.
 func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -306,7 +306,7 @@ func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 
 // Lseek implements LSEEK: SEEK_DATA and SEEK_HOLE, the kernel does the others.
 func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -323,7 +323,7 @@ func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fus
 
 // CopyFileRange implements COPY_FILE_RANGE.
 func (fs *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
-	src, dst := fs.nodes.get(in.NodeId), fs.nodes.get(in.NodeIdOut)
+	src, dst := fs.node(in.NodeId), fs.node(in.NodeIdOut)
 	if src == nil || dst == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}

@@ -71,7 +71,7 @@ func (b flagBits) protection(bits uint32) (p protection) {
 
 // Ioctl implements IOCTL for the inode flags; there are no others.
 func (fs *FS) Ioctl(_ <-chan struct{}, in *fuse.IoctlIn, inbuf []byte, _ *fuse.IoctlOut, outbuf []byte) fuse.Status {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}

@@ -67,6 +67,7 @@ type FS struct {
 	io        IO       // resolved; immutable
 	backing   backing
 	store     store
+	resumed   bool         // the kernel knows objects from an earlier server
 	noBacking atomic.Bool  // the kernel refuses
 	backings  atomic.Int64 // how many files are registered
 

@@ -55,6 +55,9 @@ type inodeExtra struct {
 	capsGone atomic.Bool
 	// noAtime: reading it changes no access time, whatever the mount says.
 	noAtime atomic.Bool
+	// lookups counts the references that the kernel has from this server, if it is
+	// not the first one; see resume.go.
+	lookups atomic.Int64
 
 	upID   realID  // of an object in the upper that has several names; guarded by inode.mu
 	orphan orphan  // of an object of the upper without a name; guarded by inode.mu

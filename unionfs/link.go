@@ -12,7 +12,7 @@ import (
 
 // Link implements LINK.
 func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
-	n, p := fs.nodes.get(in.Oldnodeid), fs.nodes.get(in.NodeId)
+	n, p := fs.node(in.Oldnodeid), fs.node(in.NodeId)
 	if n == nil || p == nil || !p.isDir() {
 		return fuse.Status(unix.ESTALE)
 	}

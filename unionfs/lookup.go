@@ -12,7 +12,7 @@ import (
 
 // Lookup implements LOOKUP.
 func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	p := fs.nodes.get(h.NodeId)
+	p := fs.node(h.NodeId)
 	if p == nil || !p.isDir() {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -34,7 +34,9 @@ func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse
 // Forget implements FORGET.
 func (fs *FS) Forget(nodeid, nlookup uint64) {
 	if n := fs.nodes.get(nodeid); n != nil && n != fs.root {
-		fs.unref(n, int64(nlookup))
+		if count := fs.forgotten(n, int64(nlookup)); count > 0 {
+			fs.unref(n, count)
+		}
 	}
 }
 
@@ -67,6 +69,7 @@ func (fs *FS) reply(n *inode, seen *look, out *fuse.EntryOut) error {
 		fs.unref(n, 1)
 		return err
 	}
+	fs.passed(n)
 	out.NodeId = n.id
 	out.SetEntryTimeout(fs.ttl)
 	out.SetAttrTimeout(fs.ttl)
@@ -103,7 +106,7 @@ func (fs *FS) lowerChild(p *inode, f *found, seen *look) (*inode, error) {
 	if err != nil {
 		return nil, err
 	}
-	links := fs.lowers.sharesSlots() && f.typ != unix.DT_DIR // what has a slot in common is one file
+	links := fs.lowers.sharesSlots() && (f.typ != unix.DT_DIR || fs.resumed) // what has a slot in common is one file
 	if links && fs.readOnly() {
 		if have := fs.nodes.get(f.low.slot()); have != nil && have.tryRef() {
 			return fs.nameKnown(p, f, have)

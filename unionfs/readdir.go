@@ -21,7 +21,7 @@ func (fs *FS) ReleaseDir(*fuse.ReleaseIn) {}
 
 // ReadDir implements READDIR.
 func (fs *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	return fs.readDir(n, in, func(e *dirEntry) bool {
 		return out.AddDirEntry(fuse.DirEntry{Name: e.name, Ino: fs.shownIno(e.ino), Mode: uint32(e.typ) << 12, Off: e.cookie})
 	})
@@ -29,7 +29,7 @@ func (fs *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList
 
 // ReadDirPlus implements READDIRPLUS: each entry is looked up as well.
 func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	first := in.Offset == 0
 	seen := look{pid: in.Pid} // one for all entries: it escapes
 	return fs.readDir(n, in, func(e *dirEntry) bool {

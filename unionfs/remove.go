@@ -22,7 +22,7 @@ func (fs *FS) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Statu
 }
 
 func (fs *FS) remove(op string, h *fuse.InHeader, name string, dir bool) fuse.Status {
-	p := fs.nodes.get(h.NodeId)
+	p := fs.node(h.NodeId)
 	if p == nil || !p.isDir() {
 		return fuse.Status(unix.ESTALE)
 	}

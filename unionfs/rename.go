@@ -14,7 +14,7 @@ import (
 // Rename implements RENAME and RENAME2. RENAME_WHITEOUT is refused as on kernel
 // overlayfs: whiteouts are ours to make.
 func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
-	from, to := fs.nodes.get(in.NodeId), fs.nodes.get(in.Newdir)
+	from, to := fs.node(in.NodeId), fs.node(in.Newdir)
 	if from == nil || to == nil || !from.isDir() || !to.isDir() {
 		return fuse.Status(unix.ESTALE)
 	}

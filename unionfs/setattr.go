@@ -9,7 +9,7 @@ import (
 
 // SetAttr implements SETATTR.
 func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
-	n := fs.nodes.get(in.NodeId)
+	n := fs.node(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}

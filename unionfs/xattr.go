@@ -33,7 +33,7 @@ func (fs *FS) refused(attr string) fuse.Status {
 
 // GetXAttr implements GETXATTR.
 func (fs *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
-	n := fs.nodes.get(h.NodeId)
+	n := fs.node(h.NodeId)
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
@@ -69,7 +69,7 @@ func (fs *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string, dest []
 
 // ListXAttr implements LISTXATTR.
 func (fs *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	n := fs.nodes.get(h.NodeId)
+	n := fs.node(h.NodeId)
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
@@ -124,7 +124,7 @@ func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data
 		return err
 	}
 	if isACL(attr) {
-		if n := fs.nodes.get(in.NodeId); attr == aclDefault && n != nil && !n.isDir() {
+		if n := fs.node(in.NodeId); attr == aclDefault && n != nil && !n.isDir() {
 			return fuse.EACCES // kernel: set_posix_acl
 		}
 		fs.owners.mapACL(data, false)
@@ -149,7 +149,7 @@ func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data
 
 // RemoveXAttr implements REMOVEXATTR.
 func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse.Status {
-	n := fs.nodes.get(h.NodeId)
+	n := fs.node(h.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -217,7 +217,7 @@ const capsAttr = "security.capability"
 const setxattrACLKillSgid = 1
 
 func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, disk string) error) fuse.Status {
-	n := fs.nodes.get(id)
+	n := fs.node(id)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}

@@ -39,6 +39,10 @@
 //	event                        state                        who acts, how
 //	---------------------------  ---------------------------  --------------------------------
 //	umount(2) by anyone          server's read gives ENODEV   server syncs, closes, says done; both exit 0
+//	server killed or crashed,    holder keeps the connection  holder starts another one, which goes on:
+//	resumable                                                 clients have waited, that is all
+//	the same, 10 times in a row  -                            as when it is not resumable
+//	within a second
 //	server killed or crashed     holder keeps the connection  holder detaches the mount (lazy) and closes
 //	                                                          /dev/fuse: clients get ENOTCONN, not a hang
 //	holder killed                server has its own copy of   server goes on until the mount is unmounted;
@@ -54,10 +58,15 @@
 //	                                                          many objects the kernel knows
 //	SIGTERM, SIGINT to server    -                            ignored while the holder lives, else as above
 //
-// A server that is started again by its holder and goes on where the dead one
-// stopped is the reason for this shape (the holder owns the descriptor, the
-// spec and will own the saved INIT request and the shared memory); today the
-// holder gives up instead.
+// # Another server
+//
+// A server says with "live" whether another one can go on where it dies, and what
+// that one needs: the INIT request of the kernel and its answer (transport.Resume). So
+// far this holds for read-only unions of indexed layers, of which a server knows nothing
+// that cannot be found out again from a node id (unionfs.FS.Resumable). The new server
+// opens the layers, is handed the descriptor of the connection, makes the same agreement
+// with itself, and has the kernel send again what was not answered. What it cannot agree
+// to ends the mount. It is the same binary as the holder's, also if that was replaced.
 //
 // # Files
 //

@@ -11,6 +11,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/transport"
 )
 
 // kind names a message of the status or the control socket.
@@ -33,6 +35,9 @@ type message struct {
 	Spec  *Spec      `json:"spec,omitempty"`
 	State *State     `json:"state,omitempty"`
 	Error *wireError `json:"error,omitempty"`
+	// Resume comes from a live server that another one can take over from, and goes
+	// to that one.
+	Resume *transport.Resume `json:"resume,omitempty"`
 }
 
 // wireError carries an error between processes: the sentence, and the errno

@@ -74,6 +74,11 @@ type holder struct {
 	ctl    *link
 	dev    *os.File // our copy of /dev/fuse: the connection lives while it is open
 	state  State
+
+	resume *transport.Resume // what the next server needs; nil: there can be none
+	since  time.Time         // when the server began to serve; zero: it has not
+	deaths int               // of servers in a row that have not served for long
+	stuck  *time.Timer       // ends one that takes too long to take over
 }
 
 // event is what the holder's loop waits for.
@@ -153,12 +158,28 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 				}
 			case e.from == h.ctl && e.err != nil:
 				err := h.serverGone(e.err)
+				if h.mayResume() {
+					if err = h.startAgain(err); err == nil {
+						go listen(h.ctl)
+						continue
+					}
+				}
+				err = h.lost(err)
 				tell(parent, message{Kind: kindError, Error: toWire(err)})
 				return err
+			case e.from != parent && e.from != h.ctl:
+				// A server that is gone.
 			case e.m.Kind == kindError && e.m.Error != nil:
 				tell(parent, message{Kind: kindError, Error: e.m.Error})
 				h.end()
+				if live {
+					h.recordExit(e.m.Error)
+				}
 				return e.m.Error
+			case e.m.Kind == kindPrepared && h.dev != nil:
+				if err := h.handOver(); err != nil { // its end is an event, too
+					h.log.Warn("another mount server", zap.Error(err))
+				}
 			case e.m.Kind == kindPrepared:
 				if parent != nil {
 					tell(parent, message{Kind: kindPrepared})
@@ -166,8 +187,14 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 					h.end()
 					return err
 				}
+			case e.m.Kind == kindLive && live:
+				h.stuck.Stop()
+				h.since = time.Now()
+				h.log.Info("another mount server goes on", zap.String("target", h.spec.Target), zap.Int("pid", h.state.Server.Pid))
+				h.recordState()
 			case e.m.Kind == kindLive:
-				live = true
+				live, h.since = true, time.Now()
+				h.resume = e.m.Resume
 				transport.SetReadAhead(h.state.Major, h.state.Minor)
 				h.recordState()
 				tell(parent, message{Kind: kindLive, State: &h.state})
@@ -202,7 +229,7 @@ func (h *holder) startServer() error {
 		return err
 	}
 	h.ctl = l
-	h.state = State{Target: h.spec.Target, Holder: Self()}
+	h.state.Target, h.state.Holder = h.spec.Target, Self()
 	h.state.Server, _ = Lookup(h.server.Process.Pid) // empty if it died at once: seen as an event
 	return l.send(message{Kind: kindSpec, Spec: &h.spec}, nil)
 }
@@ -216,8 +243,12 @@ func (h *holder) mount() error {
 	if m, err := ownMount(h.spec.Target); err == nil {
 		h.state.Major, h.state.Minor = m.Major, m.Minor
 	}
-	// A first request waits in the kernel until the server answers.
-	if err := h.ctl.send(message{Kind: kindServe}, dev); err != nil {
+	return h.handOver()
+}
+
+// handOver lets the server serve. Requests wait in the kernel until it answers.
+func (h *holder) handOver() error {
+	if err := h.ctl.send(message{Kind: kindServe, Resume: h.resume}, h.dev); err != nil {
 		return fmt.Errorf("hand over /dev/fuse: %w", err)
 	}
 	return nil
@@ -265,9 +296,11 @@ func (h *holder) finished(bad *wireError) error {
 	return nil
 }
 
-// serverGone is the end of a server that did not say goodbye. (A server that
-// takes over will be started here.)
+// serverGone says how a server ended that did not say goodbye.
 func (h *holder) serverGone(err error) error {
+	if h.stuck != nil {
+		h.stuck.Stop()
+	}
 	werr := h.server.Wait()
 	if !errors.Is(err, io.EOF) {
 		werr = errors.Join(err, werr)
@@ -275,7 +308,51 @@ func (h *holder) serverGone(err error) error {
 	if werr == nil {
 		werr = errors.New("exit status 0")
 	}
-	err = fmt.Errorf("the mount server of %q ended unexpectedly: %w", h.spec.Target, werr)
+	h.ctl.close()
+	return fmt.Errorf("the mount server of %q ended unexpectedly: %w", h.spec.Target, werr)
+}
+
+// A server that ends as soon as it serves is not started for ever: a request that kills
+// it comes again each time.
+const (
+	maxDeaths = 10 // in a row, each of a server
+	tooSoon   = time.Second
+	// resumeTimeout is how long a server may take to take over.
+	resumeTimeout = 30 * time.Second
+)
+
+// mayResume reports whether a new server can go on where one has just ended.
+func (h *holder) mayResume() bool {
+	if h.resume == nil || h.dev == nil || h.disconnected() {
+		return false
+	}
+	if h.since.IsZero() || time.Since(h.since) < tooSoon {
+		h.deaths++
+	} else {
+		h.deaths = 0
+	}
+	h.since = time.Time{}
+	if h.deaths >= maxDeaths {
+		h.log.Error("mount servers end again and again", zap.String("target", h.spec.Target), zap.Int("times", h.deaths))
+		return false
+	}
+	return true
+}
+
+// startAgain starts a new server; why is how the last one ended.
+func (h *holder) startAgain(why error) error {
+	h.log.Warn("another mount server is started", zap.Error(why))
+	h.state.Restarts++
+	if err := h.startServer(); err != nil {
+		return errors.Join(why, err)
+	}
+	server := h.server.Process
+	h.stuck = time.AfterFunc(resumeTimeout, func() { _ = server.Kill() }) // it may have ended
+	return nil
+}
+
+// lost is the end of a mount that nobody serves any more.
+func (h *holder) lost(err error) error {
 	h.detach()
 	h.closeDev()
 	h.recordExit(err)

@@ -79,7 +79,7 @@ func (s *server) run() error {
 	if err := s.ctl.send(message{Kind: kindPrepared}, nil); err != nil {
 		return errors.Join(err, fs.Close())
 	}
-	_, dev, err := s.ctl.expect(kindServe)
+	serve, dev, err := s.ctl.expect(kindServe)
 	if err == nil && dev == nil {
 		err = errors.New("message without /dev/fuse")
 	}
@@ -100,9 +100,19 @@ func (s *server) run() error {
 	if fs.IO() == unionfs.IOPassthrough {
 		depth = fs.StackDepth()
 	}
+	if serve.Resume != nil {
+		if !fs.Resumable() { // the one before us could: something else has changed
+			return errors.Join(errors.New("nobody can go on with this mount"), dev.Close(), fs.Close())
+		}
+		fs.Resume()
+	}
 	err = transport.Serve(dev, fs, transport.ServeOptions{
-		Ready: func() {
-			if err := s.ctl.send(message{Kind: kindLive}, nil); err != nil {
+		Resume: serve.Resume,
+		Ready: func(r *transport.Resume) {
+			if !fs.Resumable() {
+				r = nil
+			}
+			if err := s.ctl.send(message{Kind: kindLive, Resume: r}, nil); err != nil {
 				s.log.Warn("holder not told that the mount is live", zap.Error(err))
 			}
 			go unionfs.Trim()

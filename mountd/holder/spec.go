@@ -162,6 +162,8 @@ type State struct {
 	// finds the mount again when a directory above the target is renamed.
 	Major int `json:"major"`
 	Minor int `json:"minor"`
+	// Restarts counts the servers that have taken over from one that had died.
+	Restarts int `json:"restarts,omitempty"`
 }
 
 // Exit is left in RunDir/exit.json by a holder whose mount did not end well.

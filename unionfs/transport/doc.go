@@ -40,6 +40,13 @@
 // no request waits for anything but the file systems below, and a Go program's
 // preemption signals would send thousands.
 //
+// # Another server
+//
+// A connection can go on with another process when the one that served it has died
+// (resume.go): what was agreed with the kernel is given to go-fuse again, and must come out
+// the same; then the kernel is asked to send again what has not been answered. Such
+// requests have the highest bit of their number set, and so have their answers.
+//
 // # Who owns what
 //
 // The mount lives as long as a descriptor of its /dev/fuse connection is open.

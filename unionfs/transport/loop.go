@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -44,7 +45,7 @@ type loop struct {
 	idler  Idler  // fs, if it is one
 	proto  *fuse.ProtocolServer
 	log    *zap.Logger
-	ready  func()
+	ready  func(*Resume)
 
 	token   chan struct{} // whoever has taken it reads
 	waiting atomic.Int32  // workers waiting for the token
@@ -52,6 +53,7 @@ type loop struct {
 	total   atomic.Int32  // workers
 	workers sync.WaitGroup
 	buffers bufferPool
+	init    *Resume // what was agreed with the kernel; nil: nobody can go on with it
 
 	// inline is the number of the work that the reader does while it keeps the
 	// token; 0: none, or the watch has taken the token from it.
@@ -340,9 +342,17 @@ func (l *loop) handle(b *buffer, n int) (reply []byte, more bool) {
 			return answer(b.out, b.in, body, status), true
 		}
 	}
+	var init *Resume
+	if op == opInit {
+		init = newResume(b.in[:n])
+	}
 	size, status := l.proto.HandleRequest([][]byte{b.in[:n]}, [][]byte{b.out})
 	if status != fuse.OK {
 		return errorReply(b.out, b.in, unix.Errno(status)), true
+	}
+	if init != nil {
+		init.Reply = bytes.Clone(b.out[:size])
+		l.init = init
 	}
 	return b.out[:size], op != opDestroy
 }
@@ -356,7 +366,7 @@ func (l *loop) finish(b *buffer, reply []byte) bool {
 		return false
 	}
 	if binary.NativeEndian.Uint32(b.in[4:]) == opInit && l.ready != nil {
-		l.ready()
+		l.ready(l.init)
 	}
 	return true
 }

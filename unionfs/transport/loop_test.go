@@ -142,7 +142,7 @@ func TestInterruptIsDeclined(t *testing.T) {
 
 func TestReadyComesAfterInit(t *testing.T) {
 	ready := make(chan struct{})
-	connect(t, &fakeFS{RawFileSystem: fuse.NewDefaultRawFileSystem()}, ServeOptions{Ready: func() { close(ready) }})
+	connect(t, &fakeFS{RawFileSystem: fuse.NewDefaultRawFileSystem()}, ServeOptions{Ready: func(*Resume) { close(ready) }})
 	select {
 	case <-ready:
 	case <-time.After(20 * time.Second):

@@ -12,6 +12,7 @@ import (
 const (
 	notifyInvalInode = 2
 	notifyStore      = 4
+	notifyResend     = 7
 )
 
 // notifier sends them over a connection.

@@ -12,8 +12,11 @@ import (
 
 // ServeOptions tune the request loop.
 type ServeOptions struct {
-	// Ready is called once, after the kernel's INIT was answered.
-	Ready func()
+	// Ready is called once, after the kernel's INIT was answered. What it gets lets
+	// another process go on; nil if none can.
+	Ready func(*Resume)
+	// Resume, if not nil, is from the server of this connection that has died.
+	Resume *Resume
 	// Spin is how long the reader looks for the next request before it
 	// sleeps, while requests keep coming: 0 means 100 microseconds, a negative
 	// value not at all.
@@ -71,6 +74,11 @@ func serveLoop(fd int, fs fuse.RawFileSystem, o ServeOptions, log *zap.Logger) e
 	l.fd = fd
 	notifying(fs, notifier{fd, log})
 	o.pass(fd, fs)
+	if o.Resume != nil {
+		if err := l.resume(o.Resume, notifier{fd, log}); err != nil {
+			return err
+		}
+	}
 	l.run()
 	return l.err
 }
@@ -91,7 +99,7 @@ func serveGoFuse(fd int, fs fuse.RawFileSystem, o ServeOptions, log *zap.Logger)
 		return fmt.Errorf("serve: %w", err)
 	}
 	if o.Ready != nil {
-		o.Ready() // NewServer has answered INIT
+		o.Ready(nil) // NewServer has answered INIT
 	}
 	srv.Serve()
 	return nil
