@@ -245,3 +245,24 @@ func TestReadOnlyServerLoop(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestReadOnlySurvivesBoth kills holder and server in turn, each when the other has come
+// again.
+func TestReadOnlySurvivesBoth(t *testing.T) {
+	needOracle(t)
+	r := imageRecipe(5)
+	want := kernelTree(t, r)
+	want.Ghosts = ""
+	m := newReadOnlyMount(t, r)
+	for round := range 3 {
+		holder, server := m.pids()
+		must(t, unix.Kill(holder, unix.SIGKILL))
+		waitFor(t, "another holder", func() bool { h, _ := m.pids(); return h != holder && h != server })
+		must(t, unix.Kill(server, unix.SIGKILL))
+		if d := cmp.Diff(want, snapshotOf(t, m.target)); d != "" {
+			t.Errorf("round %d: %s", round, d)
+		}
+		waitFor(t, "another server", func() bool { _, s := m.pids(); return s != server })
+		<-time.After(1200 * time.Millisecond) // who is killed at once again is not followed by another
+	}
+}

@@ -393,9 +393,9 @@ func (s *Store) deadMounts(ctx context.Context) (map[string]bool, error) {
 	return dead, err
 }
 
-// AddLive records a mount. A row of a dead process for the same target is
-// replaced; a living one is ErrInUse, and so is a second writable mount of a
-// container.
+// AddLive records a mount. A row of a dead process for the same target, or of the same
+// mount, is replaced; another living one is ErrInUse, and so is a second writable mount
+// of a container.
 func (s *Store) AddLive(ctx context.Context, l Live) error {
 	if !filepath.IsAbs(l.Target) || (l.ContainerID == "") == (l.ImageID == "" && l.ChainID == "") {
 		return fmt.Errorf("%w: a mount needs an absolute target and either a container or an image", ErrInvalid)
@@ -437,7 +437,8 @@ func (s *Store) AddLive(ctx context.Context, l Live) error {
 			return err
 		}
 		for _, o := range rows {
-			same := o.Pid == row.Pid && o.StartTime == row.StartTime
+			// A run directory is that of one mount, whoever holds it.
+			same := o.Pid == row.Pid && o.StartTime == row.StartTime || o.RunDir != "" && o.RunDir == row.RunDir && o.Target == row.Target
 			if o.BootID != row.BootID || dead[liveKey(o)] || same {
 				continue
 			}

@@ -257,8 +257,8 @@ func TestHolderKilledKeepsTheContainerMounted(t *testing.T) {
 		t.Errorf("rm: %v", err)
 	}
 	c, err := f.store.Container(t.Context(), "c")
-	if err != nil || len(c.Live) != 1 || c.Live[0].Pid != st.Server.Pid {
-		t.Errorf("the store does not see the server: %+v, %v", c, err)
+	if err != nil || len(c.Live) != 1 || c.Live[0].Pid == st.Holder.Pid {
+		t.Errorf("the store does not see the server or another holder: %+v, %v", c, err)
 	}
 	if _, err := f.unmount(false); err != nil {
 		t.Fatal(err)

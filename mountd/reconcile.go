@@ -166,7 +166,9 @@ func (l *Local) reconciled(ctx context.Context, lost func(layers.Finding)) ([]as
 				return nil, err
 			}
 		default:
-			if a.holder.Server.Alive() && !(holder.Process{Pid: row.Pid, StartTime: row.StartTime}).Alive() {
+			// The server stands in for a holder that was killed, until there is another.
+			p := holder.Process{Pid: row.Pid, StartTime: row.StartTime}
+			if a.holder.Server.Alive() && !p.Alive() || p == a.holder.Server && p != a.holder.Holder && a.holder.Holder.Alive() {
 				if err := l.adopt(ctx, &a); err != nil {
 					return nil, err
 				}
@@ -260,20 +262,24 @@ func (l *Local) settledMounts(ctx context.Context, concerns func(layers.Live) bo
 	return l.liveMounts(ctx)
 }
 
-// adopt makes the mount server the process of a row whose holder was killed,
-// so that the store sees the mount alive as well.
+// adopt makes another holder the process of a row whose holder was killed, or the mount
+// server as long as there is none, so that the store sees the mount alive as well.
 func (l *Local) adopt(ctx context.Context, a *assessment) error {
 	return l.withLiveLock(func() error {
 		now, err := l.sameRow(ctx, a.row)
 		if err != nil || !now {
 			return err
 		}
-		a.row.Pid, a.row.StartTime = a.holder.Server.Pid, a.holder.Server.StartTime
+		p := a.holder.Server
+		if a.holder.Holder.Alive() {
+			p = a.holder.Holder
+		}
+		a.row.Pid, a.row.StartTime = p.Pid, p.StartTime
 		row := a.row
 		if row.ContainerID != "" { // the store fills in the image by itself
 			row.ImageID, row.ChainID = "", ""
 		}
-		l.log.Warn("the holder of a mount was killed; its server goes on", zap.String("op", "reconcile"), zap.String("target", a.row.Target))
+		l.log.Warn("the holder of a mount was killed; the mount goes on", zap.String("op", "reconcile"), zap.String("target", a.row.Target))
 		return l.store.AddLive(ctx, row) // in place of the row of a dead process
 	})
 }

@@ -30,6 +30,8 @@
 //   - A descriptor is inherited only by being named: every start marks all
 //     others close-on-exec (see spawn).
 //   - Neither process keeps standard input, output or error of the starter.
+//   - A holder that was made by its server waits for that by pid; for the next one, as
+//     its parent.
 //   - The holder exits only after the server: who waits for the holder's exit
 //     after umount(2) knows that the upper has been synced.
 //   - No path is looked up after the start; the working directory is "/".
@@ -45,8 +47,10 @@
 //	within a second
 //	server killed or crashed     holder keeps the connection  holder detaches the mount (lazy) and closes
 //	                                                          /dev/fuse: clients get ENOTCONN, not a hang
-//	holder killed                server has its own copy of   server goes on until the mount is unmounted;
-//	                             /dev/fuse                    state file keeps its pid for the next reader
+//	holder killed                server has its own copy of   server makes another holder and gives it the spec,
+//	                             /dev/fuse                    the connection and what the next server needs
+//	the same in the foreground,  the same                     server goes on until the mount is unmounted
+//	or twice within a second
 //	both killed                  kernel aborts the connection dead entry in the mount table, removed by
 //	                                                          the next command that lists or mounts
 //	starter killed before live   status socket ends           holder detaches, both exit

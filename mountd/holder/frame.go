@@ -26,6 +26,7 @@ const (
 	kindLive     kind = "live"     // up: INIT was answered
 	kindDone     kind = "done"     // server -> holder: unmounted, upper synced
 	kindError    kind = "error"    // up: gave up
+	kindAdopt    kind = "adopt"    // server -> new holder: with /dev/fuse
 )
 
 // message is one frame: four bytes of length, then JSON. A descriptor travels
@@ -35,6 +36,8 @@ type message struct {
 	Spec  *Spec      `json:"spec,omitempty"`
 	State *State     `json:"state,omitempty"`
 	Error *wireError `json:"error,omitempty"`
+	// Keep, with serve, tells the server to start a new holder when ours is killed.
+	Keep bool `json:"keep,omitempty"`
 	// Resume comes from a live server that another one can take over from, and goes
 	// to that one.
 	Resume *transport.Resume `json:"resume,omitempty"`

@@ -27,8 +27,8 @@ func HolderMain(logger *zap.Logger) int {
 		logger.Error("holder not started by plyfs", zap.Error(err))
 		return 1
 	}
-	m, _, err := parent.expect(kindSpec)
-	if err == nil && m.Spec == nil {
+	m, dev, err := parent.recv()
+	if err == nil && (m.Spec == nil || m.Kind != kindSpec && (m.Kind != kindAdopt || dev == nil || m.State == nil)) {
 		err = errors.New("no spec")
 	}
 	if err != nil {
@@ -41,6 +41,10 @@ func HolderMain(logger *zap.Logger) int {
 	h := &holder{spec: *m.Spec, log: logger.With(zap.String("mount_id", m.Spec.ID)), serverLog: os.Stderr}
 	sigs := make(chan os.Signal, 4)
 	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1)
+	if m.Kind == kindAdopt {
+		h.adopt(parent, m, dev)
+		parent = nil
+	}
 	if err := h.run(parent, sigs); err != nil {
 		h.log.Error("mount ended", zap.String("target", h.spec.Target), zap.Error(err))
 		return 1
@@ -70,7 +74,7 @@ type holder struct {
 	serverLog *os.File
 	live      func(State)
 
-	server *exec.Cmd
+	server *exec.Cmd // nil: it is not our child, but has made us
 	ctl    *link
 	dev    *os.File // our copy of /dev/fuse: the connection lives while it is open
 	state  State
@@ -110,21 +114,25 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 			}
 		}
 	}
-	if err := h.startServer(); err != nil {
-		tell(parent, message{Kind: kindError, Error: toWire(err)})
-		return err
+	live := h.dev != nil // adopted
+	if !live {
+		if err := h.startServer(); err != nil {
+			tell(parent, message{Kind: kindError, Error: toWire(err)})
+			return err
+		}
 	}
+	keep := live || parent != nil // in the foreground the mount is to end with us
 	go listen(h.ctl)
 	if parent != nil {
 		go listen(parent)
 	}
 
-	signals, live := 0, false
+	signals := 0
 	for {
 		select {
 		case s := <-sigs:
 			if s == unix.SIGUSR1 {
-				_ = h.server.Process.Signal(s) // it prints how much it knows
+				h.signal(unix.SIGUSR1) // it prints how much it knows
 				continue
 			}
 			if s == unix.SIGHUP { // the terminal of a foreground mount, or a habit
@@ -151,7 +159,7 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 					h.letGo()
 				}
 			case e.from == parent && e.m.Kind == kindGo:
-				if err := h.mount(); err != nil {
+				if err := h.mount(keep); err != nil {
 					tell(parent, message{Kind: kindError, Error: toWire(err)})
 					h.end()
 					return err
@@ -177,13 +185,13 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 				}
 				return e.m.Error
 			case e.m.Kind == kindPrepared && h.dev != nil:
-				if err := h.handOver(); err != nil { // its end is an event, too
+				if err := h.handOver(keep); err != nil { // its end is an event, too
 					h.log.Warn("another mount server", zap.Error(err))
 				}
 			case e.m.Kind == kindPrepared:
 				if parent != nil {
 					tell(parent, message{Kind: kindPrepared})
-				} else if err := h.mount(); err != nil {
+				} else if err := h.mount(keep); err != nil {
 					h.end()
 					return err
 				}
@@ -206,6 +214,39 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 				return h.finished(e.m.Error)
 			}
 		}
+	}
+}
+
+// adopt takes over from a holder that was killed. The server has sent the spec, the
+// connection and what the next server needs.
+func (h *holder) adopt(ctl *link, m message, dev *os.File) {
+	h.ctl, h.dev, h.resume, h.since = ctl, dev, m.Resume, time.Now()
+	if was, err := ReadState(h.spec.RunDir); err == nil && h.spec.RunDir != "" {
+		h.state = was
+	} else if own, err := ownMount(h.spec.Target); err == nil {
+		h.state.Major, h.state.Minor = own.Major, own.Minor
+	}
+	h.state.Target, h.state.Holder, h.state.Server = h.spec.Target, Self(), m.State.Server
+	h.log.Warn("the holder of a mount was killed; this is another one", zap.String("target", h.spec.Target), zap.Int("server", h.state.Server.Pid))
+	h.recordState()
+}
+
+// waitServer waits for the end of the server and says how it was, as far as can be known.
+func (h *holder) waitServer() error {
+	if h.server != nil {
+		return h.server.Wait()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), resumeTimeout)
+	defer cancel()
+	if err := h.state.Server.WaitGone(ctx); err != nil {
+		return err
+	}
+	return errors.New("it was no child")
+}
+
+func (h *holder) signal(s unix.Signal) {
+	if p := h.state.Server; p.Alive() {
+		_ = unix.Kill(p.Pid, s) // it may have ended
 	}
 }
 
@@ -234,7 +275,7 @@ func (h *holder) startServer() error {
 	return l.send(message{Kind: kindSpec, Spec: &h.spec}, nil)
 }
 
-func (h *holder) mount() error {
+func (h *holder) mount(keep bool) error {
 	dev, err := transport.Mount(h.spec.mountOptions())
 	if err != nil {
 		return err
@@ -243,12 +284,12 @@ func (h *holder) mount() error {
 	if m, err := ownMount(h.spec.Target); err == nil {
 		h.state.Major, h.state.Minor = m.Major, m.Minor
 	}
-	return h.handOver()
+	return h.handOver(keep)
 }
 
 // handOver lets the server serve. Requests wait in the kernel until it answers.
-func (h *holder) handOver() error {
-	if err := h.ctl.send(message{Kind: kindServe, Resume: h.resume}, h.dev); err != nil {
+func (h *holder) handOver(keep bool) error {
+	if err := h.ctl.send(message{Kind: kindServe, Resume: h.resume, Keep: keep && !h.spec.Bound}, h.dev); err != nil {
 		return fmt.Errorf("hand over /dev/fuse: %w", err)
 	}
 	return nil
@@ -283,7 +324,7 @@ func (h *holder) letGo() {
 
 // finished is the regular end: the server has unmounted, synced and said so.
 func (h *holder) finished(bad *wireError) error {
-	_ = h.server.Wait() // its message is its status
+	_ = h.waitServer() // its message is its status
 	h.ctl.close()
 	if bad != nil {
 		h.detach()
@@ -301,7 +342,7 @@ func (h *holder) serverGone(err error) error {
 	if h.stuck != nil {
 		h.stuck.Stop()
 	}
-	werr := h.server.Wait()
+	werr := h.waitServer()
 	if !errors.Is(err, io.EOF) {
 		werr = errors.Join(err, werr)
 	}
@@ -364,7 +405,7 @@ func (h *holder) end() {
 	h.detach()
 	h.ctl.close() // the server ends when it sees this
 	h.closeDev()
-	_ = h.server.Wait() // nothing was mounted: nothing to report
+	_ = h.waitServer() // nothing was mounted: nothing to report
 }
 
 // detach takes the mount, if it is ours and still there, out of the tree.

@@ -238,6 +238,21 @@ func TestAnotherMountWithOurNumberStays(t *testing.T) {
 	}
 }
 
+// nextHolder waits for the state of another holder.
+func nextHolder(t *testing.T, s Spec, was State) State {
+	t.Helper()
+	for ctx := limit(t); ctx.Err() == nil; <-time.After(5 * time.Millisecond) {
+		if now, err := ReadState(s.RunDir); err != nil {
+			t.Fatal(err)
+		} else if now.Holder != was.Holder {
+			return now
+		}
+	}
+	t.Fatal("no new holder has come")
+	return State{}
+}
+
+// TestHolderKilled: the server makes another holder, which does what the first one did.
 func TestHolderKilled(t *testing.T) {
 	s := union(t)
 	st := mount(t, s)
@@ -248,10 +263,41 @@ func TestHolderKilled(t *testing.T) {
 	if err := os.WriteFile(s.Target+"/file", []byte("goes on"), 0o644); err != nil {
 		t.Errorf("mount without holder: %v", err)
 	}
-	if err := transport.Unmount(s.Target, false); err != nil {
+	now := nextHolder(t, s, st)
+	if !now.Holder.Alive() || now.Server != st.Server || now.Major != st.Major || now.Minor != st.Minor {
+		t.Errorf("state %+v, before %+v", now, st)
+	}
+	if err := unix.Kill(now.Holder.Pid, unix.SIGTERM); err != nil { // which unmounts
 		t.Fatal(err)
 	}
-	waitGone(t, st.Server)
+	waitGone(t, st.Server, now.Holder)
+	if mounted(t, s.Target) {
+		t.Error("still mounted")
+	}
+	if err := ReadExit(s.RunDir); err != nil {
+		t.Errorf("clean end reported as %v", err)
+	}
+}
+
+// TestBothKilled: the server of a holder that is not the first one.
+func TestBothKilled(t *testing.T) {
+	s := union(t)
+	st := mount(t, s)
+	if err := unix.Kill(st.Holder.Pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	waitGone(t, st.Holder)
+	now := nextHolder(t, s, st)
+	if err := unix.Kill(st.Server.Pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	waitGone(t, st.Server, now.Holder)
+	if mounted(t, s.Target) {
+		t.Error("the dead mount is still in the tree")
+	}
+	if err := ReadExit(s.RunDir); err == nil {
+		t.Error("no end recorded")
+	}
 }
 
 func TestSignals(t *testing.T) {

@@ -7,7 +7,9 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -46,10 +48,25 @@ func ServerMain(logger *zap.Logger) int {
 // server answers the requests of one mount.
 type server struct {
 	spec *Spec
-	ctl  *link
 	log  *zap.Logger
+	dev  *os.File
 
 	orphan atomic.Bool // the holder is gone
+	keep   bool        // then a new one is made
+	ending atomic.Bool // nobody needs one any more
+
+	mu     sync.Mutex
+	ctl    *link             // guarded by mu
+	resume *transport.Resume // guarded by mu; nil before the mount is live, or if nobody can take over
+	live   bool              // guarded by mu
+}
+
+// send tells the holder.
+func (s *server) send(m message) error {
+	s.mu.Lock()
+	ctl := s.ctl
+	s.mu.Unlock()
+	return ctl.send(m, nil)
 }
 
 // gcPercent is how much garbage may lie around, in percent of what is in use.
@@ -73,10 +90,10 @@ func (s *server) run() error {
 	o.Logger = s.log
 	fs, err := unionfs.New(o)
 	if err != nil {
-		_ = s.ctl.send(message{Kind: kindError, Error: toWire(err)}, nil) // a holder that is gone needs no answer
+		_ = s.send(message{Kind: kindError, Error: toWire(err)}) // a holder that is gone needs no answer
 		return err
 	}
-	if err := s.ctl.send(message{Kind: kindPrepared}, nil); err != nil {
+	if err := s.send(message{Kind: kindPrepared}); err != nil {
 		return errors.Join(err, fs.Close())
 	}
 	serve, dev, err := s.ctl.expect(kindServe)
@@ -87,6 +104,7 @@ func (s *server) run() error {
 		s.log.Debug("not mounted", zap.Error(err))
 		return fs.Close()
 	}
+	s.dev, s.keep = dev, serve.Keep
 	go s.watchHolder()
 	go func() { // lives as long as the process
 		for range counts {
@@ -112,7 +130,10 @@ func (s *server) run() error {
 			if !fs.Resumable() {
 				r = nil
 			}
-			if err := s.ctl.send(message{Kind: kindLive, Resume: r}, nil); err != nil {
+			s.mu.Lock()
+			s.live, s.resume = true, r
+			s.mu.Unlock()
+			if err := s.send(message{Kind: kindLive, Resume: r}); err != nil {
 				s.log.Warn("holder not told that the mount is live", zap.Error(err))
 			}
 			go unionfs.Trim()
@@ -128,6 +149,7 @@ func (s *server) run() error {
 	if err != nil {
 		err = fmt.Errorf("serve %q: %w", s.spec.Target, err)
 	}
+	s.ending.Store(true)
 	_ = dev.Close() // the mount is gone
 	if cerr := fs.Close(); cerr != nil {
 		err = errors.Join(err, fmt.Errorf("close the union of %q: %w", s.spec.Target, cerr))
@@ -136,32 +158,71 @@ func (s *server) run() error {
 	if err != nil {
 		m.Error = toWire(err)
 	}
-	if serr := s.ctl.send(m, nil); serr != nil && !s.orphan.Load() {
+	if serr := s.send(m); serr != nil && !s.orphan.Load() {
 		s.log.Warn("holder not told of the end", zap.Error(serr))
 	}
 	return err
 }
 
-// watchHolder notices the death of the holder. The mount goes on: its
-// descriptor is here too, and everything that uses it would fail otherwise.
+// watchHolder notices the death of the holder. The mount goes on: its descriptor is
+// here too, and everything that uses it would fail otherwise. Another holder is made.
 func (s *server) watchHolder() {
+	made := time.Time{}
 	for {
-		_, f, err := s.ctl.recv()
+		s.mu.Lock()
+		ctl := s.ctl
+		s.mu.Unlock()
+		_, f, err := ctl.recv()
 		if f != nil {
 			_ = f.Close() // not ours to keep
 		}
-		if err != nil {
-			s.orphan.Store(true)
-			s.log.Warn("holder is gone; serving until the mount is unmounted", zap.String("target", s.spec.Target))
-			if s.spec.Bound {
-				// The starter may end as well, and nobody would see it.
-				if err := transport.Unmount(s.spec.Target, true); err != nil && !errors.Is(err, unix.EINVAL) {
-					s.log.Warn("cannot detach the mount", zap.String("target", s.spec.Target), zap.Error(err))
-				}
-			}
-			return
+		if err == nil {
+			continue
 		}
+		if s.keep && !s.ending.Load() && time.Since(made) > tooSoon {
+			made = time.Now()
+			if err := s.newHolder(); err == nil {
+				continue
+			} else {
+				s.log.Error("another holder", zap.Error(err))
+			}
+		}
+		s.orphan.Store(true)
+		s.log.Warn("holder is gone; serving until the mount is unmounted", zap.String("target", s.spec.Target))
+		if s.spec.Bound {
+			// The starter may end as well, and nobody would see it.
+			if err := transport.Unmount(s.spec.Target, true); err != nil && !errors.Is(err, unix.EINVAL) {
+				s.log.Warn("cannot detach the mount", zap.String("target", s.spec.Target), zap.Error(err))
+			}
+		}
+		return
 	}
+}
+
+// newHolder makes a holder in the place of one that was killed.
+func (s *server) newHolder() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.live {
+		return errors.New("the mount is not live yet")
+	}
+	l, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	cmd, err := spawn(VerbHolder, s.spec.Target, theirs, os.Stderr)
+	_ = theirs.Close() // the child has its copy
+	if err == nil {
+		go func() { _ = cmd.Wait() }() // it is killed, or ends after us
+		err = l.send(message{Kind: kindAdopt, Spec: s.spec, State: &State{Server: Self()}, Resume: s.resume}, s.dev)
+	}
+	if err != nil {
+		l.close()
+		return err
+	}
+	s.ctl.close()
+	s.ctl = l
+	return nil
 }
 
 // watchSignals keeps the signals that a session or service manager sends to
