@@ -27,6 +27,7 @@ type dockerItem struct {
 	Config   string
 	RepoTags []string
 	Layers   []string
+	Parent   digest.Digest `json:",omitempty"` // the image of the archive it was built on
 }
 
 // plan is an image as an archive describes it, checked against what the
@@ -36,6 +37,7 @@ type plan struct {
 	config   []byte
 	spec     ocispec.Image
 	refs     []string // canonical
+	parent   digest.Digest
 	layers   []*layerData
 	manifest digest.Digest
 	// manifests are that one and the indexes that led to it, byte for byte.
@@ -195,7 +197,7 @@ func (a *archive) dockerPlan(ctx context.Context, it dockerItem) (*plan, error) 
 	if cm.json == nil {
 		return nil, fmt.Errorf("config %q: %w: it is not JSON", it.Config, ErrCorrupt)
 	}
-	p := &plan{id: cm.digest, config: cm.json}
+	p := &plan{id: cm.digest, config: cm.json, parent: it.Parent}
 	// The name is a promise too.
 	if hex, ok := strings.CutSuffix(it.Config, ".json"); ok && digest.NewDigestFromEncoded(digest.SHA256, hex).Validate() == nil && hex != cm.digest.Encoded() {
 		return nil, fmt.Errorf("config: %w: wrong digest: expected sha256:%s, got %s", ErrCorrupt, hex, cm.digest)

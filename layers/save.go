@@ -23,7 +23,8 @@ import (
 type saved struct {
 	id       digest.Digest
 	config   []byte
-	platform *ocispec.Platform
+	spec     ocispec.Image
+	parent   digest.Digest
 	layers   []savedLayer // bottom first
 	refs     []string     // canonical
 	manifest []byte
@@ -139,7 +140,7 @@ func collectOne(tx *metadata.Tx, lease string, id digest.Digest) (*saved, error)
 	if err != nil {
 		return nil, err
 	}
-	out := &saved{id: id, config: raw, platform: &img.Config.Platform}
+	out := &saved{id: id, config: raw, spec: img.Config, parent: row.Parent}
 	if row.TopChain != "" {
 		if err := tx.LeaseLayer(lease, row.TopChain); err != nil {
 			return nil, err
@@ -222,8 +223,8 @@ func (a *archiveIndex) oci(images []*saved) error {
 	idx := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
 	for _, img := range images {
 		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(img.manifest), Size: int64(len(img.manifest))}
-		if img.platform.OS != "" {
-			d.Platform = &ocispec.Platform{OS: img.platform.OS, Architecture: img.platform.Architecture, Variant: img.platform.Variant}
+		if img.spec.OS != "" {
+			d.Platform = &ocispec.Platform{OS: img.spec.OS, Architecture: img.spec.Architecture, Variant: img.spec.Variant}
 		}
 		sort.Strings(img.refs)
 		for _, r := range img.refs {
@@ -248,11 +249,19 @@ func (a *archiveIndex) oci(images []*saved) error {
 // docker adds manifest.json, and repositories for what is older than it.
 func (a *archiveIndex) docker(images []*saved) error {
 	items := []dockerItem{}
+	byID := map[digest.Digest]*saved{}
+	for _, img := range images {
+		byID[img.id] = img
+	}
 	repos := map[string]map[string]string{}
 	for _, img := range images {
 		it := dockerItem{Config: blobPath(img.id), Layers: []string{}}
 		if name := img.id.Encoded() + ".json"; a.has[name] {
 			it.Config = name
+		}
+		// docker refuses a parent that is not in the archive, or that is more than one step below.
+		if p := byID[img.parent]; p != nil && isStep(p.spec, img.spec) {
+			it.Parent = img.parent
 		}
 		for _, l := range img.layers {
 			it.Layers = append(it.Layers, l.member())

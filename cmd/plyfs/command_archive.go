@@ -47,6 +47,9 @@ layers that the store has already are not stored again.`,
 				}
 				for _, i := range loaded {
 					for _, ref := range i.Refs {
+						if old, ok := i.Replaced[ref]; ok {
+							fmt.Printf("The image %s already exists, renaming the old one with ID %s to empty string\n", printable(ref), old)
+						}
 						fmt.Println("Loaded image: " + printable(ref))
 					}
 					if len(i.Refs) == 0 {
