@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -153,6 +154,10 @@ that no other image, container or mount needs.`,
 							fmt.Printf("%s: %s\n", d.Kind, printable(d.Ref))
 						}
 					}
+					if force && errors.Is(err, layers.ErrNotFound) { // as docker: what is to be gone is gone
+						tell(sentence(err))
+						return nil
+					}
 					return err
 				})
 				if a.json {
@@ -164,7 +169,7 @@ that no other image, container or mount needs.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove all names of an image given by its ID")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove all names of an image given by its ID; take no offence at an image that is not there")
 	cmd.Flags().BoolVar(&noPrune, "no-prune", false, "keep untagged parents")
 	return cmd
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -186,12 +187,16 @@ func rangeArgs(min, max int, names string) cobra.PositionalArgs {
 func eachArg(args []string, f func(string) error) error {
 	var first error
 	for _, arg := range args {
-		switch err := f(arg); {
-		case err == nil:
-		case first == nil:
+		err := f(arg)
+		if errors.Is(err, context.Canceled) { // the rest would say the same
+			return err
+		}
+		if err != nil && len(args) > 1 {
+			tell(sentence(err)) // in order, and before what may take long
+			err = statusError{status: exitCode(err)}
+		}
+		if first == nil {
 			first = err
-		default:
-			fmt.Fprintln(os.Stderr, "plyfs: "+sentence(err))
 		}
 	}
 	return first
