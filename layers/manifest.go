@@ -485,6 +485,10 @@ func parseTag(name string) (reference.NamedTagged, error) {
 	if _, digested := named.(reference.Digested); !ok || digested {
 		return nil, fmt.Errorf("%w: %q: a digest cannot be given to an image, only a tag", ErrInvalid, name)
 	}
+	// It would be taken for the beginning of an ID.
+	if reference.FamiliarName(named) == digest.Canonical.String() {
+		return nil, fmt.Errorf("%w: %q: the name of a digest algorithm cannot be that of a repository", ErrInvalid, name)
+	}
 	return tagged, nil
 }
 
