@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -74,9 +75,9 @@ func (b BuildStep) parse(l Limits) (c stepConfig, hash string, err error) {
 			return c, "", err
 		}
 	}
-	platform := b.Platform
-	if platform == "" {
-		platform = thisPlatform()
+	platform, err := parsePlatform(cmp.Or(b.Platform, thisPlatform()))
+	if err != nil {
+		return c, "", err
 	}
 	raw, err := json.Marshal(struct {
 		Platform string

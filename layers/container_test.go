@@ -260,7 +260,7 @@ func TestCommitRefuses(t *testing.T) {
 		})
 	}
 	create(t, s, "base", "c")
-	for _, bad := range []string{"RUN x", "CMD", "ENV x", `LABEL "a=b`} {
+	for _, bad := range []string{"RUN x", "", "ENV x", `LABEL "a=b`} {
 		if _, err := s.Commit(t.Context(), "c", "x", CommitOptions{Changes: []string{bad}}); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v", bad, err)
 		}

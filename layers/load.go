@@ -33,6 +33,9 @@ func (s *Store) Load(ctx context.Context, src Source, o LoadOptions) (_ []Loaded
 			return nil, err
 		}
 	}
+	if o.Platform, err = parsePlatform(o.Platform); err != nil {
+		return nil, err
+	}
 	if err := s.sweep(ctx); err != nil {
 		return nil, err
 	}

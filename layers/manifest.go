@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"runtime"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -401,21 +400,6 @@ func pick(idx ocispec.Index, platform string) (ocispec.Descriptor, error) {
 		return ocispec.Descriptor{}, fmt.Errorf("%w: the index lists no image", ErrInvalid)
 	}
 	return ocispec.Descriptor{}, fmt.Errorf("%w: the image is not there for %s, only for %s; choose one with --platform", ErrInvalid, platform, strings.Join(have, ", "))
-}
-
-// thisPlatform is the one of this machine.
-func thisPlatform() string { return platformName(runtime.GOOS, runtime.GOARCH, "") }
-
-// isPlatform reports whether an image for name is one for want, which may leave the
-// variant open.
-func isPlatform(name, want string) bool { return name == want || strings.HasPrefix(name, want+"/") }
-
-func platformName(os, arch, variant string) string {
-	n := os + "/" + arch
-	if variant != "" {
-		n += "/" + variant
-	}
-	return n
 }
 
 func (a *archive) ociPlan(ctx context.Context, d ocispec.Descriptor) (*plan, error) {
