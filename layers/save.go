@@ -104,11 +104,15 @@ func (s *Store) collect(ctx context.Context, lease string, names []string) (out 
 	err = s.update(ctx, func(tx *metadata.Tx) error {
 		out = nil
 		byID := map[digest.Digest]*saved{}
+		var all []resolved
 		for _, name := range names {
-			r, err := resolve(tx, name)
+			some, err := resolveAll(tx, name)
 			if err != nil {
 				return err
 			}
+			all = append(all, some...)
+		}
+		for _, r := range all {
 			img := byID[r.id]
 			if img == nil {
 				if img, err = collectOne(tx, lease, r.id); err != nil {
@@ -117,13 +121,34 @@ func (s *Store) collect(ctx context.Context, lease string, names []string) (out 
 				byID[r.id] = img
 				out = append(out, img)
 			}
-			if r.ref != "" && !contains(img.refs, r.ref) {
+			// A digest is no name that an archive could give.
+			if r.ref != "" && len(digestOf(r.ref)) == 0 && !contains(img.refs, r.ref) {
 				img.refs = append(img.refs, r.ref)
 			}
 		}
 		return nil
 	})
 	return out, err
+}
+
+// resolveAll finds the image of a name, or all that a repository has, as docker save does.
+func resolveAll(tx *metadata.Tx, name string) (out []resolved, err error) {
+	if named, err := reference.ParseNormalizedNamed(name); err == nil && reference.IsNameOnly(named) {
+		names, refs, err := tx.Refs()
+		if err != nil {
+			return nil, err
+		}
+		for i, n := range names {
+			if other, err := reference.ParseNormalizedNamed(n); err == nil && other.Name() == named.Name() {
+				out = append(out, resolved{refs[i].ImageID, n})
+			}
+		}
+		if len(out) > 0 {
+			return out, nil
+		}
+	}
+	r, err := resolve(tx, name)
+	return []resolved{r}, err
 }
 
 func contains(list []string, s string) bool {
