@@ -131,11 +131,11 @@ func newImportCommand(a *app) *cobra.Command {
 	var r mountd.ImportRequest
 	var quiet bool
 	cmd := &cobra.Command{
-		Use:   "import TAR REF",
+		Use:   "import TAR [REF]",
 		Short: "Make an image of a root filesystem tar",
 		Example: `  plyfs import rootfs.tar.zst localhost/base:1
   tar -C rootfs -c . | plyfs import - localhost/base:2 -c 'CMD ["/bin/sh"]'`,
-		Args:              exactArgs(2, "TAR (or -) and REF"),
+		Args:              rangeArgs(1, 2, "TAR (or -) and an optional REF"),
 		ValidArgsFunction: completeArgs(completeFiles),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			src, done, err := openSource(cmd.Context(), args[0])
@@ -144,9 +144,11 @@ func newImportCommand(a *app) *cobra.Command {
 			}
 			defer done()
 			if src.Dir != "" {
-				return usagef("%q is a directory: import takes a tar (tar -C %s -c . | plyfs import - %s)", args[0], args[0], args[1])
+				return usagef("%q is a directory: import takes a tar (tar -C %s -c . | plyfs import -)", args[0], args[0])
 			}
-			r.Ref = args[1]
+			if len(args) > 1 {
+				r.Ref = args[1]
+			}
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
 				p := newProgress(quiet)
 				img, err := s.Import(ctx, r, src, p.callback())
@@ -160,7 +162,7 @@ func newImportCommand(a *app) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVarP(&r.Message, "message", "m", "", "comment for the history")
-	f.StringArrayVarP(&r.Changes, "change", "c", nil, "Dockerfile instruction to apply to the configuration; may be repeated")
+	f.StringArrayVarP(&r.Changes, "change", "c", nil, "Dockerfile instruction to apply to the configuration, as docker does; may be repeated")
 	f.StringVar(&r.Platform, "platform", "", "os/arch[/variant] of the image (default: this machine)")
 	f.BoolVarP(&quiet, "quiet", "q", false, "no progress bars")
 	return cmd

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -154,11 +153,7 @@ that no other image, container or mount needs.`,
 							fmt.Printf("%s: %s\n", d.Kind, printable(d.Ref))
 						}
 					}
-					if force && errors.Is(err, layers.ErrNotFound) { // as docker: what is to be gone is gone
-						tell(sentence(err))
-						return nil
-					}
-					return err
+					return unlessGone(force, err)
 				})
 				if a.json {
 					if jerr := printJSON(all); jerr != nil {
@@ -169,7 +164,7 @@ that no other image, container or mount needs.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove all names of an image given by its ID; take no offence at an image that is not there")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove all names of an image given by its ID; an image that is not there is no error")
 	cmd.Flags().BoolVar(&noPrune, "no-prune", false, "keep untagged parents")
 	return cmd
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd"
 )
 
@@ -180,6 +181,16 @@ func rangeArgs(min, max int, names string) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// unlessGone makes a message of the error that there is nothing to remove, if that was
+// forced: scripts clean up so, with docker too.
+func unlessGone(force bool, err error) error {
+	if force && errors.Is(err, layers.ErrNotFound) {
+		tell(sentence(err))
+		return nil
+	}
+	return err
 }
 
 // eachArg runs f for all arguments, goes on after errors, and returns the
