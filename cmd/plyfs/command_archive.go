@@ -187,6 +187,9 @@ func newSaveCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "save -o FILE IMAGE…",
 		Short: "Write images as an archive that docker, podman and skopeo can load",
+		Long: `Write images as an archive. A name without a tag stands for all images of that
+repository; an image that is given by its ID has no name in the archive. Images that were
+made from others of the archive are known to be so where docker or plyfs load it.`,
 		Example: `  plyfs save -o debian.tar debian:12
   plyfs save debian:12 | podman load
   plyfs save --format oci-dir -o layout debian:12`,

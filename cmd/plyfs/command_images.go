@@ -138,7 +138,8 @@ func newRmiCommand(a *app) *cobra.Command {
 		Use:   "rmi IMAGE…",
 		Short: "Remove names of images, and what nothing needs then",
 		Long: `Remove a name of an image. With the last name the image goes, and every layer
-that no other image, container or mount needs.`,
+that no other image, container or mount needs; and the images without a name that it was
+made from. By its ID an image is removed if it has no more than one name.`,
 		Example:           "  plyfs rmi debian:12 localhost/base",
 		Args:              rangeArgs(1, -1, "one IMAGE or more"),
 		ValidArgsFunction: completeEach(a.images()),
