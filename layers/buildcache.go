@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -74,9 +75,9 @@ func (b BuildStep) parse(l Limits) (c stepConfig, hash string, err error) {
 			return c, "", err
 		}
 	}
-	platform := b.Platform
-	if platform == "" {
-		platform = thisPlatform()
+	platform, err := parsePlatform(cmp.Or(b.Platform, thisPlatform()))
+	if err != nil {
+		return c, "", err
 	}
 	raw, err := json.Marshal(struct {
 		Platform string
@@ -214,8 +215,11 @@ func (s *Store) takeStep(ctx context.Context, parent Image, config json.RawMessa
 	}
 	top["history"], top["created"], top["config"] = raw(history[:c.steps]), raw(created), config
 	top["rootfs"] = raw(ocispec.RootFS{Type: "layers", DiffIDs: c.of.DiffIDs[:c.layers]})
-	for _, k := range []string{"container", "container_config", "parent", "id"} { // of what was last
+	for _, k := range []string{"container", "container_config", "parent", "id", "author", "comment"} { // of what was last
 		delete(top, k)
+	}
+	if author := c.of.Config.History[c.steps-1].Author; author != "" {
+		top["author"] = raw(author)
 	}
 	made := raw(top)
 	if err := errors.Join(errs...); err != nil {

@@ -85,7 +85,11 @@ func TestBuildCacheFrom(t *testing.T) {
 	load(t, s, outerTar(t, oldDocker(t, sample(t))))
 	base := firstImage(t, s)
 	build(t, s, base, "one", "make all")
-	build(t, s, "one", "two", "make install")
+	c := create(t, s, "one", "")
+	must(t, os.WriteFile(filepath.Join(c.Upper, "installed"), nil, 0o644))
+	_, err := s.Commit(t.Context(), c.ID, "two", CommitOptions{Author: "late"})
+	must(t, err)
+	must(t, s.RemoveContainer(t.Context(), c.ID))
 	var archive bytes.Buffer
 	must(t, s.Save(t.Context(), &archive, []string{"two", base}, SaveOptions{}))
 	there := openStore(t)
@@ -109,6 +113,9 @@ func TestBuildCacheFrom(t *testing.T) {
 	must(t, err)
 	if len(first.Config.History) != n-1 || len(first.DiffIDs) != len(two.DiffIDs)-1 || first.Config.Config.User != "nobody" || first.Parent.String() != base {
 		t.Errorf("the first step: %+v", first)
+	}
+	if a := first.Config.Author; a != "" {
+		t.Errorf("the first step has the author of the last: %q", a)
 	}
 	// It is known from now on, and the next step is found on it.
 	again, err := there.FindBuild(t.Context(), step(base, command(n-2)))

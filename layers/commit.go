@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -59,6 +58,10 @@ func (s *Store) Commit(ctx context.Context, container, ref string, o CommitOptio
 		return tx.LeaseLayer(lease, row.Chain)
 	})
 	if err != nil {
+		return Image{}, err
+	}
+	// Before the work: a change may not fit the image.
+	if _, err := childConfig(parent, ocispec.History{}, "", changes); err != nil {
 		return Image{}, err
 	}
 	p := &progress{fn: o.Progress}
@@ -353,221 +356,21 @@ func childConfig(parent []byte, h ocispec.History, diffID digest.Digest, changes
 		errs = append(errs, err)
 		return b
 	}
+	delete(known.Config, "OnBuild") // they are for the first image built on that one
+	edit := configEditor{config: known.Config}
 	for _, c := range changes {
-		errs = append(errs, c.apply(known.Config))
+		errs = append(errs, c.wrap(c.apply(&edit)))
 	}
 	known.RootFS["diff_ids"] = raw(diffIDs)
 	known.History = append(known.History, raw(h))
 	top["history"], top["rootfs"], top["config"], top["created"] = raw(known.History), raw(known.RootFS), raw(known.Config), raw(h.Created)
+	// They describe the parent, or the container that it was made in.
+	for _, k := range []string{"container", "container_config", "parent", "id", "author", "comment"} {
+		delete(top, k)
+	}
 	if h.Author != "" {
 		top["author"] = raw(h.Author)
 	}
-	// They describe the container the parent was made in.
-	for _, k := range []string{"container", "container_config", "parent", "id"} {
-		delete(top, k)
-	}
 	out := raw(top)
 	return out, errors.Join(errs...)
-}
-
-// change is one instruction of --change.
-type change struct {
-	verb, arg string
-}
-
-func parseChanges(lines []string) ([]change, error) {
-	var out []change
-	for _, l := range lines {
-		verb, arg, _ := strings.Cut(strings.TrimSpace(l), " ")
-		c := change{strings.ToUpper(verb), strings.TrimSpace(arg)}
-		if err := c.apply(map[string]json.RawMessage{}); err != nil {
-			return nil, err
-		}
-		out = append(out, c)
-	}
-	return out, nil
-}
-
-// apply edits the "config" object of an image config.
-func (c change) apply(config map[string]json.RawMessage) error {
-	bad := func(why string) error {
-		return fmt.Errorf("%w: change %q: %s", ErrInvalid, strings.TrimSpace(c.verb+" "+c.arg), why)
-	}
-	if c.arg == "" {
-		return bad("nothing after the instruction")
-	}
-	set := func(key string, v any) error {
-		b, err := json.Marshal(v)
-		config[key] = b
-		return err
-	}
-	setMap := func(key string, names []string) error {
-		m := map[string]struct{}{}
-		if raw := config[key]; raw != nil {
-			if err := json.Unmarshal(raw, &m); err != nil {
-				return bad(err.Error())
-			}
-		}
-		if m == nil {
-			m = map[string]struct{}{}
-		}
-		for _, n := range names {
-			m[n] = struct{}{}
-		}
-		return set(key, m)
-	}
-	switch c.verb {
-	case "CMD":
-		return set("Cmd", command(c.arg))
-	case "ENTRYPOINT":
-		return set("Entrypoint", command(c.arg))
-	case "USER":
-		return set("User", unquote(c.arg))
-	case "WORKDIR":
-		return set("WorkingDir", unquote(c.arg))
-	case "STOPSIGNAL":
-		return set("StopSignal", unquote(c.arg))
-	case "EXPOSE":
-		var ports []string
-		for _, p := range strings.Fields(c.arg) {
-			if !strings.Contains(p, "/") {
-				p += "/tcp"
-			}
-			ports = append(ports, p)
-		}
-		return setMap("ExposedPorts", ports)
-	case "VOLUME":
-		names := strings.Fields(c.arg)
-		if l := jsonList(c.arg); l != nil {
-			names = l
-		}
-		return setMap("Volumes", names)
-	case "ONBUILD":
-		var list []string
-		if raw := config["OnBuild"]; raw != nil {
-			if err := json.Unmarshal(raw, &list); err != nil {
-				return bad(err.Error())
-			}
-		}
-		return set("OnBuild", append(list, c.arg))
-	case "ENV":
-		pairs, err := keyValues(c.arg)
-		if err != nil {
-			return bad(err.Error())
-		}
-		var env []string
-		if raw := config["Env"]; raw != nil {
-			if err := json.Unmarshal(raw, &env); err != nil {
-				return bad(err.Error())
-			}
-		}
-		for _, kv := range pairs {
-			env = setEnv(env, kv[0], kv[1])
-		}
-		return set("Env", env)
-	case "LABEL":
-		pairs, err := keyValues(c.arg)
-		if err != nil {
-			return bad(err.Error())
-		}
-		labels := map[string]string{}
-		if raw := config["Labels"]; raw != nil {
-			if err := json.Unmarshal(raw, &labels); err != nil {
-				return bad(err.Error())
-			}
-		}
-		if labels == nil {
-			labels = map[string]string{}
-		}
-		for _, kv := range pairs {
-			labels[kv[0]] = kv[1]
-		}
-		return set("Labels", labels)
-	}
-	return bad("expected CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME or WORKDIR")
-}
-
-func jsonList(s string) []string {
-	var l []string
-	if !strings.HasPrefix(s, "[") || json.Unmarshal([]byte(s), &l) != nil {
-		return nil
-	}
-	return l
-}
-
-// command is the exec form, or the shell form run by a shell.
-func command(s string) []string {
-	if l := jsonList(s); l != nil {
-		return l
-	}
-	return []string{"/bin/sh", "-c", s}
-}
-
-func unquote(s string) string {
-	if len(s) >= 2 && (s[0] == '"' || s[0] == '\'') && s[len(s)-1] == s[0] {
-		return s[1 : len(s)-1]
-	}
-	return s
-}
-
-func setEnv(env []string, k, v string) []string {
-	for i, e := range env {
-		if name, _, _ := strings.Cut(e, "="); name == k {
-			env[i] = k + "=" + v
-			return env
-		}
-	}
-	return append(env, k+"="+v)
-}
-
-// keyValues reads "K=V K2=\"v w\"" and the old form "K V".
-func keyValues(s string) ([][2]string, error) {
-	first, rest, _ := strings.Cut(s, " ")
-	if !strings.Contains(first, "=") {
-		if rest == "" {
-			return nil, errors.New("expected KEY=VALUE")
-		}
-		return [][2]string{{first, strings.TrimSpace(rest)}}, nil
-	}
-	var out [][2]string
-	var word strings.Builder
-	var quote byte
-	inWord := false
-	flush := func() error {
-		if !inWord {
-			return nil
-		}
-		k, v, ok := strings.Cut(word.String(), "=")
-		word.Reset()
-		inWord = false
-		if !ok || k == "" {
-			return errors.New("expected KEY=VALUE")
-		}
-		out = append(out, [2]string{k, v})
-		return nil
-	}
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		switch {
-		case quote != 0 && c == quote:
-			quote = 0
-		case quote == 0 && (c == '"' || c == '\''):
-			quote, inWord = c, true
-		case c == '\\' && quote != '\'' && i+1 < len(s):
-			i++
-			word.WriteByte(s[i])
-			inWord = true
-		case quote == 0 && (c == ' ' || c == '\t'):
-			if err := flush(); err != nil {
-				return nil, err
-			}
-		default:
-			word.WriteByte(c)
-			inWord = true
-		}
-	}
-	if quote != 0 {
-		return nil, errors.New("a quote is not closed")
-	}
-	return out, flush()
 }

@@ -260,7 +260,7 @@ func TestCommitRefuses(t *testing.T) {
 		})
 	}
 	create(t, s, "base", "c")
-	for _, bad := range []string{"RUN x", "CMD", "ENV x", `LABEL "a=b`} {
+	for _, bad := range []string{"RUN x", "", "ENV x", `LABEL "a=b`} {
 		if _, err := s.Commit(t.Context(), "c", "x", CommitOptions{Changes: []string{bad}}); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v", bad, err)
 		}
@@ -371,15 +371,14 @@ func TestRemoveImage(t *testing.T) {
 	must(t, err)
 	id := base.ID.String()
 	must(t, s.Tag(t.Context(), "base", "base:2"), s.Tag(t.Context(), id[:19], "other"))
-	create(t, s, "base", "c")
-	changeUpper(t, upperOf(t, s, "c"))
-	child, err := s.Commit(t.Context(), "c", "child", CommitOptions{})
-	must(t, err)
-
 	rm := func(name string, o RemoveOptions) ([]RemoveAction, error) { return s.RemoveImage(t.Context(), name, o) }
 	if _, err := rm(id, RemoveOptions{}); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "other:latest") {
 		t.Error("by ID with several repositories:", err)
 	}
+	create(t, s, "base", "c")
+	changeUpper(t, upperOf(t, s, "c"))
+	child, err := s.Commit(t.Context(), "c", "child", CommitOptions{})
+	must(t, err)
 	got, err := rm("other", RemoveOptions{})
 	must(t, err)
 	if d := cmp.Diff([]RemoveAction{{"Untagged", "other:latest"}}, got); d != "" {
@@ -391,6 +390,11 @@ func TestRemoveImage(t *testing.T) {
 		t.Error("with a container:", err)
 	}
 	must(t, s.RemoveContainer(t.Context(), "c"))
+	for _, force := range []bool{false, true} {
+		if _, err := rm(id, RemoveOptions{Force: force}); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "child") {
+			t.Errorf("by ID with a child and a name, force %t: %v", force, err)
+		}
+	}
 	// The child keeps it, without a name.
 	got, err = rm("base:2", RemoveOptions{})
 	must(t, err)
@@ -416,6 +420,37 @@ func TestRemoveImage(t *testing.T) {
 	if n := len(listLayers(t, s)); n != 0 {
 		t.Errorf("%d layers left", n)
 	}
+}
+
+// TestRemoveImageByID removes an image that has several names.
+func TestRemoveImageByID(t *testing.T) {
+	s := openStore(t)
+	for _, tc := range []struct {
+		refs []string
+		ok   bool
+	}{
+		{[]string{"app:1"}, true},
+		{nil, true},
+		{[]string{"app:1", "app:2"}, false}, // as with docker
+		{[]string{"app:1", "other:1"}, false},
+	} {
+		load(t, s, outerTar(t, oldDocker(t, img{refs: tc.refs, layers: [][]byte{layerTar(t, file("f", "1"))}})))
+		all, err := s.Images(t.Context(), "")
+		must(t, err)
+		id := all[0].ID.String()
+		if _, err := s.RemoveImage(t.Context(), id, RemoveOptions{}); tc.ok != (err == nil) || err != nil && !errors.Is(err, ErrInUse) {
+			t.Errorf("%q: %v", tc.refs, err)
+		}
+		if tc.ok {
+			continue
+		}
+		got, err := s.RemoveImage(t.Context(), id, RemoveOptions{Force: true})
+		must(t, err)
+		if len(got) != len(tc.refs)+2 {
+			t.Errorf("%q: %v", tc.refs, got)
+		}
+	}
+	clean(t, s)
 }
 
 func TestQueries(t *testing.T) {

@@ -39,11 +39,11 @@ func (s *Store) GC(ctx context.Context, dryRun bool) (GCReport, error) {
 	return rep, err
 }
 
-// Prune removes images without a name, and with All those with names too, that no
+// Prune removes images without a name, be there a digest or not, and with All those with names too, that no
 // container, mount or other image needs, and the layers that only they had.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) (GCReport, error) {
 	rep := GCReport{DryRun: o.DryRun}
-	err := s.collectGarbage(ctx, &rep, func(_ metadata.Image, refs []string) bool { return o.All || len(refs) == 0 }, false)
+	err := s.collectGarbage(ctx, &rep, func(_ metadata.Image, refs []string) bool { return o.All || onlyDigests(refs, "") }, false)
 	return rep, err
 }
 

@@ -220,7 +220,7 @@ func (s *Store) ListImages(ctx context.Context, o ImagesOptions) (out []ImageSum
 				Size:       size.size, SharedSize: size.shared, UniqueSize: size.size - size.shared, Broken: !size.whole,
 			}
 			// An untagged parent of a tagged image is a step, not a result.
-			if len(refs) == 0 && filter.nameless() && (o.All || len(tx.ImageChildren(r.ID)) == 0) {
+			if len(refs) == 0 && filter.nameless() && (filter.steps() || len(tx.ImageChildren(r.ID)) == 0) {
 				out = append(out, sum)
 			}
 			tagged, digests := splitRefs(refs)
@@ -233,7 +233,7 @@ func (s *Store) ListImages(ctx context.Context, o ImagesOptions) (out []ImageSum
 				if one.Digests = digests[one.Repository]; one.Tag == noTag {
 					one.Digests = digestOf(ref)
 				}
-				if filter.matches(one.Repository, one.Tag) {
+				if filter.matches(one) {
 					out = append(out, one)
 				}
 			}

@@ -35,7 +35,7 @@ var FilterKeys = []string{"before", "dangling", "label", "reference", "since"}
 // imageFilter is what the conditions come to.
 type imageFilter struct {
 	opts     ImagesOptions
-	name     func(repo, tag string) bool
+	name     func(ImageSummary) bool
 	patterns []string
 	labels   []string
 	dangling *bool
@@ -139,33 +139,50 @@ func (f *imageFilter) image(tx *metadata.Tx, row metadata.Image, refs []string) 
 // nameless reports whether images without a name are wanted.
 func (f *imageFilter) nameless() bool { return f.opts.Name == "" && len(f.patterns) == 0 }
 
-// matches looks at a name.
-func (f *imageFilter) matches(repo, tag string) bool {
-	return f.name(repo, tag) && (len(f.patterns) == 0 ||
-		slices.ContainsFunc(f.patterns, func(p string) bool { return matchName(p, repo, tag) }))
+// steps reports whether those of them are wanted that others were made from. They hang
+// on these, so they do not dangle.
+func (f *imageFilter) steps() bool { return f.opts.All && (f.dangling == nil || !*f.dangling) }
+
+// matches looks at a line of the list, which has a name.
+func (f *imageFilter) matches(line ImageSummary) bool {
+	return f.name(line) && (len(f.patterns) == 0 ||
+		slices.ContainsFunc(f.patterns, func(p string) bool { return matchName(p, line) }))
 }
 
-func matchName(pattern, repo, tag string) bool {
-	a, _ := path.Match(pattern, repo) // the pattern was looked at
-	b, _ := path.Match(pattern, repo+":"+tag)
-	return a || b
+// matchName compares a pattern with all names that a line has.
+func matchName(pattern string, line ImageSummary) bool {
+	names := []string{line.Repository, line.Repository + ":" + line.Tag}
+	for _, d := range line.Digests {
+		names = append(names, line.Repository+"@"+d.String())
+	}
+	return slices.ContainsFunc(names, func(n string) bool {
+		ok, _ := path.Match(pattern, n) // the pattern was looked at
+		return ok
+	})
 }
 
-func nameFilter(filter string) (func(repo, tag string) bool, error) {
+func nameFilter(filter string) (func(ImageSummary) bool, error) {
 	if filter == "" {
-		return func(string, string) bool { return true }, nil
+		return func(ImageSummary) bool { return true }, nil
 	}
 	if strings.ContainsAny(filter, "*?[") {
 		if _, err := path.Match(filter, ""); err != nil {
 			return nil, fmt.Errorf("%w: pattern %q: %w", ErrInvalid, filter, err)
 		}
-		return func(repo, tag string) bool { return matchName(filter, repo, tag) }, nil
+		return func(line ImageSummary) bool { return matchName(filter, line) }, nil
 	}
 	named, err := reference.ParseNormalizedNamed(filter)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %q is not an image name: %w", ErrInvalid, filter, err)
 	}
 	want := reference.FamiliarName(named)
+	if d, ok := named.(reference.Digested); ok { // which decides, whatever the tag
+		return func(line ImageSummary) bool {
+			return line.Repository == want && slices.Contains(line.Digests, d.Digest())
+		}, nil
+	}
 	tagged, hasTag := named.(reference.Tagged)
-	return func(repo, tag string) bool { return repo == want && (!hasTag || tag == tagged.Tag()) }, nil
+	return func(line ImageSummary) bool {
+		return line.Repository == want && (!hasTag || line.Tag == tagged.Tag())
+	}, nil
 }

@@ -8,7 +8,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/plyfs/plyfs/metadata"
 )
 
 // TestImageFilters lists images by each condition.
@@ -85,11 +88,36 @@ func TestImageFilters(t *testing.T) {
 	build(t, s, "step", "result", "make install")
 	_, err := s.RemoveImage(t.Context(), "step", RemoveOptions{NoPrune: true})
 	must(t, err)
-	some, err := s.ListImages(t.Context(), ImagesOptions{Filters: []string{"dangling=true"}})
+	count := func(all bool, filters ...string) int {
+		list, err := s.ListImages(t.Context(), ImagesOptions{Filters: filters, All: all})
+		must(t, err)
+		return len(list)
+	}
+	if some, all := count(false), count(true); all != some+1 {
+		t.Errorf("%d with steps, %d without", all, some)
+	}
+	if some, all := count(false, "dangling=true"), count(true, "dangling=true"); all != some {
+		t.Errorf("a step dangles: %d with steps, %d without", all, some)
+	}
+}
+
+// TestImagesByDigest finds the line of an image by what a registry calls it.
+func TestImagesByDigest(t *testing.T) {
+	s := openStore(t)
+	load(t, s, outerTar(t, oldDocker(t, img{refs: []string{"app:1", "app:2", "other:1"}, layers: [][]byte{layerTar(t, file("f", "1"))}})))
+	i, err := s.ResolveImage(t.Context(), "app:1")
 	must(t, err)
-	all, err := s.ListImages(t.Context(), ImagesOptions{Filters: []string{"dangling=true"}, All: true})
-	must(t, err)
-	if len(all) != len(some)+1 {
-		t.Errorf("%d with steps, %d without", len(all), len(some))
+	d, none := digest.FromString("manifest"), digest.FromString("nothing")
+	must(t, s.update(t.Context(), func(tx *metadata.Tx) error {
+		_, err := tx.SetRef("docker.io/library/app@"+d.String(), metadata.Ref{ImageID: i.ID, Updated: time.Now()})
+		return err
+	}))
+	for name, want := range map[string]int{
+		"app@" + d.String(): 2, "app:3@" + d.String(): 2, "app@sha256:*": 2, "app": 2,
+		"app@" + none.String(): 0, "other@" + d.String(): 0, "other@*": 0,
+	} {
+		if got, err := s.Images(t.Context(), name); err != nil || len(got) != want {
+			t.Errorf("%s: %d lines, not %d: %v", name, len(got), want, err)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package layers
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -26,12 +27,20 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 	if err != nil {
 		return Image{}, err
 	}
-	if o.Platform == "" {
-		o.Platform = thisPlatform()
+	if o.Platform, err = parsePlatform(cmp.Or(o.Platform, thisPlatform())); err != nil {
+		return Image{}, err
 	}
 	plat := strings.SplitN(o.Platform, "/", 3)
-	if len(plat) < 2 || plat[0] == "" || plat[1] == "" {
-		return Image{}, fmt.Errorf("%w: platform %q: expected os/arch", ErrInvalid, o.Platform)
+	base := ocispec.Image{Platform: ocispec.Platform{OS: plat[0], Architecture: plat[1]}, RootFS: ocispec.RootFS{Type: "layers"}}
+	if len(plat) == 3 {
+		base.Variant = plat[2]
+	}
+	raw, err := json.Marshal(base)
+	if err != nil {
+		return Image{}, err
+	}
+	if _, err := childConfig(raw, ocispec.History{}, "", changes); err != nil { // before the work
+		return Image{}, err
 	}
 	if err := s.sweep(ctx); err != nil {
 		return Image{}, err
@@ -52,14 +61,6 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 	comment := o.Message
 	if comment == "" {
 		comment = "Imported by plyfs"
-	}
-	base := ocispec.Image{Platform: ocispec.Platform{OS: plat[0], Architecture: plat[1]}, RootFS: ocispec.RootFS{Type: "layers"}}
-	if len(plat) == 3 {
-		base.Variant = plat[2]
-	}
-	raw, err := json.Marshal(base)
-	if err != nil {
-		return Image{}, err
 	}
 	config, err := childConfig(raw, ocispec.History{Created: &now, Comment: comment}, diffID, changes)
 	if err != nil {

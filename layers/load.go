@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
+	"slices"
 	"sort"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
@@ -29,6 +32,9 @@ func (s *Store) Load(ctx context.Context, src Source, o LoadOptions) (_ []Loaded
 		if _, err := parseTag(o.Ref); err != nil {
 			return nil, err
 		}
+	}
+	if o.Platform, err = parsePlatform(o.Platform); err != nil {
+		return nil, err
 	}
 	if err := s.sweep(ctx); err != nil {
 		return nil, err
@@ -338,14 +344,24 @@ func (s *Store) addImages(ctx context.Context, lease string, plans []*plan) ([]L
 				}
 			}
 			p.changed = false
-			for _, r := range p.refs {
+			loaded := LoadedImage{ID: p.id, Refs: familiars(p.refs)}
+			for i, r := range p.refs {
 				old, err := tx.SetRef(r, metadata.Ref{ImageID: p.id, Updated: now})
 				if err != nil {
 					return err
 				}
 				p.changed = p.changed || old != p.id
+				if old != "" && old != p.id {
+					if loaded.Replaced == nil {
+						loaded.Replaced = map[string]digest.Digest{}
+					}
+					loaded.Replaced[loaded.Refs[i]] = old
+				}
 			}
-			out = append(out, LoadedImage{ID: p.id, Refs: familiars(p.refs)})
+			out = append(out, loaded)
+		}
+		if err := setParents(tx, plans); err != nil {
+			return err
 		}
 		junk, err = endLease(tx, lease)
 		junk = append(junk, more...)
@@ -361,6 +377,40 @@ func (s *Store) addImages(ctx context.Context, lease string, plans []*plan) ([]L
 	}
 	s.purge(ctx, junk)
 	return out, nil
+}
+
+// setParents notes which images were built on others of the archive. What an archive says
+// is believed if it fits, so that no image keeps another one by a lie.
+func setParents(tx *metadata.Tx, plans []*plan) error {
+	byID := map[digest.Digest]*plan{}
+	for _, p := range plans {
+		byID[p.id] = p
+	}
+	for _, p := range plans {
+		parent := byID[p.parent]
+		if parent == nil || !isStep(parent.spec, p.spec) {
+			continue
+		}
+		row, err := tx.Image(p.id)
+		if err != nil {
+			return err
+		}
+		if row.Parent != "" { // it was made here
+			continue
+		}
+		if err := tx.SetImageParent(p.id, p.parent); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isStep reports whether an image is another one with one more step, as docker asks of
+// the parents in an archive.
+func isStep(parent, img ocispec.Image) bool {
+	n, layers := len(parent.History), len(parent.RootFS.DiffIDs)
+	return len(img.History) == n+1 && reflect.DeepEqual(img.History[:n], parent.History) &&
+		len(img.RootFS.DiffIDs) >= layers && slices.Equal(img.RootFS.DiffIDs[:layers], parent.RootFS.DiffIDs)
 }
 
 // chainOf is the chainID of a list of layers.

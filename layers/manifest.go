@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"runtime"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -27,6 +26,7 @@ type dockerItem struct {
 	Config   string
 	RepoTags []string
 	Layers   []string
+	Parent   digest.Digest `json:",omitempty"` // the image of the archive it was built on
 }
 
 // plan is an image as an archive describes it, checked against what the
@@ -36,6 +36,7 @@ type plan struct {
 	config   []byte
 	spec     ocispec.Image
 	refs     []string // canonical
+	parent   digest.Digest
 	layers   []*layerData
 	manifest digest.Digest
 	// manifests are that one and the indexes that led to it, byte for byte.
@@ -195,7 +196,7 @@ func (a *archive) dockerPlan(ctx context.Context, it dockerItem) (*plan, error) 
 	if cm.json == nil {
 		return nil, fmt.Errorf("config %q: %w: it is not JSON", it.Config, ErrCorrupt)
 	}
-	p := &plan{id: cm.digest, config: cm.json}
+	p := &plan{id: cm.digest, config: cm.json, parent: it.Parent}
 	// The name is a promise too.
 	if hex, ok := strings.CutSuffix(it.Config, ".json"); ok && digest.NewDigestFromEncoded(digest.SHA256, hex).Validate() == nil && hex != cm.digest.Encoded() {
 		return nil, fmt.Errorf("config: %w: wrong digest: expected sha256:%s, got %s", ErrCorrupt, hex, cm.digest)
@@ -401,21 +402,6 @@ func pick(idx ocispec.Index, platform string) (ocispec.Descriptor, error) {
 	return ocispec.Descriptor{}, fmt.Errorf("%w: the image is not there for %s, only for %s; choose one with --platform", ErrInvalid, platform, strings.Join(have, ", "))
 }
 
-// thisPlatform is the one of this machine.
-func thisPlatform() string { return platformName(runtime.GOOS, runtime.GOARCH, "") }
-
-// isPlatform reports whether an image for name is one for want, which may leave the
-// variant open.
-func isPlatform(name, want string) bool { return name == want || strings.HasPrefix(name, want+"/") }
-
-func platformName(os, arch, variant string) string {
-	n := os + "/" + arch
-	if variant != "" {
-		n += "/" + variant
-	}
-	return n
-}
-
 func (a *archive) ociPlan(ctx context.Context, d ocispec.Descriptor) (*plan, error) {
 	var man ocispec.Manifest
 	mm, err := a.blobJSON(ctx, d, &man)
@@ -482,6 +468,10 @@ func parseTag(name string) (reference.NamedTagged, error) {
 	tagged, ok := reference.TagNameOnly(named).(reference.NamedTagged)
 	if _, digested := named.(reference.Digested); !ok || digested {
 		return nil, fmt.Errorf("%w: %q: a digest cannot be given to an image, only a tag", ErrInvalid, name)
+	}
+	// It would be taken for the beginning of an ID.
+	if reference.FamiliarName(named) == digest.Canonical.String() {
+		return nil, fmt.Errorf("%w: %q: the name of a digest algorithm cannot be that of a repository", ErrInvalid, name)
 	}
 	return tagged, nil
 }

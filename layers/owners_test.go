@@ -261,7 +261,7 @@ func ownersLines(t testing.TB, s *Store, name string) (out []string) {
 		say("%s: %s", path, digest.FromBytes(b.Bytes()))
 	}
 	var b bytes.Buffer
-	must(t, s.Save(t.Context(), &b, []string{"owners"}, SaveOptions{}))
+	must(t, s.Save(t.Context(), &b, []string{"owners:latest"}, SaveOptions{}))
 	say("saved %s", digest.FromBytes(b.Bytes()))
 	for _, l := range chainLines(t, s, st) {
 		say("index: %s", l)

@@ -40,6 +40,9 @@ func (s *Store) Pull(ctx context.Context, name string, acc registry.Access, o Pu
 	if s.powers.guest != nil {
 		return PullResult{}, s.powers.guest
 	}
+	if o.Platform, err = parsePlatform(o.Platform); err != nil {
+		return PullResult{}, err
+	}
 	if err := s.sweep(ctx); err != nil {
 		return PullResult{}, err
 	}

@@ -326,6 +326,9 @@ func TestMovedTag(t *testing.T) {
 	if rep, err = s.GC(t.Context(), false); err != nil || len(rep.Images) != 0 || third.ID != first.ID {
 		t.Errorf("gc: %+v %v", rep, err)
 	}
+	if rep, err := s.Prune(t.Context(), PruneOptions{DryRun: true}); err != nil || !slices.Equal(rep.Images, []digest.Digest{third.ID}) {
+		t.Errorf("prune: a digest is no name: %+v %v", rep, err)
+	}
 	// With the last tag the digests of its repository go, and those of others stay.
 	must(t, s.Tag(t.Context(), second.ID.String(), "other:1"))
 	done, err := s.RemoveImage(t.Context(), reg.Host()+"/app", RemoveOptions{})

@@ -48,8 +48,12 @@ func (r *remover) remove(name string) error {
 	}
 	refs := r.tx.RefsOf(img.id)
 	if img.ref == "" {
-		// By ID: all its names go, if they are names of one repository.
-		if repos := repositories(refs); len(repos) > 1 && !r.opts.Force {
+		// By ID: its name goes, with the digests that registries know it by. Several
+		// names are somebody's work each, as is what was made from the image.
+		if kids := r.tx.ImageChildren(img.id); len(kids) > 0 {
+			return fmt.Errorf("image %s: %w: the images %s were made from it", name, ErrInUse, r.names(kids))
+		}
+		if len(refs) > 0 && !isSingle(refs) && !r.opts.Force {
 			return fmt.Errorf("image %s: %w: it has the names %s; remove them one by one, or use --force",
 				ShortID(img.id), ErrInUse, strings.Join(familiars(refs), ", "))
 		}
@@ -102,14 +106,11 @@ func (r *remover) untag(ref string) error {
 	return nil
 }
 
-// conflicts names what forbids deleting an image. Mounts and child images
-// forbid it for good, containers too: their lower layers are the image.
+// conflicts names what forbids deleting an image. Mounts forbid it for good,
+// containers too: their lower layers are the image.
 func (r *remover) conflicts(id digest.Digest, name string) error {
 	if users := r.tx.ContainersByImage(id); len(users) > 0 {
 		return r.containerConflict(name, users)
-	}
-	if kids := r.tx.ImageChildren(id); len(kids) > 0 && len(r.tx.RefsOf(id)) == 0 {
-		return fmt.Errorf("image %s: %w: the images %s were made from it", name, ErrInUse, r.names(kids))
 	}
 	live, err := r.tx.LiveMounts()
 	if err != nil {
@@ -191,13 +192,17 @@ func (r *remover) deleteImage(id digest.Digest) error {
 	return r.deleteImage(row.Parent)
 }
 
-func repositories(refs []string) map[string]bool {
-	out := map[string]bool{}
+// isSingle reports whether references are of one repository, with one tag at most.
+func isSingle(refs []string) bool {
+	repos, tags := map[string]bool{}, 0
 	for _, r := range refs {
-		repo, _ := splitRef(r)
-		out[repo] = true
+		repo, tag := splitRef(r)
+		repos[repo] = true
+		if tag != noTag {
+			tags++
+		}
 	}
-	return out
+	return len(repos) == 1 && tags <= 1
 }
 
 // onlyDigests reports whether all references but one are digests.

@@ -23,7 +23,8 @@ import (
 type saved struct {
 	id       digest.Digest
 	config   []byte
-	platform *ocispec.Platform
+	spec     ocispec.Image
+	parent   digest.Digest
 	layers   []savedLayer // bottom first
 	refs     []string     // canonical
 	manifest []byte
@@ -103,11 +104,15 @@ func (s *Store) collect(ctx context.Context, lease string, names []string) (out 
 	err = s.update(ctx, func(tx *metadata.Tx) error {
 		out = nil
 		byID := map[digest.Digest]*saved{}
+		var all []resolved
 		for _, name := range names {
-			r, err := resolve(tx, name)
+			some, err := resolveAll(tx, name)
 			if err != nil {
 				return err
 			}
+			all = append(all, some...)
+		}
+		for _, r := range all {
 			img := byID[r.id]
 			if img == nil {
 				if img, err = collectOne(tx, lease, r.id); err != nil {
@@ -116,13 +121,34 @@ func (s *Store) collect(ctx context.Context, lease string, names []string) (out 
 				byID[r.id] = img
 				out = append(out, img)
 			}
-			if r.ref != "" && !contains(img.refs, r.ref) {
+			// A digest is no name that an archive could give.
+			if r.ref != "" && len(digestOf(r.ref)) == 0 && !contains(img.refs, r.ref) {
 				img.refs = append(img.refs, r.ref)
 			}
 		}
 		return nil
 	})
 	return out, err
+}
+
+// resolveAll finds the image of a name, or all that a repository has, as docker save does.
+func resolveAll(tx *metadata.Tx, name string) (out []resolved, err error) {
+	if named, err := reference.ParseNormalizedNamed(name); err == nil && reference.IsNameOnly(named) {
+		names, refs, err := tx.Refs()
+		if err != nil {
+			return nil, err
+		}
+		for i, n := range names {
+			if other, err := reference.ParseNormalizedNamed(n); err == nil && other.Name() == named.Name() {
+				out = append(out, resolved{refs[i].ImageID, n})
+			}
+		}
+		if len(out) > 0 {
+			return out, nil
+		}
+	}
+	r, err := resolve(tx, name)
+	return []resolved{r}, err
 }
 
 func contains(list []string, s string) bool {
@@ -139,7 +165,7 @@ func collectOne(tx *metadata.Tx, lease string, id digest.Digest) (*saved, error)
 	if err != nil {
 		return nil, err
 	}
-	out := &saved{id: id, config: raw, platform: &img.Config.Platform}
+	out := &saved{id: id, config: raw, spec: img.Config, parent: row.Parent}
 	if row.TopChain != "" {
 		if err := tx.LeaseLayer(lease, row.TopChain); err != nil {
 			return nil, err
@@ -222,8 +248,8 @@ func (a *archiveIndex) oci(images []*saved) error {
 	idx := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
 	for _, img := range images {
 		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(img.manifest), Size: int64(len(img.manifest))}
-		if img.platform.OS != "" {
-			d.Platform = &ocispec.Platform{OS: img.platform.OS, Architecture: img.platform.Architecture, Variant: img.platform.Variant}
+		if img.spec.OS != "" {
+			d.Platform = &ocispec.Platform{OS: img.spec.OS, Architecture: img.spec.Architecture, Variant: img.spec.Variant}
 		}
 		sort.Strings(img.refs)
 		for _, r := range img.refs {
@@ -248,11 +274,19 @@ func (a *archiveIndex) oci(images []*saved) error {
 // docker adds manifest.json, and repositories for what is older than it.
 func (a *archiveIndex) docker(images []*saved) error {
 	items := []dockerItem{}
+	byID := map[digest.Digest]*saved{}
+	for _, img := range images {
+		byID[img.id] = img
+	}
 	repos := map[string]map[string]string{}
 	for _, img := range images {
 		it := dockerItem{Config: blobPath(img.id), Layers: []string{}}
 		if name := img.id.Encoded() + ".json"; a.has[name] {
 			it.Config = name
+		}
+		// docker refuses a parent that is not in the archive, or that is more than one step below.
+		if p := byID[img.parent]; p != nil && isStep(p.spec, img.spec) {
+			it.Parent = img.parent
 		}
 		for _, l := range img.layers {
 			it.Layers = append(it.Layers, l.member())

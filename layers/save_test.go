@@ -3,15 +3,20 @@ package layers
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/plyfs/plyfs/metadata"
 )
 
 // blobsOf reads an archive's blobs.
@@ -216,5 +221,45 @@ func TestSaveSeveral(t *testing.T) {
 		if n := len(listLayers(t, fresh)); n != 2 {
 			t.Errorf("%s: %d layers", format, n)
 		}
+	}
+}
+
+// TestSaveRepository saves all that has a name, as docker does, and no digests.
+func TestSaveRepository(t *testing.T) {
+	s := openStore(t)
+	one := img{refs: []string{"app:1", "app:2", "x/app:1"}, layers: [][]byte{layerTar(t, file("f", "1"))}}
+	two := img{refs: []string{"app:3", "latest"}, layers: [][]byte{layerTar(t, file("f", "2"))}}
+	loaded := load(t, s, outerTar(t, oldDocker(t, one, two)))
+	d := "docker.io/library/app@" + digest.FromString("manifest").String()
+	must(t, s.update(t.Context(), func(tx *metadata.Tx) error {
+		_, err := tx.SetRef(d, metadata.Ref{ImageID: loaded[0].ID, Updated: time.Now()})
+		return err
+	}))
+	first, second := loaded[0].ID, loaded[1].ID
+	for _, tc := range []struct {
+		names []string
+		want  map[digest.Digest][]string
+	}{
+		{[]string{"app"}, map[digest.Digest][]string{first: {"app:1", "app:2"}, second: {"app:3"}}},
+		{[]string{"app:1"}, map[digest.Digest][]string{first: {"app:1"}}},
+		{[]string{"docker.io/library/app", "x/app"}, map[digest.Digest][]string{first: {"app:1", "app:2", "x/app:1"}, second: {"app:3"}}},
+		{[]string{"latest"}, map[digest.Digest][]string{second: {"latest:latest"}}},
+		{[]string{d}, map[digest.Digest][]string{first: nil}},
+		{[]string{ShortID(second), "x/app:1"}, map[digest.Digest][]string{first: {"x/app:1"}, second: nil}},
+	} {
+		for _, format := range []string{FormatDocker, FormatOldDocker, FormatOCI} {
+			var buf bytes.Buffer
+			must(t, s.Save(t.Context(), &buf, tc.names, SaveOptions{Format: format}))
+			got := map[digest.Digest][]string{}
+			for _, l := range load(t, openStore(t), buf.Bytes()) {
+				got[l.ID] = l.Refs
+			}
+			if diff := cmp.Diff(tc.want, got, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("%q as %s: %s", tc.names, format, diff)
+			}
+		}
+	}
+	if err := s.Save(t.Context(), io.Discard, []string{"nothing"}, SaveOptions{}); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
 	}
 }

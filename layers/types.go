@@ -65,6 +65,8 @@ type LoadOptions struct {
 type LoadedImage struct {
 	ID   digest.Digest `json:"id"`
 	Refs []string      `json:"refs"` // familiar form, as given to images and rmi
+	// Replaced are those of them that other images had until then, with these images.
+	Replaced map[string]digest.Digest `json:"replaced,omitempty"`
 }
 
 // PullOptions configure [Store.Pull].

@@ -47,6 +47,9 @@ layers that the store has already are not stored again.`,
 				}
 				for _, i := range loaded {
 					for _, ref := range i.Refs {
+						if old, ok := i.Replaced[ref]; ok {
+							fmt.Printf("The image %s already exists, renaming the old one with ID %s to empty string\n", printable(ref), old)
+						}
 						fmt.Println("Loaded image: " + printable(ref))
 					}
 					if len(i.Refs) == 0 {
@@ -128,11 +131,11 @@ func newImportCommand(a *app) *cobra.Command {
 	var r mountd.ImportRequest
 	var quiet bool
 	cmd := &cobra.Command{
-		Use:   "import TAR REF",
+		Use:   "import TAR [REF]",
 		Short: "Make an image of a root filesystem tar",
 		Example: `  plyfs import rootfs.tar.zst localhost/base:1
   tar -C rootfs -c . | plyfs import - localhost/base:2 -c 'CMD ["/bin/sh"]'`,
-		Args:              exactArgs(2, "TAR (or -) and REF"),
+		Args:              rangeArgs(1, 2, "TAR (or -) and an optional REF"),
 		ValidArgsFunction: completeArgs(completeFiles),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			src, done, err := openSource(cmd.Context(), args[0])
@@ -141,9 +144,11 @@ func newImportCommand(a *app) *cobra.Command {
 			}
 			defer done()
 			if src.Dir != "" {
-				return usagef("%q is a directory: import takes a tar (tar -C %s -c . | plyfs import - %s)", args[0], args[0], args[1])
+				return usagef("%q is a directory: import takes a tar (tar -C %s -c . | plyfs import -)", args[0], args[0])
 			}
-			r.Ref = args[1]
+			if len(args) > 1 {
+				r.Ref = args[1]
+			}
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
 				p := newProgress(quiet)
 				img, err := s.Import(ctx, r, src, p.callback())
@@ -157,7 +162,7 @@ func newImportCommand(a *app) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVarP(&r.Message, "message", "m", "", "comment for the history")
-	f.StringArrayVarP(&r.Changes, "change", "c", nil, "Dockerfile instruction to apply to the configuration; may be repeated")
+	f.StringArrayVarP(&r.Changes, "change", "c", nil, "Dockerfile instruction to apply to the configuration, as docker does; may be repeated")
 	f.StringVar(&r.Platform, "platform", "", "os/arch[/variant] of the image (default: this machine)")
 	f.BoolVarP(&quiet, "quiet", "q", false, "no progress bars")
 	return cmd
@@ -182,6 +187,9 @@ func newSaveCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "save -o FILE IMAGE…",
 		Short: "Write images as an archive that docker, podman and skopeo can load",
+		Long: `Write images as an archive. A name without a tag stands for all images of that
+repository; an image that is given by its ID has no name in the archive. Images that were
+made from others of the archive are known to be so where docker or plyfs load it.`,
 		Example: `  plyfs save -o debian.tar debian:12
   plyfs save debian:12 | podman load
   plyfs save --format oci-dir -o layout debian:12`,

@@ -133,7 +133,7 @@ func newRmCommand(a *app) *cobra.Command {
 				removed := []string{}
 				err := eachArg(args, func(name string) error {
 					if _, err := s.Remove(ctx, mountd.RemoveRequest{Name: name, Force: force}); err != nil {
-						return err
+						return unlessGone(force, err)
 					}
 					removed = append(removed, name)
 					if !a.json {
@@ -150,7 +150,7 @@ func newRmCommand(a *app) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "unmount first if mounted")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "unmount first if mounted; a container that is not there is no error")
 	return cmd
 }
 
@@ -215,7 +215,7 @@ func newCommitCommand(a *app) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVarP(&r.Author, "author", "a", "", "author for the history")
 	f.StringVarP(&r.Message, "message", "m", "", "comment for the history")
-	f.StringArrayVarP(&r.Changes, "change", "c", nil, "Dockerfile instruction to apply to the configuration; may be repeated")
+	f.StringArrayVarP(&r.Changes, "change", "c", nil, "Dockerfile instruction to apply to the configuration, as docker does; may be repeated")
 	f.BoolVarP(&quiet, "quiet", "q", false, "no progress bars")
 	return cmd
 }

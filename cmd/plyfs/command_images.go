@@ -138,7 +138,8 @@ func newRmiCommand(a *app) *cobra.Command {
 		Use:   "rmi IMAGE…",
 		Short: "Remove names of images, and what nothing needs then",
 		Long: `Remove a name of an image. With the last name the image goes, and every layer
-that no other image, container or mount needs.`,
+that no other image, container or mount needs; and the images without a name that it was
+made from. By its ID an image is removed if it has no more than one name.`,
 		Example:           "  plyfs rmi debian:12 localhost/base",
 		Args:              rangeArgs(1, -1, "one IMAGE or more"),
 		ValidArgsFunction: completeEach(a.images()),
@@ -153,7 +154,7 @@ that no other image, container or mount needs.`,
 							fmt.Printf("%s: %s\n", d.Kind, printable(d.Ref))
 						}
 					}
-					return err
+					return unlessGone(force, err)
 				})
 				if a.json {
 					if jerr := printJSON(all); jerr != nil {
@@ -164,7 +165,7 @@ that no other image, container or mount needs.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove all names of an image given by its ID")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove all names of an image given by its ID; an image that is not there is no error")
 	cmd.Flags().BoolVar(&noPrune, "no-prune", false, "keep untagged parents")
 	return cmd
 }

@@ -156,9 +156,9 @@ func newPruneCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "prune [--all]",
 		Short: "Remove images without a name, or all that nothing uses",
-		Long: `Remove images without a name, and with --all those with names too, that no container
-and no mount uses and from which no other image was made, with the layers that only they
-have. plyfs gc removes leftovers; it leaves images alone that never had a name.`,
+		Long: `Remove images without a name (a digest is none), and with --all those with names too,
+that no container and no mount uses and from which no other image was made, with the layers
+that only they have. plyfs gc removes leftovers; it leaves images alone that never had a name.`,
 		Example: `  plyfs prune --dry-run
   plyfs prune --all`,
 		Args: exactArgs(0, "no arguments"),

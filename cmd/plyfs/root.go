@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd"
 )
 
@@ -181,17 +183,31 @@ func rangeArgs(min, max int, names string) cobra.PositionalArgs {
 	}
 }
 
+// unlessGone makes a message of the error that there is nothing to remove, if that was
+// forced: scripts clean up so, with docker too.
+func unlessGone(force bool, err error) error {
+	if force && errors.Is(err, layers.ErrNotFound) {
+		tell(sentence(err))
+		return nil
+	}
+	return err
+}
+
 // eachArg runs f for all arguments, goes on after errors, and returns the
 // first one; the others are printed.
 func eachArg(args []string, f func(string) error) error {
 	var first error
 	for _, arg := range args {
-		switch err := f(arg); {
-		case err == nil:
-		case first == nil:
+		err := f(arg)
+		if errors.Is(err, context.Canceled) { // the rest would say the same
+			return err
+		}
+		if err != nil && len(args) > 1 {
+			tell(sentence(err)) // in order, and before what may take long
+			err = statusError{status: exitCode(err)}
+		}
+		if first == nil {
 			first = err
-		default:
-			fmt.Fprintln(os.Stderr, "plyfs: "+sentence(err))
 		}
 	}
 	return first
