@@ -46,6 +46,7 @@ func newCreateCommand(a *app) *cobra.Command {
 
 func newPsCommand(a *app) *cobra.Command {
 	var quiet, full bool
+	var format string
 	cmd := &cobra.Command{
 		Use:   "ps",
 		Short: "List containers and mounts with their state",
@@ -71,6 +72,16 @@ The state is looked up, not remembered: it is true after a crash as well.`,
 				if a.json {
 					return printJSON(list(all))
 				}
+				if format != "" {
+					var rows []map[string]any
+					for _, st := range all {
+						r := psRow(st, full)
+						rows = append(rows, map[string]any{
+							"ID": r[0], "Names": r[1], "Image": r[2], "RunningFor": r[3], "CreatedAt": createdAt(st.Since), "State": st.State, "Status": r[4], "Target": r[5],
+						})
+					}
+					return printFormat(format, psColumns, rows)
+				}
 				if quiet {
 					for _, st := range all {
 						if st.Container != nil {
@@ -89,9 +100,21 @@ The state is looked up, not remembered: it is true after a crash as well.`,
 	}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print container IDs only")
 	cmd.Flags().BoolVar(&full, "no-trunc", false, "do not shorten IDs")
+	addFormat(cmd, &format)
 	// Containers are never hidden here; the option is a habit from docker.
 	cmd.Flags().BoolP("all", "a", true, "list all (always)")
 	return cmd
+}
+
+var psColumns = []column{
+	{"ID", "CONTAINER ID"},
+	{"Names", "NAME"},
+	{"Image", "IMAGE"},
+	{"RunningFor", "CREATED"},
+	{"CreatedAt", "CREATED AT"},
+	{"State", "STATE"},
+	{"Status", "STATUS"},
+	{"Target", "MOUNTED ON"},
 }
 
 func psRow(st mountd.Status, full bool) []string {

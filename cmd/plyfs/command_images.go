@@ -14,6 +14,7 @@ import (
 
 func newImagesCommand(a *app) *cobra.Command {
 	var quiet, full, digests, sizes bool
+	var format string
 	var r mountd.ImagesRequest
 	cmd := &cobra.Command{
 		Use:   "images [REPOSITORY[:TAG]]",
@@ -25,6 +26,7 @@ of several references one.`,
 		Example: `  plyfs images
   plyfs images debian
   plyfs images -f label=maintainer -f since=debian:12
+  plyfs images --format '{{.Repository}}:{{.Tag}} {{.ID}}'
   plyfs images --json`,
 		Args:              rangeArgs(0, 1, "at most one REPOSITORY[:TAG]"),
 		ValidArgsFunction: completeArgs(a.images()),
@@ -41,6 +43,8 @@ of several references one.`,
 				switch {
 				case a.json:
 					return printJSON(list(images))
+				case format != "":
+					return printFormat(format, imageColumns, imageRows(images, full, digests || wants(format, "Digest")))
 				case quiet:
 					for _, i := range images {
 						fmt.Println(idText(i.ID, full))
@@ -67,8 +71,45 @@ of several references one.`,
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print IDs only")
 	cmd.Flags().BoolVar(&full, "no-trunc", false, "do not shorten IDs")
 	cmd.Flags().BoolVar(&digests, "digests", false, "show the digests that registries know images by, one a line")
+	addFormat(cmd, &format)
 	cmd.Flags().BoolVar(&sizes, "sizes", false, "show how much of the size is shared with other images")
 	return cmd
+}
+
+var imageColumns = []column{
+	{"Repository", "REPOSITORY"},
+	{"Tag", "TAG"},
+	{"ID", "IMAGE ID"},
+	{"Digest", "DIGEST"},
+	{"CreatedSince", "CREATED"},
+	{"CreatedAt", "CREATED AT"},
+	{"Size", "SIZE"},
+	{"SharedSize", "SHARED SIZE"},
+	{"UniqueSize", "UNIQUE SIZE"},
+	{"VirtualSize", "SIZE"},
+	{"Containers", "CONTAINERS"},
+	{"Layers", "LAYERS"},
+}
+
+// imageRows are images for a template; with digests, a row for each.
+func imageRows(images []layers.ImageSummary, full, digests bool) (rows []map[string]any) {
+	for _, i := range images {
+		all := []string{orNone("")}
+		if digests && len(i.Digests) > 0 {
+			all = all[:0]
+			for _, d := range i.Digests {
+				all = append(all, d.String())
+			}
+		}
+		for _, d := range all {
+			rows = append(rows, map[string]any{
+				"Repository": orNone(i.Repository), "Tag": orNone(i.Tag), "ID": idText(i.ID, full), "Digest": d,
+				"CreatedSince": ago(i.Created), "CreatedAt": createdAt(i.Created), "Size": size(i.Size), "VirtualSize": size(i.Size),
+				"SharedSize": size(i.SharedSize), "UniqueSize": size(i.UniqueSize), "Containers": fmt.Sprint(i.Containers), "Layers": fmt.Sprint(i.Layers),
+			})
+		}
+	}
+	return rows
 }
 
 // printSizes is the list with what an image has for itself, and what others have too.
@@ -172,6 +213,7 @@ made from. By its ID an image is removed if it has no more than one name.`,
 
 func newHistoryCommand(a *app) *cobra.Command {
 	var quiet, full bool
+	var format string
 	cmd := &cobra.Command{
 		Use:               "history IMAGE",
 		Short:             "Show the steps that made an image, newest first",
@@ -193,6 +235,9 @@ func newHistoryCommand(a *app) *cobra.Command {
 					}
 					return shortID(id)
 				}
+				if format != "" {
+					return printFormat(format, historyColumns, historyRows(h, short, full))
+				}
 				if quiet {
 					for _, e := range h {
 						fmt.Println(printable(short(e.ID)))
@@ -201,11 +246,7 @@ func newHistoryCommand(a *app) *cobra.Command {
 				}
 				t := newTable(os.Stdout, "IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT")
 				for _, e := range h {
-					by := strings.Join(strings.Fields(e.CreatedBy), " ")
-					if !full {
-						by = shorten(by, 45)
-					}
-					t.row(short(e.ID), ago(e.Created), by, size(e.Size), e.Comment)
+					t.row(short(e.ID), ago(e.Created), createdBy(e, full), size(e.Size), e.Comment)
 				}
 				return t.flush()
 			})
@@ -213,7 +254,36 @@ func newHistoryCommand(a *app) *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print IDs only")
 	cmd.Flags().BoolVar(&full, "no-trunc", false, "do not shorten")
+	addFormat(cmd, &format)
 	return cmd
+}
+
+// createdBy is the text of a step on one line.
+func createdBy(e layers.HistoryEntry, full bool) string {
+	by := strings.Join(strings.Fields(e.CreatedBy), " ")
+	if !full {
+		by = shorten(by, 45)
+	}
+	return by
+}
+
+var historyColumns = []column{
+	{"ID", "IMAGE"}, {"CreatedSince", "CREATED"}, {"CreatedAt", "CREATED AT"}, {"CreatedBy", "CREATED BY"}, {"Size", "SIZE"}, {"Comment", "COMMENT"},
+}
+
+func historyRows(h []layers.HistoryEntry, short func(string) string, full bool) (rows []map[string]any) {
+	for _, e := range h {
+		rows = append(rows, map[string]any{
+			"ID": short(e.ID), "CreatedSince": ago(e.Created), "CreatedAt": createdAt(e.Created), "CreatedBy": printable(createdBy(e, full)),
+			"Size": size(e.Size), "Comment": printable(e.Comment),
+		})
+	}
+	return rows
+}
+
+// addFormat adds the option of lists that are printed by a template.
+func addFormat(cmd *cobra.Command, format *string) {
+	cmd.Flags().StringVar(format, "format", "", "print each row by a Go template with docker's names: '{{.ID}}', 'table {{.ID}}', json")
 }
 
 func newInspectCommand(a *app) *cobra.Command {
