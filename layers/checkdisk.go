@@ -104,6 +104,15 @@ func (c *checker) strays() error {
 func (c *checker) strayLayer(x stray) {
 	remove := func() error { return removeTree(c.s.layersFd, x.name) }
 	side, err := c.s.verifySidecar(x.name)
+	if errors.Is(err, errMoved) {
+		c.found("K7", x.path(), "a layer directory that no row names: "+err.Error(), "give it its name back", func() error {
+			if err := fsat.Rename(c.s.layersFd, x.name, c.s.layersFd, side.Cache.CacheID, unix.RENAME_NOREPLACE); err != nil {
+				return err
+			}
+			return unix.Fsync(c.s.layersFd)
+		})
+		return
+	}
 	if err != nil && !errors.Is(err, errSplit) {
 		c.found("K7", x.path(), "a layer directory that no row names: "+err.Error(), "remove", remove)
 		return

@@ -130,9 +130,6 @@ var errSplit = errors.New("the record of its tar is damaged")
 // verifySidecar reads the sidecar of a layer directory and checks that it is that of
 // this directory, whose tar-split record is whole.
 func (s *Store) verifySidecar(name string) (Sidecar, error) {
-	if !validID(name) {
-		return Sidecar{}, fmt.Errorf("%w: no directory of ours", ErrCorrupt)
-	}
 	dir, err := fsat.OpenName(s.layersFd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return Sidecar{}, err
@@ -143,11 +140,23 @@ func (s *Store) verifySidecar(name string) (Sidecar, error) {
 		return side, err
 	}
 	c := side.Cache
-	if _, derr := whiteout.ParseDialect(c.Dialect); derr != nil || c.CacheID != name || checkDigest(c.DiffID) != nil || side.Layer.DiffID != c.DiffID {
+	if _, derr := whiteout.ParseDialect(c.Dialect); derr != nil || !validID(c.CacheID) || checkDigest(c.DiffID) != nil || side.Layer.DiffID != c.DiffID {
+		return side, fmt.Errorf("%w: its sidecar is none of ours", ErrCorrupt)
+	}
+	err = verifyDirectory(dir, c)
+	if c.CacheID != name {
+		var st unix.Stat_t
+		if (err == nil || errors.Is(err, errSplit)) && fsat.IsAbsent(fsat.Stat(s.layersFd, c.CacheID, &st)) {
+			return side, fmt.Errorf("%w: it is that of %s", errMoved, c.CacheID)
+		}
 		return side, fmt.Errorf("%w: its sidecar is that of another layer", ErrCorrupt)
 	}
-	return side, verifyDirectory(dir, c)
+	return side, err
 }
+
+// errMoved is that of a layer directory which belongs under another name, where there is
+// none.
+var errMoved = errors.New("the directory has been renamed")
 
 // verifyDirectory checks that a layer directory has its content, and that its tar-split
 // record is the one of a row.

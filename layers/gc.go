@@ -205,7 +205,7 @@ func (s *Store) gcStray(ctx context.Context, rep *GCReport, dryRun bool) error {
 		case rwName:
 			continue
 		case layersName:
-			if _, err := s.verifySidecar(x.name); (err == nil || errors.Is(err, errSplit)) && lacking {
+			if _, err := s.verifySidecar(x.name); errors.Is(err, errMoved) || (err == nil || errors.Is(err, errSplit)) && lacking {
 				s.log.Warn("a layer without a row is kept: plyfs check --repair puts it back", zap.String("name", x.name))
 				continue
 			}

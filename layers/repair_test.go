@@ -223,6 +223,9 @@ func TestRepair(t *testing.T) {
 		{"K7 stray directory", false, "K7", false, false, func(t *testing.T, p *patient) {
 			must(t, os.Mkdir(filepath.Join(p.s.root, layersName, newID()), 0o700))
 		}},
+		{"K7 renamed directory", false, "K5 K7", false, false, func(t *testing.T, p *patient) {
+			must(t, os.Rename(filepath.Join(p.s.root, layersName, p.layer(t, 1).CacheID), filepath.Join(p.s.root, layersName, "set aside")))
+		}},
 		{"K8 stray stage", false, "K8", false, false, func(t *testing.T, p *patient) {
 			must(t, os.Mkdir(filepath.Join(p.s.root, stageName, newID()), 0o700))
 		}},
