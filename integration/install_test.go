@@ -82,6 +82,7 @@ var packaged = map[string]string{
 	"/sbin/mount.plyfs":                            "../bin/plyfs",
 	"/sbin/mount.fuse.plyfs":                       "../bin/plyfs",
 	"/lib/systemd/system/plyfs.service":            "-rw-r--r--",
+	"/lib/systemd/system/plyfs.socket":             "-rw-r--r--",
 	"/lib/systemd/user/plyfs.service":              "-rw-r--r--",
 	"/share/bash-completion/completions/plyfs":     "-rw-r--r--",
 	"/share/zsh/site-functions/_plyfs":             "-rw-r--r--",
