@@ -158,7 +158,17 @@ func digestIn(t *testing.T, out string) string {
 
 func skopeo(t *testing.T, args ...string) string {
 	t.Helper()
-	return mustRun(t, "skopeo", append([]string{"--insecure-policy"}, args...)...)
+	cmd := exec.Command("skopeo", append([]string{"--insecure-policy"}, args...)...)
+	alone(cmd, t.TempDir()) // it stops at configuration that it may not read
+	timer := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() }) // it may have ended
+	defer timer.Stop()
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("skopeo %s: %v\n%s", strings.Join(args, " "), err, &stderr)
+	}
+	return string(out)
 }
 
 // digestOf asks skopeo for the digest of a tag.

@@ -239,7 +239,7 @@ func TestReadOnlyServerLoop(t *testing.T) {
 	if n := m.kills.Load(); n < 5 || n > 30 {
 		t.Errorf("given up after %d", n)
 	}
-	waitFor(t, "the end of the mount", func() bool { return len(harness.MountsBelow(m.target)) == 0 })
+	waitFor(t, "the end of the mount", func() bool { return len(harness.MountsBelow(filepath.Dir(m.target))) == 0 })
 	m.s.run("mount", "--ro", "ro:1", m.target)
 	if _, err := os.ReadDir(m.target); err != nil {
 		t.Error(err)
