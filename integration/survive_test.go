@@ -150,6 +150,9 @@ func TestReadOnlySurvives(t *testing.T) {
 	if h, s := m.pids(); h != holder || s == first {
 		t.Errorf("holder %d, server %d; before %d and %d", h, s, holder, first)
 	}
+	if out := m.s.run("ps"); !strings.Contains(out, "mounted (ro) (restarted ") {
+		t.Errorf("ps does not tell: %s", out)
+	}
 }
 
 // TestReadOnlySurvivesOpen keeps files and directories open, mapped and locked over the
