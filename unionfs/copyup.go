@@ -52,7 +52,7 @@ func (fs *FS) ensureData(n *inode, size int64) error {
 		meta = true // somebody may have been faster
 	}
 	if meta {
-		return fs.completeData(n)
+		return fs.withSpace(func() error { return fs.completeData(n) })
 	}
 	return nil
 }
@@ -71,7 +71,7 @@ func (fs *FS) copyUpNow(n *inode, size int64, meta, answered bool) error {
 				return err
 			}
 		}
-		err := fs.copyUp(n, parent, size, meta)
+		err := fs.withSpace(func() error { return fs.copyUp(n, parent, size, meta) })
 		if err == nil {
 			// The copy has times, blocks and perhaps a link count of its own.
 			if !answered {

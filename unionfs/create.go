@@ -90,16 +90,20 @@ func (fs *FS) create(p *inode, name string, o newObject, seen *look) (*inode, er
 	fd := -1
 	// A directory over a lower name has to be opaque, which takes two steps.
 	overLower := o.mode&unix.S_IFMT == unix.S_IFDIR && f.low != nil
-	if !f.entry && !overLower && fs.givesOwner(&o, src) {
-		// The file system gives it the right owner, group and ACL by
-		// itself, in one step.
-		if !inherits {
-			o.mode &^= o.umask
-		}
-		fd, err = c.createInPlace(name, o)
-	} else {
-		fd, err = fs.createInWork(c, &f, src)
+	inPlace := !f.entry && !overLower && fs.givesOwner(&o, src)
+	if inPlace && !inherits {
+		o.mode &^= o.umask
 	}
+	err = fs.withSpace(func() (err error) {
+		if inPlace {
+			// The file system gives it the right owner, group and ACL by
+			// itself, in one step.
+			fd, err = c.createInPlace(name, o)
+		} else {
+			fd, err = fs.createInWork(c, &f, src)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

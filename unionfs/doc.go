@@ -29,6 +29,7 @@
 //	io.go               how file data reaches programs
 //	stale.go            what the kernel has to be told to forget
 //	fdcache.go          descriptors, a bounded cache
+//	space.go            no space, but some is about to be free
 //	resume.go           going on with the mount of a server that has died
 //	errno.go            the only place that makes a FUSE status
 //

@@ -185,7 +185,11 @@ func (fs *FS) write(n *inode, data []byte, off int64, mapped bool) (done int, er
 		}
 	}
 	for done < len(data) {
-		m, err := unix.Pwrite(h.fd, data[done:], off+int64(done))
+		var m int
+		err := fs.withSpace(func() (err error) {
+			m, err = unix.Pwrite(h.fd, data[done:], off+int64(done))
+			return err
+		})
 		if err == unix.EINTR {
 			continue
 		}
@@ -297,7 +301,7 @@ func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	}
 	defer h.release()
 	for {
-		err = unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length))
+		err = fs.withSpace(func() error { return unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length)) })
 		if err != unix.EINTR {
 			return fs.status("fallocate", n, err)
 		}
