@@ -124,6 +124,12 @@ func (s *server) run() error {
 		}
 		fs.Resume()
 	}
+	stopStats := s.answerStats(func() Stats {
+		return Stats{
+			ID: s.spec.ID, Target: s.spec.Target, Server: Self(), Restarts: serve.Restarts,
+			IO: fs.IO().String(), Since: fs.Counters().Since(), Counters: fs.Counters().Snapshot(),
+		}
+	})
 	err = transport.Serve(dev, fs, transport.ServeOptions{
 		Resume: serve.Resume,
 		Ready: func(r *transport.Resume) {
@@ -145,7 +151,9 @@ func (s *server) run() error {
 		StackDepth: depth,
 		Debug:      s.spec.Debug,
 		Logger:     s.log,
+		Counters:   fs.Counters(),
 	})
+	stopStats()
 	if err != nil {
 		err = fmt.Errorf("serve %q: %w", s.spec.Target, err)
 	}
