@@ -32,6 +32,7 @@ func NewHandler(svc Service, log *zap.Logger) http.Handler {
 	call(mux, log, "create", svc.Create)
 	call(mux, log, "rm", svc.Remove)
 	call(mux, log, "list", svc.List)
+	call(mux, log, "stats", svc.Stats)
 	call(mux, log, "mount", svc.Mount)
 	call(mux, log, "umount", svc.Unmount)
 	call(mux, log, "diff", svc.Diff)
