@@ -24,6 +24,9 @@ type DaemonOptions struct {
 	Logger *zap.Logger
 	// Version is what Info answers.
 	Version string
+	// MetricsAddress, if set, is a loopback address where metrics are served over HTTP, to
+	// whoever can connect.
+	MetricsAddress string
 	// Ready is called once the socket accepts connections.
 	Ready func(socket string)
 }
@@ -85,6 +88,14 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 		return err
 	}
 	defer release()
+	if o.MetricsAddress != "" {
+		_, stop, err := serveMetrics(ctx, o.MetricsAddress, l, o.Logger)
+		if err != nil {
+			_ = ln.Close() // nobody was answered
+			return err
+		}
+		defer stop()
+	}
 	return serve(ctx, ln, NewHandler(l, o.Logger), func() {
 		notifySystemd("READY=1")
 		o.Logger.Info("daemon is ready", zap.String("name", socket))

@@ -77,6 +77,7 @@ func NewHandler(svc Service, log *zap.Logger) http.Handler {
 	stream(mux, log, "check", func(ctx context.Context, r CheckRequest, _ io.Reader, f *frameWriter) (any, error) {
 		return svc.Check(ctx, r, f.progress)
 	})
+	mux.Handle("GET "+metricsPath, newMetrics(svc, log))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, markedf(layers.ErrUnsupported, "the daemon has no call %q: is it older than the command?", r.URL.Path))
 	})
