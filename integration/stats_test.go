@@ -258,11 +258,21 @@ func TestStatsAsText(t *testing.T) {
 	for _, c := range []struct {
 		args []string
 		code int
-	}{{[]string{"nobody"}, 3}, {[]string{"--interval", "-1s"}, 2}, {[]string{"-n", "-1"}, 2}} {
-		_, err := s.try(append([]string{"stats"}, c.args...)...)
+	}{
+		{[]string{"stats", "nobody"}, 3}, {[]string{"stats", "--interval", "-1s"}, 2}, {[]string{"stats", "-n", "-1"}, 2},
+		{[]string{"daemon", "--metrics-address", "0.0.0.0:9834"}, 2},
+	} {
+		_, err := s.try(c.args...)
 		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != c.code {
-			t.Errorf("stats %v: %v, want exit status %d", c.args, err, c.code)
+			t.Errorf("%v: %v, want exit status %d", c.args, err, c.code)
 		}
+	}
+	raw := filepath.Join(t.TempDir(), "raw")
+	must(t, os.Mkdir(raw, 0o755))
+	s.run("overlay", "-o", "lowerdir="+t.TempDir(), raw)
+	defer s.run("umount", raw)
+	if out, err := s.try("stats", raw); err == nil || !strings.Contains(out, "no mount of this store") {
+		t.Errorf("a mount without a run directory: %v\n%s", err, out)
 	}
 }
 

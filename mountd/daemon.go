@@ -43,6 +43,11 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
+	if o.MetricsAddress != "" { // before anything is made
+		if _, err := loopback(o.MetricsAddress); err != nil {
+			return err
+		}
+	}
 	purge := make(chan struct{}, 1)
 	l, err := OpenLocal(ctx, root, LocalOptions{
 		// A daemon must come up also on a damaged store: it is asked to repair it.

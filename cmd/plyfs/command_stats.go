@@ -194,9 +194,9 @@ func printStats(m mountd.MountStats) error {
 	u := c.CopyUps
 	fmt.Printf("data:      %s read, %s written\n", size(int64(c.BytesRead)), size(int64(c.BytesWritten)))
 	fmt.Printf("copy-ups:  %d with %s, of them %d without data, %d of which got it later\n", u.Count, size(int64(u.Bytes)), u.Metadata, u.Completed)
-	fmt.Printf("opened:    %d files, passed through %s (io=%s)\n", c.Opens.Passed+c.Opens.Cached, passedShare(c.Opens), printable(m.IO))
-	fmt.Printf("requests:  %d being answered, %d at most; kernel told %s to forget, given %d files unasked\n",
-		c.Answering, c.AnsweringMost, times(c.Invalidations), c.Stored)
+	fmt.Printf("opened:    %s, passed through %s (io=%s)\n", times(c.Opens.Passed+c.Opens.Cached), passedShare(c.Opens), printable(m.IO))
+	fmt.Printf("requests:  %d being answered, %d at most; kernel told %s to forget, given files unasked %s\n",
+		c.Answering, c.AnsweringMost, times(c.Invalidations), times(c.Stored))
 	return nil
 }
 

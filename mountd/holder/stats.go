@@ -129,8 +129,12 @@ func serveStats(ln net.Listener, patience time.Duration, doc func() Stats) {
 		go func() {
 			defer func() { <-slots }()
 			defer c.Close()
+			b, err := json.Marshal(doc())
+			if err != nil {
+				return // nothing in it can fail
+			}
 			_ = c.SetDeadline(time.Now().Add(patience))
-			_ = json.NewEncoder(c).Encode(doc()) // a client that is gone does not want it
+			_, _ = c.Write(append(b, '\n')) // a client that is gone does not want it
 		}()
 	}
 }

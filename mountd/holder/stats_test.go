@@ -120,15 +120,12 @@ func TestStatsWithStuckClients(t *testing.T) {
 // An answer that does not fit into the socket is given up, and others come to theirs.
 func TestStuckClientIsGivenUp(t *testing.T) {
 	dir := t.TempDir()
-	long := strings.Repeat("x", 2<<20)
-	answering(t, dir, 50*time.Millisecond, func() Stats { return Stats{Target: long} })
+	long := strings.Repeat("x", 1<<20)
+	answering(t, dir, 200*time.Millisecond, func() Stats { return Stats{Target: long} })
 	for range 2 * statsClients {
 		dialStats(t, dir)
 	}
 	st, err := ReadStats(limit(t), dir)
-	for errors.Is(err, os.ErrDeadlineExceeded) || err != nil && limit(t).Err() == nil && betweenServers(err) {
-		st, err = ReadStats(limit(t), dir)
-	}
 	if err != nil || st.Target != long {
 		t.Errorf("%d bytes, %v", len(st.Target), err)
 	}
