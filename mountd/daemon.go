@@ -93,15 +93,16 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 		return err
 	}
 	defer release()
+	metrics := newMetrics(l, o.Logger)
 	if o.MetricsAddress != "" {
-		_, stop, err := serveMetrics(ctx, o.MetricsAddress, l, o.Logger)
+		_, stop, err := serveMetrics(ctx, o.MetricsAddress, metrics, o.Logger)
 		if err != nil {
 			_ = ln.Close() // nobody was answered
 			return err
 		}
 		defer stop()
 	}
-	return serve(ctx, ln, NewHandler(l, o.Logger), func() {
+	return serve(ctx, ln, newHandler(l, metrics, o.Logger), func() {
 		notifySystemd("READY=1")
 		o.Logger.Info("daemon is ready", zap.String("name", socket))
 		if o.Ready != nil {

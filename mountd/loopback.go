@@ -14,7 +14,7 @@ import (
 
 // serveMetrics serves metrics, and nothing else, over HTTP on a loopback address. It returns
 // where, and what ends that.
-func serveMetrics(ctx context.Context, address string, svc Service, log *zap.Logger) (where net.Addr, stop func(), err error) {
+func serveMetrics(ctx context.Context, address string, metrics http.Handler, log *zap.Logger) (where net.Addr, stop func(), err error) {
 	at, err := loopback(address)
 	if err != nil {
 		return nil, nil, err
@@ -25,7 +25,7 @@ func serveMetrics(ctx context.Context, address string, svc Service, log *zap.Log
 		return nil, nil, fmt.Errorf("address %q for metrics: %w", address, err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET "+metricsPath, newMetrics(svc, log))
+	mux.Handle("GET "+metricsPath, metrics)
 	srv := &http.Server{
 		Handler:           onlyLoopback(mux),
 		ReadHeaderTimeout: 10 * time.Second,

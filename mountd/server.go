@@ -21,6 +21,11 @@ func NewHandler(svc Service, log *zap.Logger) http.Handler {
 	if log == nil {
 		log = zap.NewNop()
 	}
+	return newHandler(svc, newMetrics(svc, log), log)
+}
+
+// newHandler is NewHandler with metrics that are served elsewhere, too.
+func newHandler(svc Service, metrics http.Handler, log *zap.Logger) http.Handler {
 	mux := http.NewServeMux()
 	call(mux, log, "info", svc.Info)
 	call(mux, log, "images", svc.Images)
@@ -77,7 +82,7 @@ func NewHandler(svc Service, log *zap.Logger) http.Handler {
 	stream(mux, log, "check", func(ctx context.Context, r CheckRequest, _ io.Reader, f *frameWriter) (any, error) {
 		return svc.Check(ctx, r, f.progress)
 	})
-	mux.Handle("GET "+metricsPath, newMetrics(svc, log))
+	mux.Handle("GET "+metricsPath, metrics)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, markedf(layers.ErrUnsupported, "the daemon has no call %q: is it older than the command?", r.URL.Path))
 	})

@@ -74,6 +74,8 @@ func (m *MountStats) ask(ctx context.Context, a assessment) {
 	switch {
 	case err == nil:
 		m.IO, m.Since, m.Restarts, m.Counters = st.IO, st.Since, st.Restarts, &st.Counters
+	case a.state == StateStarting:
+		m.Problem = "it is being mounted"
 	case errors.Is(err, unix.ENOENT):
 		m.Problem = "it is served by a version that does not count: mount it again"
 	default:

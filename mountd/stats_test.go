@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -142,6 +144,32 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// The page has each metric and each class of errors, and none that is not there.
+func TestMetricsAreDocumented(t *testing.T) {
+	_, text := scrape(t, serveService(t, &statsService{mounts: []MountStats{mountStats("aa")}}))
+	page, err := os.ReadFile("../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+)`).FindAllStringSubmatch(text, -1) {
+		known[m[1]] = true
+		if !strings.Contains(string(page), "`"+m[1]+"`") {
+			t.Errorf("%s is not in docs/metrics.md", m[1])
+		}
+	}
+	for _, m := range regexp.MustCompile("`(plyfs_[a-z_]+)`").FindAllStringSubmatch(string(page), -1) {
+		if !known[m[1]] {
+			t.Errorf("docs/metrics.md has %s, which does not exist", m[1])
+		}
+	}
+	for _, c := range counters.Classes() {
+		if !strings.Contains(string(page), "| `"+c.String()+"` |") {
+			t.Errorf("class %s is not in docs/metrics.md", c)
+		}
+	}
+}
+
 func TestMetricsOfManyMountsAreBounded(t *testing.T) {
 	s := &statsService{}
 	for i := range maxMetricMounts + 5 {
@@ -193,13 +221,14 @@ func TestLoopbackOnly(t *testing.T) {
 
 func TestMetricsOverHTTP(t *testing.T) {
 	s := &statsService{mounts: []MountStats{mountStats("aa")}}
-	where, stop, err := serveMetrics(t.Context(), "127.0.0.1:0", s, zaptest.NewLogger(t))
+	h := newMetrics(s, zaptest.NewLogger(t))
+	where, stop, err := serveMetrics(t.Context(), "127.0.0.1:0", h, zaptest.NewLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stop()
 	at := where.String()
-	if _, _, err := serveMetrics(t.Context(), at, s, zaptest.NewLogger(t)); err == nil {
+	if _, _, err := serveMetrics(t.Context(), at, h, zaptest.NewLogger(t)); err == nil {
 		t.Error("an address that is in use")
 	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
