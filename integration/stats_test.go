@@ -259,7 +259,9 @@ func TestStatsAsText(t *testing.T) {
 		args []string
 		code int
 	}{
-		{[]string{"stats", "nobody"}, 3}, {[]string{"stats", "--interval", "-1s"}, 2}, {[]string{"stats", "-n", "-1"}, 2},
+		{[]string{"stats", "nobody"}, 3},
+		{[]string{"stats", "--interval", "-1s"}, 2},
+		{[]string{"stats", "-n", "-1"}, 2},
 		{[]string{"daemon", "--metrics-address", "0.0.0.0:9834"}, 2},
 	} {
 		_, err := s.try(c.args...)
