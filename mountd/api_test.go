@@ -72,6 +72,11 @@ func (f *fakeService) Save(_ context.Context, _ SaveRequest, w io.Writer, p laye
 // serveFake starts a daemon's server for f and returns a client of it.
 func serveFake(t *testing.T, f *fakeService) *Client {
 	t.Helper()
+	return serveService(t, f)
+}
+
+func serveService(t *testing.T, f Service) *Client {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
 	ln, release, err := listen(socket)
 	if err != nil {

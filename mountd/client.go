@@ -227,6 +227,11 @@ func (c *Client) List(ctx context.Context, r Empty) ([]Status, error) {
 	return ask[[]Status](ctx, c, "list", r)
 }
 
+// Stats implements Service.
+func (c *Client) Stats(ctx context.Context, r StatsRequest) ([]MountStats, error) {
+	return ask[[]MountStats](ctx, c, "stats", r)
+}
+
 // Mount implements Service.
 func (c *Client) Mount(ctx context.Context, r MountRequest) (MountResult, error) {
 	return ask[MountResult](ctx, c, "mount", r)

@@ -25,6 +25,9 @@ type DaemonOptions struct {
 	Logger *zap.Logger
 	// Version is what Info answers.
 	Version string
+	// MetricsAddress, if set, is a loopback address where metrics are served over HTTP, to
+	// whoever can connect.
+	MetricsAddress string
 	// Ready is called once the socket accepts connections.
 	Ready func(socket string)
 }
@@ -40,6 +43,11 @@ const (
 func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
+	}
+	if o.MetricsAddress != "" { // before anything is made
+		if _, err := loopback(o.MetricsAddress); err != nil {
+			return err
+		}
 	}
 	purge := make(chan struct{}, 1)
 	l, err := OpenLocal(ctx, root, LocalOptions{
@@ -92,7 +100,16 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 		return err
 	}
 	defer release()
-	return serve(ctx, ln, NewHandler(l, o.Logger), func() {
+	metrics := newMetrics(l, o.Logger)
+	if o.MetricsAddress != "" {
+		_, stop, err := serveMetrics(ctx, o.MetricsAddress, metrics, o.Logger)
+		if err != nil {
+			_ = ln.Close() // nobody was answered
+			return err
+		}
+		defer stop()
+	}
+	return serve(ctx, ln, newHandler(l, metrics, o.Logger), func() {
 		notifySystemd("READY=1")
 		o.Logger.Info("daemon is ready", zap.String("name", socket))
 		if o.Ready != nil {

@@ -33,6 +33,9 @@
 // its own: it is bound to the keeper (package sandbox), and ends with it whoever
 // kills whom. Other commands see it as mounted in another namespace.
 //
+// What a server has counted is asked from the server itself, in the run directory
+// (stats.go); the daemon turns it into metrics (prometheus.go, loopback.go).
+//
 // Two starts of one container are kept apart by a lock on its name in the run
 // directory, changes of live rows by another; both end with their process.
 //

@@ -3,6 +3,7 @@ package mountd
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd/holder"
@@ -363,7 +365,13 @@ func (l *Local) removeMountDir(dir string) {
 	if dir == "" || filepath.Dir(dir) != filepath.Join(l.runDir, "mounts") {
 		return
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	err := os.RemoveAll(dir)
+	// A holder that has come a moment ago may be writing its state.
+	for try := 0; errors.Is(err, unix.ENOTEMPTY) && try < 20; try++ {
+		<-time.After(5 * time.Millisecond)
+		err = os.RemoveAll(dir)
+	}
+	if err != nil {
 		l.log.Warn("run directory not removed", zap.String("name", dir), zap.Error(err))
 	}
 }

@@ -27,7 +27,8 @@ import (
 //	    live.lock                   locked around changes of live rows
 //	    start.lock                  one byte locked per container that is being mounted
 //	    shell/                      the mounts of `plyfs shell`, each in a namespace of its own
-//	    mounts/<8 hex>/             of one mount: mount.json, and state.json, log, exit.json
+//	    mounts/<8 hex>/             of one mount: mount.json, and state.json, log, exit.json;
+//	                                stats, where its server answers with its counters
 //
 // RunDirEnv overrides the first line.
 const RunDirEnv = "PLYFS_RUN_DIR"

@@ -22,6 +22,11 @@ func NewHandler(svc Service, log *zap.Logger) http.Handler {
 	if log == nil {
 		log = zap.NewNop()
 	}
+	return newHandler(svc, newMetrics(svc, log), log)
+}
+
+// newHandler is NewHandler with metrics that are served elsewhere, too.
+func newHandler(svc Service, metrics http.Handler, log *zap.Logger) http.Handler {
 	a := &api{mux: http.NewServeMux(), log: log}
 	a.register(svc)
 	a.mux.HandleFunc("GET /"+apiVersion+"/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
@@ -33,6 +38,7 @@ func NewHandler(svc Service, log *zap.Logger) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(doc) // a client that is gone does not want it
 	})
+	a.mux.Handle("GET "+metricsPath, metrics)
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, markedf(layers.ErrUnsupported, "the daemon has no call %q: is it older than the command?", r.URL.Path))
 	})
@@ -64,6 +70,7 @@ func (a *api) register(svc Service) {
 	call(a, "create", "Make a container", svc.Create)
 	call(a, "rm", "Delete a container with its data", svc.Remove)
 	call(a, "list", "List containers and mounts with their state", svc.List)
+	call(a, "stats", "Say what mounts are asked for, and how long the answers take", svc.Stats)
 	call(a, "mount", "Mount an image or a container", svc.Mount)
 	call(a, "umount", "Unmount, and wait until everything is on the disk", svc.Unmount)
 	call(a, "diff", "List what a container has changed, or the difference of two images", svc.Diff)

@@ -10,6 +10,7 @@ import (
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/layers/registry"
 	"github.com/plyfs/plyfs/unionfs"
+	"github.com/plyfs/plyfs/unionfs/counters"
 )
 
 // Service is everything commands need. [Local] does it in this process,
@@ -44,6 +45,8 @@ type Service interface {
 	Remove(ctx context.Context, r RemoveRequest) (Empty, error)
 	// List returns containers and read-only mounts of images with their state.
 	List(ctx context.Context, r Empty) ([]Status, error)
+	// Stats collects what the servers of mounts have counted: of one mount, or of all.
+	Stats(ctx context.Context, r StatsRequest) ([]MountStats, error)
 	Mount(ctx context.Context, r MountRequest) (MountResult, error)
 	Unmount(ctx context.Context, r UnmountRequest) (UnmountResult, error)
 	// Diff compares a container with its image, or two images.
@@ -233,6 +236,32 @@ type Status struct {
 	ServerPid  int               `json:"serverPid,omitempty"` // of the mount server
 	Restarts   int               `json:"restarts,omitempty"`  // servers that have taken over from one that had died
 	Since      time.Time         `json:"since,omitzero"`      // of the mount, or of the creation
+}
+
+// StatsRequest names a mount point, or a container that is mounted; without either all
+// mounts are meant.
+type StatsRequest struct {
+	// Name is as the user typed it; Target is the same as an absolute path.
+	Name   Path `json:"name,omitempty"`
+	Target Path `json:"target,omitempty"`
+}
+
+// MountStats is what the server of a mount has counted.
+type MountStats struct {
+	ID        string        `json:"id"` // of the mount, as its run directory is named
+	Container string        `json:"container,omitempty"`
+	ImageID   digest.Digest `json:"imageID"`
+	Target    Path          `json:"target"`
+	State     string        `json:"state"`
+	ReadOnly  bool          `json:"readOnly,omitempty"`
+	Mounted   time.Time     `json:"mounted"`
+	IO        string        `json:"io,omitempty"` // how file data reaches programs
+	// Since is when the server began to count, Restarts how many have died before.
+	Since    time.Time `json:"since,omitzero"`
+	Restarts int       `json:"restarts"`
+	// Counters is nil if the server did not answer; Problem says why.
+	Counters *counters.Snapshot `json:"counters,omitempty"`
+	Problem  string             `json:"problem,omitempty"`
 }
 
 // DiffRequest compares a container with its image, or image A with image B.

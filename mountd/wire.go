@@ -18,6 +18,7 @@ import (
 //	                           body {"code", "message"} and a matching status
 //	POST /v1/STREAM?r=JSON     the body, if any, is the archive to read; the
 //	                           answer is a sequence of frames
+//	GET /metrics               text for Prometheus, see prometheus.go
 //
 // A frame is one byte of kind, four bytes of length (big endian) and content:
 // data of an archive, a progress record, and last either the result or an

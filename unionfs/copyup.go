@@ -125,9 +125,18 @@ func (fs *FS) copyUp(n, parent *inode, size int64, meta bool) error {
 	}
 	defer t.Discard() // does nothing once published
 	if parent == nil {
-		return fs.publishOrphan(n, t)
+		err = fs.publishOrphan(n, t)
+	} else {
+		err = fs.publish(n, parent, t, o)
 	}
-	return fs.publish(n, parent, t, o)
+	switch {
+	case err != nil:
+	case o.meta:
+		fs.counts.CopiedUpMeta()
+	default:
+		fs.counts.CopiedUp(o.src.Size)
+	}
+	return err
 }
 
 // original is what a copy-up reads of the lower object.
@@ -406,6 +415,9 @@ func (fs *FS) completeData(n *inode) error {
 		fs.staleAttr(n)
 		return fmt.Errorf("copy up data: %w", err)
 	}
+	var st unix.Stat_t
+	_ = fsat.Fstat(fd, &st) // for the counters alone
+	fs.counts.Completed(st.Size)
 	n.mu.Lock()
 	n.meta = false
 	n.ownExtra().copied.Store(true)

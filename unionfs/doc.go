@@ -33,6 +33,8 @@
 //	resume.go           going on with the mount of a server that has died
 //	errno.go            the only place that makes a FUSE status
 //
+// Requests, copy-ups and opens are counted by package counters.
+//
 // # Identity
 //
 // A node id names an inode, not a name. Objects born in the lowers have the

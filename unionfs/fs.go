@@ -18,6 +18,7 @@ import (
 	"github.com/plyfs/plyfs/cow"
 	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/unionfs/counters"
 	"github.com/plyfs/plyfs/whiteout/override"
 )
 
@@ -25,6 +26,7 @@ import (
 // unionfs/transport.
 type FS struct {
 	log    *zap.Logger
+	counts *counters.Counters
 	lowers lowerTree
 	upper  *layer    // nil: read-only
 	work   *cow.Work // nil: read-only
@@ -82,6 +84,9 @@ type FS struct {
 	invalidate func(nodeid uint64, off, length int64)
 }
 
+// Counters are what the union counts in; the transport counts requests there.
+func (fs *FS) Counters() *counters.Counters { return fs.counts }
+
 // forever is how long the kernel may keep what we tell it.
 const forever = 365 * 24 * time.Hour
 
@@ -112,7 +117,7 @@ func New(o Options) (*FS, error) {
 	if err := checkNesting(o); err != nil {
 		return nil, err
 	}
-	fs := &FS{log: o.Logger, inos: newInoMap(), nodes: newTable(), trim: newTrimmer(), volatile: o.Volatile, lockFd: -1, mountFd: -1, lowerFd: -1, euid: os.Geteuid(), egid: os.Getegid()}
+	fs := &FS{log: o.Logger, counts: counters.New(), inos: newInoMap(), nodes: newTable(), trim: newTrimmer(), volatile: o.Volatile, lockFd: -1, mountFd: -1, lowerFd: -1, euid: os.Geteuid(), egid: os.Getegid()}
 	fs.invalidate = func(uint64, int64, int64) {}
 	if fs.log == nil {
 		fs.log = zap.NewNop()

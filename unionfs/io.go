@@ -152,6 +152,7 @@ func (n *inode) ioState() *fileIO {
 func (fs *FS) openHandle(n *inode, write bool, out *fuse.OpenOut) {
 	out.OpenFlags = fs.openFlags()
 	if fs.io == IONoOpen {
+		fs.counts.OpenedCached() // the kernel asks once, then it opens files by itself
 		return
 	}
 	f := n.ioState()
@@ -159,6 +160,7 @@ func (fs *FS) openHandle(n *inode, write bool, out *fuse.OpenOut) {
 	defer f.mu.Unlock()
 	if f.passed > 0 || fs.io == IOPassthrough && f.cached == 0 && fs.mayPass(n, write) && fs.register(n, f) {
 		f.passed++
+		fs.counts.OpenedPassed()
 		f.stale = true
 		out.Fh, out.OpenFlags, out.BackingID = handlePassed, fuse.FOPEN_PASSTHROUGH|fuse.FOPEN_NOFLUSH, f.backing
 		return
@@ -168,6 +170,7 @@ func (fs *FS) openHandle(n *inode, write bool, out *fuse.OpenOut) {
 		fs.push(n)
 	}
 	f.cached++
+	fs.counts.OpenedCached()
 	out.Fh = handleCached
 	if f.stale {
 		out.OpenFlags &^= fuse.FOPEN_KEEP_CACHE

@@ -10,14 +10,19 @@ import (
 )
 
 func newDaemonCommand(a *app) *cobra.Command {
-	return &cobra.Command{
+	var metricsAddress string
+	cmd := &cobra.Command{
 		Use:   "daemon",
 		Short: "Serve the store to other commands over a socket",
 		Long: `Serve the store on a unix socket, in the foreground, until SIGTERM or Ctrl-C. Commands
 with the same store find it by themselves. Mounts have processes of their own: they
 stay when the daemon stops. With NOTIFY_SOCKET set, readiness is announced as systemd
-expects (Type=notify; also set KillMode=process, which spares the mounts).`,
+expects (Type=notify; also set KillMode=process, which spares the mounts).
+
+Metrics for Prometheus are at GET /metrics on the socket, and with --metrics-address also
+at that address, for all users of this machine.`,
 		Example: `  plyfs daemon
+  plyfs daemon --metrics-address 127.0.0.1:9834
   plyfs --root /srv/images --socket /run/images.sock daemon`,
 		Args: exactArgs(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -33,10 +38,12 @@ expects (Type=notify; also set KillMode=process, which spares the mounts).`,
 				setLogLevel("info")
 			}
 			return mountd.RunDaemon(cmd.Context(), root, mountd.DaemonOptions{
-				Socket: socket, Logger: newLogger(), Version: versionString(),
+				Socket: socket, Logger: newLogger(), Version: versionString(), MetricsAddress: metricsAddress,
 			})
 		},
 	}
+	cmd.Flags().StringVar(&metricsAddress, "metrics-address", "", "serve metrics over HTTP at this address of the loopback interface, as 127.0.0.1:PORT")
+	return cmd
 }
 
 func newDoctorCommand(a *app) *cobra.Command {

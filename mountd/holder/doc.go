@@ -38,6 +38,13 @@
 //     answers the first request (drop_linux.go), and with no_new_privs cannot gain any.
 //   - No path is looked up after the start; the working directory is "/".
 //
+// # What a server says about itself
+//
+// A server with a run directory answers there, on the socket [StatsFile], with its
+// counters ([Stats]). The socket is made before the mount is served; the next server puts
+// another one in its place. It answers besides the request loop, to a few at once and for
+// a limited time, so that no client is in the way of the mount.
+//
 // # What happens when a process ends
 //
 //	event                        state                        who acts, how

@@ -41,6 +41,8 @@ type message struct {
 	// Resume comes from a live server that another one can take over from, and goes
 	// to that one.
 	Resume *transport.Resume `json:"resume,omitempty"`
+	// Restarts, with serve, is how many servers have died before.
+	Restarts int `json:"restarts,omitempty"`
 }
 
 // wireError carries an error between processes: the sentence, and the errno

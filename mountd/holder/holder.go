@@ -289,7 +289,7 @@ func (h *holder) mount(keep bool) error {
 
 // handOver lets the server serve. Requests wait in the kernel until it answers.
 func (h *holder) handOver(keep bool) error {
-	if err := h.ctl.send(message{Kind: kindServe, Resume: h.resume, Keep: keep && !h.spec.Bound}, h.dev); err != nil {
+	if err := h.ctl.send(message{Kind: kindServe, Resume: h.resume, Keep: keep && !h.spec.Bound, Restarts: h.state.Restarts}, h.dev); err != nil {
 		return fmt.Errorf("hand over /dev/fuse: %w", err)
 	}
 	return nil

@@ -127,6 +127,12 @@ func (s *server) run() error {
 	if err := dropPrivileges(); err != nil {
 		s.log.Debug("privileges kept", zap.Error(err)) // as in a container that lets nobody drop any
 	}
+	stopStats := s.answerStats(func() Stats {
+		return Stats{
+			ID: s.spec.ID, Target: s.spec.Target, Server: Self(), Restarts: serve.Restarts,
+			IO: fs.IO().String(), Since: fs.Counters().Since(), Counters: fs.Counters().Snapshot(),
+		}
+	})
 	err = transport.Serve(dev, fs, transport.ServeOptions{
 		Resume: serve.Resume,
 		Ready: func(r *transport.Resume) {
@@ -148,7 +154,9 @@ func (s *server) run() error {
 		StackDepth: depth,
 		Debug:      s.spec.Debug,
 		Logger:     s.log,
+		Counters:   fs.Counters(),
 	})
+	stopStats()
 	if err != nil {
 		err = fmt.Errorf("serve %q: %w", s.spec.Target, err)
 	}

@@ -68,7 +68,7 @@ type Spec struct {
 	Debug bool `json:"debug,omitempty"`
 	// Bound: the mount ends with the process that has asked for it.
 	Bound bool `json:"bound,omitempty"`
-	// RunDir, if set, is an existing directory for state.json and exit.json.
+	// RunDir, if set, is an existing directory for state.json, exit.json and the socket [StatsFile].
 	RunDir string `json:"runDir,omitempty"`
 }
 

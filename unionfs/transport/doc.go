@@ -40,6 +40,8 @@
 // no request waits for anything but the file systems below, and a Go program's
 // preemption signals would send thousands.
 //
+// Each request is counted, with the time that making its answer takes (package counters).
+//
 // # Another server
 //
 // A connection can go on with another process when the one that served it has died

@@ -13,6 +13,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/counters"
 )
 
 const (
@@ -46,6 +48,7 @@ type loop struct {
 	proto  *fuse.ProtocolServer
 	log    *zap.Logger
 	ready  func(*Resume)
+	counts *counters.Counters
 
 	token   chan struct{} // whoever has taken it reads
 	waiting atomic.Int32  // workers waiting for the token
@@ -74,7 +77,8 @@ type loop struct {
 func newLoop(fs fuse.RawFileSystem, mo *fuse.MountOptions, o ServeOptions, log *zap.Logger) *loop {
 	l := &loop{
 		fs: fs, proto: fuse.NewProtocolServer(fs, mo), log: log, ready: o.Ready,
-		token: make(chan struct{}, 1), stirred: make(chan struct{}, 1), done: make(chan struct{}),
+		counts: o.counters(),
+		token:  make(chan struct{}, 1), stirred: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	l.spin.budget = o.Spin
 	if o.Spin == 0 {
@@ -327,9 +331,51 @@ func (l *loop) sleep() error {
 	return nil
 }
 
-// handle makes the answer to the request in b.in[:n], empty if there is none;
-// more is false if no other request follows.
+// handle makes the answer to the request in b.in[:n], and counts it; the answer is empty
+// if there is none, and more is false if no other request follows.
 func (l *loop) handle(b *buffer, n int) (reply []byte, more bool) {
+	op := binary.NativeEndian.Uint32(b.in[4:])
+	began := l.counts.Begin()
+	reply, more = l.respond(b, n)
+	errno := errnoOf(reply)
+	if op == opLookup && errno == 0 && isAbsent(reply) {
+		errno = unix.ENOENT
+	}
+	l.counts.End(op, began, errno)
+	if errno == 0 {
+		l.countData(op, reply)
+	}
+	return reply, more
+}
+
+// countData counts the bytes of a request that has not failed.
+func (l *loop) countData(op uint32, reply []byte) {
+	switch op {
+	case opRead:
+		l.counts.Read(len(reply) - outHeaderSize)
+	case opWrite, opCopyRange:
+		if len(reply) >= outHeaderSize+4 {
+			l.counts.Written(binary.NativeEndian.Uint32(reply[outHeaderSize:])) // struct fuse_write_out
+		}
+	}
+}
+
+// isAbsent reports whether the answer to a LOOKUP is that there is no such name, which the
+// kernel may remember: an entry without a node (struct fuse_entry_out).
+func isAbsent(reply []byte) bool {
+	return len(reply) >= outHeaderSize+8 && binary.NativeEndian.Uint64(reply[outHeaderSize:]) == 0
+}
+
+// errnoOf returns the error that an answer brings; 0 if none, or if there is no answer.
+func errnoOf(reply []byte) unix.Errno {
+	if len(reply) < outHeaderSize {
+		return 0
+	}
+	return unix.Errno(-int32(binary.NativeEndian.Uint32(reply[4:])))
+}
+
+// respond is handle without counting.
+func (l *loop) respond(b *buffer, n int) (reply []byte, more bool) {
 	op := binary.NativeEndian.Uint32(b.in[4:])
 	if op == opInterrupt {
 		return errorReply(b.out, b.in, unix.ENOSYS), true

@@ -5,6 +5,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/counters"
 )
 
 // Messages to the kernel that answer nothing (include/uapi/linux/fuse.h,
@@ -17,8 +19,9 @@ const (
 
 // notifier sends them over a connection.
 type notifier struct {
-	fd  int
-	log *zap.Logger
+	fd     int
+	log    *zap.Logger
+	counts *counters.Counters
 }
 
 // StoreHeadroom is how many bytes store needs in front of the data.
@@ -31,6 +34,7 @@ func (n notifier) invalidate(nodeid uint64, off, length int64) {
 	binary.NativeEndian.PutUint64(msg[16:], nodeid)
 	binary.NativeEndian.PutUint64(msg[24:], uint64(off))
 	binary.NativeEndian.PutUint64(msg[32:], uint64(length))
+	n.counts.Invalidated()
 	n.send(notifyInvalInode, nodeid, msg[:])
 }
 
@@ -41,6 +45,7 @@ func (n notifier) store(nodeid uint64, buf []byte) {
 	binary.NativeEndian.PutUint64(buf[24:], 0)
 	binary.NativeEndian.PutUint32(buf[32:], uint32(len(buf)-StoreHeadroom))
 	binary.NativeEndian.PutUint32(buf[36:], 0)
+	n.counts.Stored()
 	n.send(notifyStore, nodeid, buf)
 }
 

@@ -8,6 +8,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/counters"
 )
 
 // ServeOptions tune the request loop.
@@ -34,6 +36,8 @@ type ServeOptions struct {
 	// Debug logs every request.
 	Debug  bool
 	Logger *zap.Logger
+	// Counters, if not nil, count what is asked for; GoFuse has none of requests.
+	Counters *counters.Counters
 }
 
 const (
@@ -72,10 +76,11 @@ func Serve(dev *os.File, fs fuse.RawFileSystem, o ServeOptions) error {
 func serveLoop(fd int, fs fuse.RawFileSystem, o ServeOptions, log *zap.Logger) error {
 	l := newLoop(fs, o.fuseOptions(log), o, log)
 	l.fd = fd
-	notifying(fs, notifier{fd, log})
+	n := notifier{fd, log, l.counts}
+	notifying(fs, n)
 	o.pass(fd, fs)
 	if o.Resume != nil {
-		if err := l.resume(o.Resume, notifier{fd, log}); err != nil {
+		if err := l.resume(o.Resume, n); err != nil {
 			return err
 		}
 	}
@@ -90,7 +95,7 @@ func serveGoFuse(fd int, fs fuse.RawFileSystem, o ServeOptions, log *zap.Logger)
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
-	notifying(fs, notifier{fd, log})
+	notifying(fs, notifier{fd, log, o.counters()})
 	o.pass(fd, fs)
 	opts := o.fuseOptions(log)
 	opts.DisableSplice = true // a full read does not fit in a pipe, which is logged each time
@@ -103,6 +108,14 @@ func serveGoFuse(fd int, fs fuse.RawFileSystem, o ServeOptions, log *zap.Logger)
 	}
 	srv.Serve()
 	return nil
+}
+
+// counters returns those that were given, or some that nobody reads.
+func (o *ServeOptions) counters() *counters.Counters {
+	if o.Counters == nil {
+		return counters.New()
+	}
+	return o.Counters
 }
 
 // fuseOptions is what both ways of serving tell go-fuse.
