@@ -80,13 +80,13 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 		return fmt.Errorf("look at the mounts of the store: %w", err)
 	}
 	request(purge) // what an earlier one has left
-	ln, release, err := listen(socket)
+	ln, release, err := Listen(socket)
 	if err != nil {
 		return err
 	}
 	defer release()
 	return serve(ctx, ln, NewHandler(l, o.Logger), func() {
-		notifySystemd("READY=1")
+		NotifySystemd("READY=1")
 		o.Logger.Info("daemon is ready", zap.String("name", socket))
 		if o.Ready != nil {
 			o.Ready(socket)
@@ -116,12 +116,12 @@ func (l *Local) purgeLoop(ctx context.Context, asked <-chan struct{}) {
 	}
 }
 
-// listen makes the socket, mode 0600. One that nobody listens on any more is
+// Listen makes the socket, mode 0600. One that nobody listens on any more is
 // replaced; the lock beside it keeps two daemons from doing so at once.
-func listen(socket string) (net.Listener, func(), error) {
+func Listen(socket string) (net.Listener, func(), error) {
 	unlock, err := lockFile(socket+".lock", false)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, nil, markedf(layers.ErrInUse, "socket %q is in use by another daemon", socket)
+		return nil, nil, markedf(layers.ErrInUse, "socket %q is in use by another process", socket)
 	} else if err != nil {
 		return nil, nil, err
 	}
@@ -131,7 +131,7 @@ func listen(socket string) (net.Listener, func(), error) {
 	}
 	if st, err := os.Lstat(socket); err == nil {
 		if st.Mode()&fs.ModeSocket == 0 {
-			return fail(markedf(layers.ErrExists, "%q exists and is not a socket: remove it or choose another --socket", socket))
+			return fail(markedf(layers.ErrExists, "%q exists and is not a socket: remove it or choose another name", socket))
 		}
 		if c, err := net.DialTimeout("unix", socket, dialTimeout); err == nil {
 			_ = c.Close() // it answers, that is all we wanted to know
@@ -170,7 +170,7 @@ func serve(ctx context.Context, ln net.Listener, h http.Handler, ready func()) e
 		return fmt.Errorf("daemon: %w", err)
 	case <-ctx.Done():
 	}
-	notifySystemd("STOPPING=1")
+	NotifySystemd("STOPPING=1")
 	grace, stop := context.WithTimeout(context.Background(), stopGrace)
 	defer stop()
 	if err := srv.Shutdown(grace); err != nil {
@@ -184,8 +184,8 @@ func serve(ctx context.Context, ln net.Listener, h http.Handler, ready func()) e
 	return nil
 }
 
-// notifySystemd is sd_notify(3).
-func notifySystemd(state string) {
+// NotifySystemd is sd_notify(3).
+func NotifySystemd(state string) {
 	addr := os.Getenv("NOTIFY_SOCKET")
 	if addr == "" {
 		return

@@ -73,13 +73,14 @@ func CanonicalRoot(root string) (string, error) {
 // without making it.
 func RunDir(root string) string {
 	sum := sha256.Sum256([]byte(root))
-	return filepath.Join(runBase(), hex.EncodeToString(sum[:6]))
+	return filepath.Join(RunBase(), hex.EncodeToString(sum[:6]))
 }
 
 // SocketPath returns where the daemon of the store listens by default.
 func SocketPath(root string) string { return filepath.Join(RunDir(root), socketName) }
 
-func runBase() string {
+// RunBase is the directory of all run directories of this user, without making it.
+func RunBase() string {
 	if d := os.Getenv(RunDirEnv); filepath.IsAbs(d) {
 		return d
 	}
