@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,7 +26,8 @@ func newContainerd(t *testing.T) containerdPlace {
 	harness.NeedRoot(t)
 	c := containerdPlace{Person: enginePlace(t, engine.Options{}).Root}
 	c.dir = filepath.Join(c.Home, "c")
-	if err := os.Mkdir(c.dir, 0o711); err != nil {
+	// Containers with shifted ids go along the whole path.
+	if err := errors.Join(os.Mkdir(c.dir, 0o711), os.Chmod(c.Home, 0o711)); err != nil {
 		t.Fatal(err)
 	}
 	conf := fmt.Sprintf(`version = 2
@@ -73,9 +75,9 @@ func (c containerdPlace) wait(t *testing.T, name string, ready func() bool) {
 	for deadline := time.Now().Add(40 * time.Second); !ready(); {
 		if time.Now().After(deadline) {
 			log, err := os.ReadFile(filepath.Join(c.dir, name+".log"))
-			t.Fatalf("%s does not start: %v\n%s", name, err, log)
+			t.Fatalf("%s: what was waited for does not happen: %v\n%s", name, err, log)
 		}
-		<-time.After(100 * time.Millisecond) // polling: it tells nobody but a service manager
+		<-time.After(100 * time.Millisecond) // polling: nothing tells
 	}
 }
 
@@ -138,19 +140,83 @@ func TestContainerd(t *testing.T) {
 	run("snapshot", "rm", "next")
 	run("snapshot", "rm", "changed")
 
+	// Shifted ids, by labels: the layers keep theirs.
+	const ids = "0:100000:65536"
+	owners := run("run", "--rm", "--uidmap", ids, "--gidmap", ids, "--remap-labels", engine.BaseImage, "mapped",
+		"sh", "-c", "stat -c %u:%g /bin/busybox /data/keep && echo x > /data/mine && stat -c %u:%g /data/mine")
+	sameText(t, "owners with shifted ids", "0:0\n5:6\n0:0\n", owners)
+
 	run("container", "rm", "work")
 	run("image", "rm", "--sync", engine.BaseImage)
 	if left := strings.Count(run("snapshot", "ls"), "\n"); left != 1 { // the head of the table
 		t.Errorf("snapshots are left:\n%s", run("snapshot", "ls"))
 	}
-	for _, m := range c.Place().Mounts() {
-		t.Errorf("still mounted: %s", m)
-	}
-	c.wait(t, "snapshotter", func() bool { // directories are deleted in the background
+	c.empty(t)
+}
+
+// empty waits until nothing is left of any snapshot: containerd has them removed when it
+// collects garbage, and their directories are deleted in the background.
+func (c containerdPlace) empty(t *testing.T) {
+	t.Helper()
+	c.wait(t, "snapshotter", func() bool {
 		snapshots, err := os.ReadDir(c.dir + "/snap/snapshots")
 		trash, terr := os.ReadDir(c.dir + "/snap/trash")
 		return err == nil && terr == nil && len(snapshots)+len(trash) == 0
 	})
+	for _, m := range c.Place().Mounts() {
+		t.Errorf("still mounted: %s", m)
+	}
+}
+
+// unionOf mounts a snapshot on a new directory, and returns that and the mount point of the union.
+func (c containerdPlace) unionOf(t *testing.T, name string) (dir, union string) {
+	t.Helper()
+	dir = filepath.Join(c.Home, name)
+	c.Run(t, "sh", "-c", `mkdir -p "$1" && $(ctr snapshot mounts "$1" "$2")`, "mount", dir, name)
+	for _, m := range c.Place().Mounts() {
+		if strings.HasSuffix(m, "/mnt") {
+			union = m
+		}
+	}
+	return dir, union
+}
+
+// TestSnapshotterUnions: what becomes of unions that are in use, or have lost their processes.
+func TestSnapshotterUnions(t *testing.T) {
+	t.Parallel()
+	c := newContainerd(t)
+	run := func(args ...string) string {
+		t.Helper()
+		return c.Run(t, append([]string{"ctr", "snapshot"}, args...)...)
+	}
+	run("prepare", "a", "")
+	run("commit", "base", "a")
+	run("prepare", "work", "base")
+	dir, union := c.unionOf(t, "work")
+
+	// Nobody is left to serve it: the next call of Mounts mounts it anew.
+	c.Run(t, "sh", "-c", `echo kept > "$1/file"; sync "$1/file"
+for p in /proc/[0-9]*; do
+if tr '\0' ' ' < $p/cmdline 2>/dev/null | grep -q "mount-[hs][a-z]* $2 "; then kill -KILL ${p#/proc/}; fi; done
+umount "$1"`, "kill", dir, union)
+	c.wait(t, "snapshotter", func() bool { // the kernel ends a connection in its own time
+		return c.Do("", "sh", "-c", `$(ctr snapshot mounts "$1" work) && cat "$1/file"`, "mount", dir).Stdout == "kept\n"
+	})
+
+	// Open for writing: not committed. Merely bound: committed, and not changed any more.
+	script := `exec 3> "$1/open"; ctr snapshot commit done work; test $? = 1; exec 3>&-; echo more >> "$1/file"
+ctr snapshot commit done work; ! echo late >> "$1/file"; cat "$1/file"; umount "$1"`
+	if got := c.Run(t, "sh", "-c", script+" 2>/dev/null", "commit", dir); got != "kept\nmore\n" {
+		t.Errorf("a union in use was committed: %q", got)
+	}
+	run("prepare", "next", "done")
+	dir, _ = c.unionOf(t, "next")
+	if got := c.Run(t, "sh", "-c", `cat "$1/file"; cd "$1"; ctr snapshot rm next; umount "$1" 2>/dev/null || umount -l "$1"`, "rm", dir); got != "kept\nmore\n" {
+		t.Errorf("the committed layer has %q", got)
+	}
+	run("rm", "done")
+	run("rm", "base")
+	c.empty(t)
 }
 
 // TestSnapshotterAlone: a root and a socket belong to one snapshotter.

@@ -63,7 +63,8 @@
 //	3 mount                               the mount                    Mounts finds it
 //
 //	step of Commit
-//	1 unmount (syncs), or syncfs          an active snapshot           Mounts mounts it again
+//	1 make read-only, unmount (syncs),    an active snapshot           Mounts mounts it again; containerd
+//	  or syncfs                                                        does not write to what it commits
 //	2 write row: committed                a work directory             start
 //	3 remove work, mnt, run               parts of them                start
 //
@@ -76,6 +77,11 @@
 // containers that run in it have lost their root. After a reboot containerd asks for
 // the mounts of every container that it starts.
 //
-// A union that is still mounted somewhere when it was to be committed stays active, and is
-// out of reach of Mounts until the last user has gone: its processes hold the writable layer.
+// # Unions in use
+//
+// Commit first makes the union read-only, for everybody who has it mounted, which fails
+// while a file is open for writing. Then it does not matter who else keeps it alive (a bind
+// mount, another mount namespace that has got a copy of the mount): the layer does not
+// change any more, and the processes end with the last user. Remove asks nobody; what
+// still runs in a removed snapshot sees its files go.
 package snapshotter

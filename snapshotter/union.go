@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -30,8 +31,8 @@ type union struct {
 type unions interface {
 	// mount returns when the union is mounted, be it since long.
 	mount(ctx context.Context, u union) error
-	// unmount returns when the union is not mounted any more and its upper is on the
-	// disk. One that is in use stays mounted, or with force is taken out of the tree.
+	// unmount returns when the union is not mounted any more, nothing can write to its
+	// upper, and that is on the disk. With force it matters only that it is out of the tree.
 	unmount(ctx context.Context, u union, force bool) error
 }
 
@@ -45,8 +46,8 @@ func (p processes) mount(ctx context.Context, u union) error {
 	}
 	switch m := holder.TopMount(table, u.target); {
 	case m == nil:
-		if ps := holder.ProcessesOf(u.target); len(ps) > 0 {
-			return markedf(layers.ErrInUse, "the union on %q was unmounted, but is still in use and served by process %d: end its users first", u.target, ps[0].Pid)
+		if by, yes := servedBy(ctx, u.target); yes {
+			return markedf(layers.ErrInUse, "the union on %q was unmounted, but is still in use and served by process %d: end its users first", u.target, by.Pid)
 		}
 	case !holder.IsOurs(m):
 		return markedf(layers.ErrInUse, "a mount of type %s is on %q: unmount it", m.FSType, u.target)
@@ -114,32 +115,64 @@ func (u union) spec() (holder.Spec, error) {
 	return s, nil
 }
 
+// patience is how long the processes of a union that was just unmounted may take to end.
+const patience = 2 * time.Second
+
+// servedBy returns a process that still serves a union which is not in the mount table.
+func servedBy(ctx context.Context, target string) (holder.Process, bool) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for _, p := range holder.ProcessesOf(target) {
+		if err := p.WaitGone(ctx); err != nil {
+			return p, true
+		}
+	}
+	return holder.Process{}, false
+}
+
+// freeze makes a union read-only everywhere, also where it is bound to and in other mount
+// namespaces. That is refused while a file in it is open for writing.
+func (p processes) freeze(ctx context.Context, u union) error {
+	table, err := holder.MountTable(0)
+	if err != nil || holder.TopMount(table, u.target) == nil {
+		return err
+	}
+	err = mountd.RawMount(ctx, &mountd.RawOptions{Remount: true, ReadOnly: true}, u.target)
+	if errors.Is(err, unix.EBUSY) {
+		return markedf(layers.ErrInUse, "a file of the union on %q is open for writing: end its users first", u.target)
+	}
+	return err
+}
+
 func (p processes) unmount(ctx context.Context, u union, force bool) error {
+	if !force {
+		if err := p.freeze(ctx, u); err != nil {
+			return err
+		}
+	}
 	r := mountd.UnmountRequest{Name: mountd.Path(u.target), Target: mountd.Path(u.target)}
 	res, err := mountd.UnmountRaw(ctx, r)
-	if errors.Is(err, layers.ErrInUse) && force {
-		p.log.Warn("a removed snapshot is in use", zap.Error(err))
+	if errors.Is(err, layers.ErrInUse) {
+		p.log.Warn("the union of a snapshot is taken from its users", zap.Error(err))
 		r.Lazy = true
 		res, err = mountd.UnmountRaw(ctx, r)
 	}
 	switch {
 	case errors.Is(err, layers.ErrNotFound):
-		if ps := holder.ProcessesOf(u.target); len(ps) > 0 {
-			res.StillInUse, res.By = true, fmt.Sprintf("users of an earlier mount, which process %d serves", ps[0].Pid)
+		if by, yes := servedBy(ctx, u.target); yes && !force {
+			return markedf(layers.ErrInUse, "the union on %q was unmounted, but is still in use and served by process %d: end its users first", u.target, by.Pid)
 		}
 	case err != nil:
 		return err
-	}
-	if force {
-		if res.StillInUse {
-			p.log.Warn("a removed snapshot lives on until its last user ends", zap.String("name", u.target), zap.String("by", res.By))
+	case res.StillInUse:
+		p.log.Warn("a union lives on until its last user ends", zap.String("name", u.target), zap.String("by", res.By))
+		if !force { // read-only: its server has nothing left to write, but waits with its sync
+			if err := syncTree(u.upper); err != nil {
+				return err
+			}
 		}
-		return nil
 	}
-	if res.StillInUse {
-		return markedf(layers.ErrInUse, "the union on %q is still in use by %s: end that first", u.target, res.By)
-	}
-	if err := holder.ReadExit(u.run); err != nil {
+	if err := holder.ReadExit(u.run); err != nil && !force {
 		return fmt.Errorf("the union on %q did not end well: %w", u.target, err)
 	}
 	return nil
