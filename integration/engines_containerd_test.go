@@ -198,10 +198,13 @@ func TestSnapshotterUnions(t *testing.T) {
 	c.Run(t, "sh", "-c", `echo kept > "$1/file"; sync "$1/file"
 for p in /proc/[0-9]*; do
 if tr '\0' ' ' < $p/cmdline 2>/dev/null | grep -q "mount-[hs][a-z]* $2 "; then kill -KILL ${p#/proc/}; fi; done
-umount "$1"`, "kill", dir, union)
+umount "$1" 2>/dev/null || :`, "kill", dir, union) // the holder, if it was the second, has detached all
 	c.wait(t, "snapshotter", func() bool { // the kernel ends a connection in its own time
 		return c.Do("", "sh", "-c", `$(ctr snapshot mounts "$1" work) && cat "$1/file"`, "mount", dir).Stdout == "kept\n"
 	})
+
+	// A commit that ended halfway has left it read-only.
+	c.Run(t, "sh", "-c", `mount -i -o remount,ro "$2" && umount "$1" && $(ctr snapshot mounts "$1" work) && echo again > "$1/again" && rm "$1/again"`, "thaw", dir, union)
 
 	// Open for writing: not committed. Merely bound: committed, and not changed any more.
 	script := `exec 3> "$1/open"; ctr snapshot commit done work; test $? = 1; exec 3>&-; echo more >> "$1/file"
@@ -217,6 +220,25 @@ ctr snapshot commit done work; ! echo late >> "$1/file"; cat "$1/file"; umount "
 	run("rm", "done")
 	run("rm", "base")
 	c.empty(t)
+}
+
+// TestSnapshotterKilled: an image is right although the snapshotter was killed while it was
+// unpacked.
+func TestSnapshotterKilled(t *testing.T) {
+	t.Parallel()
+	c := newContainerd(t)
+	file := baseImage(t, c.Person)
+	for i := range 3 {
+		c.Run(t, "sh", "-c", `cd "$1"; ctr image import "$2" > import.log 2>&1 < /dev/null & sleep 0.$3; kill -KILL "$(cat "$1/snapshotter.pid")"; wait`,
+			"kill", c.dir, file, fmt.Sprint(i+1))
+		c.startSnapshotter(t)
+		c.wait(t, "snapshotter", func() bool { // containerd takes its time to connect again
+			return c.Do("", "ctr", "image", "import", file).Code == 0
+		})
+		sameText(t, "image", imageTree, c.Run(t, lookIn("ctr", "run", "--rm", engine.BaseImage, fmt.Sprintf("look%d", i))...))
+		c.Run(t, "ctr", "image", "rm", "--sync", engine.BaseImage)
+		c.empty(t)
+	}
 }
 
 // TestSnapshotterAlone: a root and a socket belong to one snapshotter.

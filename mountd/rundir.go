@@ -21,6 +21,7 @@ import (
 // A run directory holds what a reboot may forget:
 //
 //	/run/plyfs/                     root; else $XDG_RUNTIME_DIR/plyfs, else /tmp/plyfs-UID
+//	  snapshotter.sock              `plyfs snapshotter`
 //	  <12 hex of the store root>/   so that stores do not meet
 //	    plyfs.sock                  the daemon
 //	    daemon.lock                 locked by the daemon for its life

@@ -60,7 +60,7 @@ func TestCrashInCommit(t *testing.T) {
 	p.layer("base", "")
 	p.prepare("work", "base")
 	id := p.id("work")
-	clear(p.unions.mounted) // 1
+	clear(p.unions.mounted) // 2
 	p.again()
 	if in, err := p.Stat("work"); err != nil || in.Kind != Active {
 		t.Errorf("%+v %v", in, err)
@@ -69,7 +69,7 @@ func TestCrashInCommit(t *testing.T) {
 		t.Errorf("mounts: %v, unions %v", err, p.unions.mounted)
 	}
 	clear(p.unions.mounted)
-	if err := p.db.update(func(t tx) error { return t.commit("work", "done", nil, Usage{}, time.Now()) }); err != nil { // 2
+	if err := p.db.update(func(t tx) error { return t.commit("work", "done", nil, Usage{}, time.Now()) }); err != nil { // 3
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(p.work(id)); err != nil {

@@ -63,10 +63,10 @@
 //	3 mount                               the mount                    Mounts finds it
 //
 //	step of Commit
-//	1 make read-only, unmount (syncs),    an active snapshot           Mounts mounts it again; containerd
-//	  or syncfs                                                        does not write to what it commits
-//	2 write row: committed                a work directory             start
-//	3 remove work, mnt, run               parts of them                start
+//	1 make read-only                      a union that is read-only    Mounts makes it writable
+//	2 unmount (syncs), or syncfs          an active snapshot           Mounts mounts it again
+//	3 write row: committed                a work directory             start
+//	4 remove work, mnt, run               parts of them                start
 //
 //	step of Remove
 //	1 unmount                             a snapshot without a mount   Mounts mounts it again

@@ -54,6 +54,10 @@ func (p processes) mount(ctx context.Context, u union) error {
 	default:
 		var st unix.Statfs_t
 		err := unix.Statfs(u.target, &st)
+		if err == nil && u.upper != "" && st.Flags&unix.ST_RDONLY != 0 {
+			p.log.Info("a commit has ended halfway: the union is made writable again", zap.String("name", u.target))
+			return mountd.RawMount(ctx, &mountd.RawOptions{Remount: true}, u.target)
+		}
 		if err == nil {
 			return nil
 		}
