@@ -43,8 +43,8 @@
 //
 //   - A directory is made, and known to the disk, before its row; a row is removed before its directory.
 //   - A parent is committed, and is not removed before its children.
-//   - A committed snapshot is never written: its union is unmounted, and its content is
-//     on the disk, before its row says that it is committed.
+//   - A committed snapshot is never written: its union is read-only, unmounted, and its content
+//     on the disk before its row says that it is committed.
 //   - Whether a union is mounted is read from the mount table, and stored nowhere.
 //   - What fails leaves no row.
 //
