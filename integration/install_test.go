@@ -83,6 +83,7 @@ var packaged = map[string]string{
 	"/sbin/mount.fuse.plyfs":                        "../bin/plyfs",
 	"/lib/systemd/system/plyfs.service":             "-rw-r--r--",
 	"/lib/systemd/system/plyfs-snapshotter.service": "-rw-r--r--",
+	"/lib/systemd/system/plyfs.socket":              "-rw-r--r--",
 	"/lib/systemd/user/plyfs.service":               "-rw-r--r--",
 	"/share/bash-completion/completions/plyfs":      "-rw-r--r--",
 	"/share/zsh/site-functions/_plyfs":              "-rw-r--r--",

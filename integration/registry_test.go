@@ -158,7 +158,17 @@ func digestIn(t *testing.T, out string) string {
 
 func skopeo(t *testing.T, args ...string) string {
 	t.Helper()
-	return mustRun(t, "skopeo", append([]string{"--insecure-policy"}, args...)...)
+	cmd := exec.Command("skopeo", append([]string{"--insecure-policy"}, args...)...)
+	alone(cmd, t.TempDir())                                                   // it stops at configuration that it may not read
+	timer := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() }) // it may have ended
+	defer timer.Stop()
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("skopeo %s: %v\n%s", strings.Join(args, " "), err, &stderr)
+	}
+	return string(out)
 }
 
 // digestOf asks skopeo for the digest of a tag.
@@ -184,6 +194,14 @@ func sampleImage(t *testing.T, layers ...oracle.Layer) (file string, im archive.
 	return file, im
 }
 
+// ociLayout unpacks an archive, which skopeo can do as root only, and names it for skopeo.
+func ociLayout(t *testing.T, file string) string {
+	t.Helper()
+	dir := t.TempDir()
+	mustRun(t, "tar", "--no-same-owner", "-xf", file, "-C", dir)
+	return "oci:" + dir
+}
+
 // bigLayer does not compress.
 func bigLayer(size int) oracle.Layer {
 	r, b := rand.New(rand.NewPCG(3, uint64(size))), make([]byte, size)
@@ -205,7 +223,7 @@ func TestRegistryExchange(t *testing.T) {
 		"docker": {"--format", "v2s2"},
 		"zstd":   {"--format", "oci", "--dest-compress", "--dest-compress-format", "zstd"},
 	} {
-		skopeo(t, append(append([]string{"copy", "--dest-tls-verify=false"}, args...), "oci-archive:"+file, "docker://"+reg.addr+"/team/"+name+":1")...)
+		skopeo(t, append(append([]string{"copy", "--dest-tls-verify=false"}, args...), ociLayout(t, file), "docker://"+reg.addr+"/team/"+name+":1")...)
 		s := newRegistryStore(t)
 		ref := reg.addr + "/team/" + name
 		out := s.run("pull", "--plain-http", "--keep-blobs", ref+":1")
@@ -415,7 +433,7 @@ func TestRegistryRestarts(t *testing.T) {
 	reg := newRegistry(t)
 	const size = 1_500_000
 	file, im := sampleImage(t, bigLayer(size), bigLayer(size+1))
-	skopeo(t, "copy", "--dest-tls-verify=false", "oci-archive:"+file, "docker://"+reg.addr+"/app:1")
+	skopeo(t, "copy", "--dest-tls-verify=false", ociLayout(t, file), "docker://"+reg.addr+"/app:1")
 	proxy := newSlowProxy(t, reg.addr, 2_000_000)
 	s := newRegistryStore(t)
 	done := make(chan error, 1)
@@ -470,7 +488,7 @@ func TestPullKilled(t *testing.T) {
 	reg := newRegistry(t)
 	const size = 2_000_000
 	file, im := sampleImage(t, sampleLayers()[0], bigLayer(size))
-	skopeo(t, "copy", "--dest-tls-verify=false", "oci-archive:"+file, "docker://"+reg.addr+"/app:1")
+	skopeo(t, "copy", "--dest-tls-verify=false", ociLayout(t, file), "docker://"+reg.addr+"/app:1")
 	proxy := newSlowProxy(t, reg.addr, 4_000_000)
 	s := newRegistryStore(t)
 	for i := range 3 {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -68,8 +69,8 @@ func (m *readOnlyMount) kill(holder, last int) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if pid == 0 || pid == last {
-			continue
+		if args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); pid == last || err != nil || !strings.Contains(string(args), "\x00mount-server\x00") {
+			continue // none, the same, or one that unmounts for a user
 		}
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 			return 0, err
@@ -148,6 +149,9 @@ func TestReadOnlySurvives(t *testing.T) {
 	}
 	if h, s := m.pids(); h != holder || s == first {
 		t.Errorf("holder %d, server %d; before %d and %d", h, s, holder, first)
+	}
+	if out := m.s.run("ps"); !strings.Contains(out, "mounted (ro) (restarted ") {
+		t.Errorf("ps does not tell: %s", out)
 	}
 }
 
@@ -239,7 +243,7 @@ func TestReadOnlyServerLoop(t *testing.T) {
 	if n := m.kills.Load(); n < 5 || n > 30 {
 		t.Errorf("given up after %d", n)
 	}
-	waitFor(t, "the end of the mount", func() bool { return len(harness.MountsBelow(m.target)) == 0 })
+	waitFor(t, "the end of the mount", func() bool { return len(harness.MountsBelow(filepath.Dir(m.target))) == 0 })
 	m.s.run("mount", "--ro", "ro:1", m.target)
 	if _, err := os.ReadDir(m.target); err != nil {
 		t.Error(err)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
@@ -60,6 +61,10 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 	if err := makeRunDir(l.runDir); err != nil {
 		return err
 	}
+	given, err := activated()
+	if err != nil {
+		return err
+	}
 	socket := o.Socket
 	if socket == "" {
 		socket = filepath.Join(l.runDir, socketName)
@@ -80,8 +85,10 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 		return fmt.Errorf("look at the mounts of the store: %w", err)
 	}
 	request(purge) // what an earlier one has left
-	ln, release, err := Listen(socket)
-	if err != nil {
+	ln, release := given, func() {}
+	if given != nil {
+		socket = given.Addr().String()
+	} else if ln, release, err = Listen(socket); err != nil {
 		return err
 	}
 	defer release()
@@ -114,6 +121,24 @@ func (l *Local) purgeLoop(ctx context.Context, asked <-chan struct{}) {
 			}
 		}
 	}
+}
+
+// activated returns the socket that systemd listens on for us (sd_listen_fds(3)); nil if
+// there is none.
+func activated() (net.Listener, error) {
+	list, err := activation.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("sockets of systemd: %w", err)
+	}
+	if len(list) == 0 {
+		return nil, nil
+	}
+	ln, ok := list[0].(*net.UnixListener)
+	if len(list) > 1 || !ok {
+		return nil, markedf(ErrUsage, "systemd passes %d sockets: expected one unix socket (ListenStream=)", len(list))
+	}
+	ln.SetUnlinkOnClose(false) // it is systemd's
+	return ln, nil
 }
 
 // Listen makes the socket, mode 0600. One that nobody listens on any more is

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"reflect"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -21,77 +22,100 @@ func NewHandler(svc Service, log *zap.Logger) http.Handler {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	mux := http.NewServeMux()
-	call(mux, log, "info", svc.Info)
-	call(mux, log, "images", svc.Images)
-	call(mux, log, "history", svc.History)
-	call(mux, log, "inspect", svc.Inspect)
-	call(mux, log, "layers", svc.Layers)
-	call(mux, log, "tag", svc.Tag)
-	call(mux, log, "rmi", svc.RemoveImage)
-	call(mux, log, "create", svc.Create)
-	call(mux, log, "rm", svc.Remove)
-	call(mux, log, "list", svc.List)
-	call(mux, log, "mount", svc.Mount)
-	call(mux, log, "umount", svc.Unmount)
-	call(mux, log, "diff", svc.Diff)
-	call(mux, log, "findbuild", svc.FindBuild)
-	call(mux, log, "recordbuild", svc.RecordBuild)
-	call(mux, log, "gc", svc.GC)
-	call(mux, log, "prune", svc.Prune)
-	call(mux, log, "rebuild", svc.Rebuild)
-	call(mux, log, "compact", svc.Compact)
-	call(mux, log, "copy-database", svc.CopyDatabase)
-	call(mux, log, "df", svc.DiskUsage)
-
-	stream(mux, log, "load", func(ctx context.Context, r LoadRequest, in io.Reader, f *frameWriter) (any, error) {
-		return svc.Load(ctx, r, layers.Source{Reader: in, Size: r.Size}, f.progress)
-	})
-	stream(mux, log, "import", func(ctx context.Context, r ImportRequest, in io.Reader, f *frameWriter) (any, error) {
-		return svc.Import(ctx, r, layers.Source{Reader: in, Size: r.Size}, f.progress)
-	})
-	stream(mux, log, "pull", func(ctx context.Context, _ Empty, in io.Reader, f *frameWriter) (any, error) {
-		r, err := confided[PullRequest](in)
+	a := &api{mux: http.NewServeMux(), log: log}
+	a.register(svc)
+	a.mux.HandleFunc("GET /"+apiVersion+"/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+		doc, err := OpenAPI()
 		if err != nil {
-			return nil, err
+			writeError(w, err)
+			return
 		}
-		return svc.Pull(ctx, r, f.progress)
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(doc) // a client that is gone does not want it
 	})
-	stream(mux, log, "push", func(ctx context.Context, _ Empty, in io.Reader, f *frameWriter) (any, error) {
-		r, err := confided[PushRequest](in)
-		if err != nil {
-			return nil, err
-		}
-		return svc.Push(ctx, r, f.progress)
-	})
-	stream(mux, log, "save", func(ctx context.Context, r SaveRequest, _ io.Reader, f *frameWriter) (any, error) {
-		return Empty{}, svc.Save(ctx, r, f, f.progress)
-	})
-	stream(mux, log, "export", func(ctx context.Context, r NameRequest, _ io.Reader, f *frameWriter) (any, error) {
-		return Empty{}, svc.Export(ctx, r, f)
-	})
-	stream(mux, log, "commit", func(ctx context.Context, r CommitRequest, _ io.Reader, f *frameWriter) (any, error) {
-		return svc.Commit(ctx, r, f.progress)
-	})
-	stream(mux, log, "check", func(ctx context.Context, r CheckRequest, _ io.Reader, f *frameWriter) (any, error) {
-		return svc.Check(ctx, r, f.progress)
-	})
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, markedf(layers.ErrUnsupported, "the daemon has no call %q: is it older than the command?", r.URL.Path))
 	})
-	return authorise(mux)
+	return authorise(a.mux)
+}
+
+// api collects the calls of the API, and serves them if it has a mux.
+type api struct {
+	mux    *http.ServeMux // nil: the calls are only described
+	log    *zap.Logger
+	routes []route
+}
+
+// routes describes every call.
+func routes() []route {
+	a := &api{}
+	a.register(&Client{}) // of which nothing is called
+	return a.routes
+}
+
+func (a *api) register(svc Service) {
+	call(a, "info", "Say who serves", svc.Info)
+	call(a, "images", "List images", svc.Images)
+	call(a, "history", "List the steps that made an image", svc.History)
+	call(a, "inspect", "Describe an image or a container", svc.Inspect)
+	call(a, "layers", "List the layers of an image, or all", svc.Layers)
+	call(a, "tag", "Give an image one more name", svc.Tag)
+	call(a, "rmi", "Remove a name, or an image", svc.RemoveImage)
+	call(a, "create", "Make a container", svc.Create)
+	call(a, "rm", "Delete a container with its data", svc.Remove)
+	call(a, "list", "List containers and mounts with their state", svc.List)
+	call(a, "mount", "Mount an image or a container", svc.Mount)
+	call(a, "umount", "Unmount, and wait until everything is on the disk", svc.Unmount)
+	call(a, "diff", "List what a container has changed, or the difference of two images", svc.Diff)
+	call(a, "findbuild", "Find the image that a step of a build has made before", svc.FindBuild)
+	call(a, "recordbuild", "Say which image a step of a build has made", svc.RecordBuild)
+	call(a, "gc", "Remove what nothing needs", svc.GC)
+	call(a, "prune", "Remove images that nothing uses", svc.Prune)
+	call(a, "rebuild", "Make the database anew from what lies beside it", svc.Rebuild)
+	call(a, "compact", "Write the database anew without the space it does not use", svc.Compact)
+	call(a, "copy-database", "Keep a copy of the database", svc.CopyDatabase)
+	call(a, "df", "Say where the bytes of the store are", svc.DiskUsage)
+
+	stream(a, route{name: "load", summary: "Load images from an archive, which is the body", body: true}, func(ctx context.Context, r LoadRequest, in io.Reader, f *frameWriter) ([]layers.LoadedImage, error) {
+		return svc.Load(ctx, r, layers.Source{Reader: in, Size: r.Size}, f.progress)
+	})
+	stream(a, route{name: "import", summary: "Make an image of a tar, which is the body", body: true}, func(ctx context.Context, r ImportRequest, in io.Reader, f *frameWriter) (layers.Image, error) {
+		return svc.Import(ctx, r, layers.Source{Reader: in, Size: r.Size}, f.progress)
+	})
+	confide(a, "pull", "Fetch an image from a registry", svc.Pull)
+	confide(a, "push", "Give an image to a registry", svc.Push)
+	stream(a, route{name: "save", summary: "Write images as an archive"}, func(ctx context.Context, r SaveRequest, _ io.Reader, f *frameWriter) (Empty, error) {
+		return Empty{}, svc.Save(ctx, r, f, f.progress)
+	})
+	stream(a, route{name: "export", summary: "Write the tree of a container or image as a tar"}, func(ctx context.Context, r NameRequest, _ io.Reader, f *frameWriter) (Empty, error) {
+		return Empty{}, svc.Export(ctx, r, f)
+	})
+	stream(a, route{name: "commit", summary: "Make an image of a container"}, func(ctx context.Context, r CommitRequest, _ io.Reader, f *frameWriter) (layers.Image, error) {
+		return svc.Commit(ctx, r, f.progress)
+	})
+	stream(a, route{name: "check", summary: "Verify the store, and repair it"}, func(ctx context.Context, r CheckRequest, _ io.Reader, f *frameWriter) (layers.Report, error) {
+		return svc.Check(ctx, r, f.progress)
+	})
+}
+
+// add notes a call, and serves it if calls are served.
+func (a *api) add(r route, h http.HandlerFunc) {
+	a.routes = append(a.routes, r)
+	if a.mux != nil {
+		a.mux.HandleFunc("POST /"+apiVersion+"/"+r.name, h)
+	}
 }
 
 // call registers one method with a JSON request and a JSON answer.
-func call[Req, Resp any](mux *http.ServeMux, log *zap.Logger, name string, f func(context.Context, Req) (Resp, error)) {
-	mux.HandleFunc("POST /"+apiVersion+"/"+name, func(w http.ResponseWriter, hr *http.Request) {
+func call[Req, Resp any](a *api, name, summary string, f func(context.Context, Req) (Resp, error)) {
+	a.add(route{name: name, summary: summary, request: reflect.TypeFor[Req](), answer: reflect.TypeFor[Resp]()}, func(w http.ResponseWriter, hr *http.Request) {
 		var r Req
 		if err := json.NewDecoder(http.MaxBytesReader(w, hr.Body, maxJSON)).Decode(&r); err != nil {
 			writeError(w, markedf(ErrUsage, "request %q: %w", name, err))
 			return
 		}
 		resp, err := f(hr.Context(), r)
-		logCall(log, name, err)
+		logCall(a.log, name, err)
 		if err != nil {
 			writeError(w, err)
 			return
@@ -100,14 +124,29 @@ func call[Req, Resp any](mux *http.ServeMux, log *zap.Logger, name string, f fun
 	})
 }
 
+// confide registers one method whose request is the body, since it holds secrets, and
+// whose answer is a sequence of frames.
+func confide[Req, Resp any](a *api, name, summary string, f func(context.Context, Req, layers.ProgressFunc) (Resp, error)) {
+	r := route{name: name, summary: summary, secret: true, request: reflect.TypeFor[Req]()}
+	stream(a, r, func(ctx context.Context, _ Empty, in io.Reader, out *frameWriter) (resp Resp, err error) {
+		req, err := confided[Req](in)
+		if err != nil {
+			return resp, err
+		}
+		return f(ctx, req, out.progress)
+	})
+}
+
 // stream registers one method whose answer is a sequence of frames.
-func stream[Req any](mux *http.ServeMux, log *zap.Logger, name string,
-	f func(ctx context.Context, r Req, in io.Reader, out *frameWriter) (any, error),
-) {
-	mux.HandleFunc("POST /"+apiVersion+"/"+name, func(w http.ResponseWriter, hr *http.Request) {
+func stream[Req, Resp any](a *api, is route, f func(ctx context.Context, r Req, in io.Reader, out *frameWriter) (Resp, error)) {
+	is.stream, is.answer = true, reflect.TypeFor[Resp]()
+	if is.request == nil {
+		is.request = reflect.TypeFor[Req]()
+	}
+	a.add(is, func(w http.ResponseWriter, hr *http.Request) {
 		var r Req
 		if err := json.Unmarshal([]byte(hr.URL.Query().Get("r")), &r); err != nil {
-			writeError(w, markedf(ErrUsage, "request %q: %w", name, err))
+			writeError(w, markedf(ErrUsage, "request %q: %w", is.name, err))
 			return
 		}
 		rc := http.NewResponseController(w)
@@ -122,7 +161,7 @@ func stream[Req any](mux *http.ServeMux, log *zap.Logger, name string,
 		}
 		out := newFrameWriter(w, rc.Flush)
 		result, err := f(hr.Context(), r, hr.Body, out)
-		logCall(log, name, err)
+		logCall(a.log, is.name, err)
 		if err == nil {
 			err = out.json(frameResult, result)
 		} else {

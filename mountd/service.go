@@ -231,6 +231,7 @@ type Status struct {
 	Elsewhere  bool              `json:"elsewhere,omitempty"` // in a mount namespace that we do not see
 	Pid        int               `json:"pid,omitempty"`       // of the holder
 	ServerPid  int               `json:"serverPid,omitempty"` // of the mount server
+	Restarts   int               `json:"restarts,omitempty"`  // servers that have taken over from one that had died
 	Since      time.Time         `json:"since,omitzero"`      // of the mount, or of the creation
 }
 

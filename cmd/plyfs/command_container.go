@@ -133,6 +133,9 @@ func psRow(st mountd.Status, full bool) []string {
 	if st.Elsewhere {
 		state += " (other namespace)"
 	}
+	if st.Restarts > 0 {
+		state += fmt.Sprintf(" (restarted %d times)", st.Restarts)
+	}
 	return []string{id, name, image, ago(created), state, quoted(string(st.Target))}
 }
 

@@ -134,6 +134,44 @@ func TestMountAndUnmount(t *testing.T) {
 	}
 }
 
+// TestServerHasFewPrivileges: a server of root keeps what files need.
+func TestServerHasFewPrivileges(t *testing.T) {
+	if allThreads(unix.SYS_GETPID, 0, 0, 0) != nil {
+		t.Skip("built with cgo, where nobody can change all threads")
+	}
+	s := union(t)
+	st := mount(t, s)
+	defer waitGone(t, st.Holder, st.Server)
+	defer func() { _ = transport.Unmount(s.Target, true) }()
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", st.Server.Pid))
+	if err != nil || len(tasks) < 2 {
+		t.Fatal(tasks, err)
+	}
+	var keep uint64
+	for _, c := range needed {
+		keep |= 1 << c
+	}
+	for _, task := range tasks {
+		b, err := os.ReadFile(task)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for line := range strings.Lines(string(b)) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+			switch key {
+			case "CapEff", "CapPrm", "CapBnd":
+				if has, err := strconv.ParseUint(value, 16, 64); err != nil || has&^keep != 0 || has&(1<<unix.CAP_CHOWN) == 0 {
+					t.Errorf("%s: %s is %s, expected nothing beyond %x", task, key, value, keep)
+				}
+			case "NoNewPrivs":
+				if value != "1" {
+					t.Errorf("%s: no_new_privs is %s", task, value)
+				}
+			}
+		}
+	}
+}
+
 func TestOnlyNamedDescriptorsAreInherited(t *testing.T) {
 	s := union(t)
 	leak, err := os.CreateTemp(t.TempDir(), "leak")

@@ -124,6 +124,9 @@ func (s *server) run() error {
 		}
 		fs.Resume()
 	}
+	if err := dropPrivileges(); err != nil {
+		s.log.Debug("privileges kept", zap.Error(err)) // as in a container that lets nobody drop any
+	}
 	err = transport.Serve(dev, fs, transport.ServeOptions{
 		Resume: serve.Resume,
 		Ready: func(r *transport.Resume) {
