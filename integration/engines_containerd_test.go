@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -39,7 +40,11 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [proxy_plugins.plyfs]
   type = "snapshot"
   address = "%[1]s/s.sock"
-`, c.dir)
+  capabilities = ["remap-ids"] # this, and all below, is for 2.x
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/%[2]s"
+  snapshotter = "plyfs"
+`, c.dir, runtime.GOARCH)
 	if err := os.WriteFile(filepath.Join(c.dir, "conf"), []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
