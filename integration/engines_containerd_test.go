@@ -3,6 +3,7 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -48,9 +49,14 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 	if err := os.WriteFile(filepath.Join(c.dir, "conf"), []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	space := fmt.Sprintf("plyfs-%d-%s", os.Getpid(), filepath.Base(c.Place().Dir)) // runtimes have one directory for all daemons
 	c.Person = c.With(map[string]string{
-		"CONTAINERD_ADDRESS": c.dir + "/c.sock", "CONTAINERD_SNAPSHOTTER": "plyfs",
-		"CONTAINERD_NAMESPACE": fmt.Sprintf("plyfs-%d", os.Getpid()), // runtimes keep them in one directory for all daemons
+		"CONTAINERD_ADDRESS": c.dir + "/c.sock", "CONTAINERD_SNAPSHOTTER": "plyfs", "CONTAINERD_NAMESPACE": space,
+	})
+	t.Cleanup(func() { // runc leaves it there, empty
+		if err := os.Remove("/run/containerd/runc/" + space); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
 	})
 	c.startSnapshotter(t)
 	t.Cleanup(func() { c.stop(t, "snapshotter") })
