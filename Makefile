@@ -28,10 +28,10 @@ endif
 # The time that manual pages and packages carry: that of the commit, so that two builds of it are equal.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
-.PHONY: help build man demo test test-race lint fmt bench fuzz soak install uninstall deb clean
+.PHONY: help build man demo test test-race snapshotter-suite lint fmt bench fuzz soak install uninstall deb clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 	@echo "  variables: PKGS TIMEOUT (test) V=1 (test: every result line) DURATION SEED (soak) FUZZTIME (fuzz) SAVE BENCHFLAGS (bench) OUT (where things are built) PREFIX DESTDIR SBINDIR ZSHDIR FUSE_OVERLAYFS=1 (install, uninstall)"
 
 BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
@@ -51,6 +51,12 @@ test: ## run all tests (under 15 minutes; what this machine does not allow is sk
 
 test-race: ## run all tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 go run ./.ci/testsum $(if $(V),-v) -- -race -p 2 -timeout 45m $(PKGS)
+
+# A module of its own: what containerd depends on is fetched for this alone.
+snapshotter-suite: build ## run containerd's tests of snapshotters on bin/plyfs (root; fetches containerd from the Go module proxy; a minute)
+	cd integration/containerdsuite; \
+	timeout 300 go mod download || { echo "skipped: containerd's module cannot be fetched"; exit 0; }; \
+	go vet . && PLYFS_BINARY='$(abspath $(OUT))/plyfs' go test -count 1 -timeout 10m . -args -test.root
 
 lint: ## check format, vet, staticcheck, and that go.mod is tidy
 	.ci/lint

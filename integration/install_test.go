@@ -78,24 +78,25 @@ func installed(t *testing.T, dir string) map[string]string {
 // packaged are files that make install puts below PREFIX, beside the pages of
 // the commands.
 var packaged = map[string]string{
-	"/bin/plyfs":                                   "-rwxr-xr-x",
-	"/sbin/mount.plyfs":                            "../bin/plyfs",
-	"/sbin/mount.fuse.plyfs":                       "../bin/plyfs",
-	"/lib/systemd/system/plyfs.service":            "-rw-r--r--",
-	"/lib/systemd/system/plyfs.socket":             "-rw-r--r--",
-	"/lib/systemd/user/plyfs.service":              "-rw-r--r--",
-	"/share/bash-completion/completions/plyfs":     "-rw-r--r--",
-	"/share/zsh/site-functions/_plyfs":             "-rw-r--r--",
-	"/share/fish/vendor_completions.d/plyfs.fish":  "-rw-r--r--",
-	"/share/man/man1/plyfs.1":                      "-rw-r--r--",
-	"/share/man/man8/mount.plyfs.8":                "-rw-r--r--",
-	"/share/man/man8/mount.fuse.plyfs.8":           "mount.plyfs.8",
-	"/share/doc/plyfs/README.md":                   "-rw-r--r--",
-	"/share/doc/plyfs/docs/fuse-overlayfs.md":      "-rw-r--r--",
-	"/share/doc/plyfs/examples/storage.conf":       "-rw-r--r--",
-	"/share/doc/plyfs/examples/storage-user.conf":  "-rw-r--r--",
-	"/share/doc/plyfs/examples/docker-daemon.json": "-rw-r--r--",
-	"/share/doc/plyfs/examples/containerd.toml":    "-rw-r--r--",
+	"/bin/plyfs":                                    "-rwxr-xr-x",
+	"/sbin/mount.plyfs":                             "../bin/plyfs",
+	"/sbin/mount.fuse.plyfs":                        "../bin/plyfs",
+	"/lib/systemd/system/plyfs.service":             "-rw-r--r--",
+	"/lib/systemd/system/plyfs-snapshotter.service": "-rw-r--r--",
+	"/lib/systemd/system/plyfs.socket":              "-rw-r--r--",
+	"/lib/systemd/user/plyfs.service":               "-rw-r--r--",
+	"/share/bash-completion/completions/plyfs":      "-rw-r--r--",
+	"/share/zsh/site-functions/_plyfs":              "-rw-r--r--",
+	"/share/fish/vendor_completions.d/plyfs.fish":   "-rw-r--r--",
+	"/share/man/man1/plyfs.1":                       "-rw-r--r--",
+	"/share/man/man8/mount.plyfs.8":                 "-rw-r--r--",
+	"/share/man/man8/mount.fuse.plyfs.8":            "mount.plyfs.8",
+	"/share/doc/plyfs/README.md":                    "-rw-r--r--",
+	"/share/doc/plyfs/docs/fuse-overlayfs.md":       "-rw-r--r--",
+	"/share/doc/plyfs/examples/storage.conf":        "-rw-r--r--",
+	"/share/doc/plyfs/examples/storage-user.conf":   "-rw-r--r--",
+	"/share/doc/plyfs/examples/docker-daemon.json":  "-rw-r--r--",
+	"/share/doc/plyfs/examples/containerd.toml":     "-rw-r--r--",
 }
 
 // makeInstalled runs make install and returns DESTDIR and PREFIX in it.
@@ -245,30 +246,32 @@ var hidingOptions = regexp.MustCompile(`(?m)^(Private(Tmp|Devices|Mounts|Users|N
 	`(State|Cache|Logs|Runtime)Directory|LoadCredential\w*)=`)
 
 func checkUnits(t *testing.T, prefix string) {
-	for _, kind := range []string{"system", "user"} {
-		text, err := os.ReadFile(filepath.Join(prefix, "lib/systemd", kind, "plyfs.service"))
+	for _, name := range []string{"system/plyfs.service", "system/plyfs-snapshotter.service", "user/plyfs.service"} {
+		kind, file := filepath.Split(name)
+		kind = strings.TrimSuffix(kind, "/")
+		text, err := os.ReadFile(filepath.Join(prefix, "lib/systemd", name))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !strings.Contains(string(text), "\nKillMode=process\n") {
-			t.Errorf("%s unit: without KillMode=process systemd ends the mounts with the daemon", kind)
+			t.Errorf("%s: without KillMode=process systemd ends the mounts with the daemon", name)
 		}
 		if bad := hidingOptions.Find(text); bad != nil {
-			t.Errorf("%s unit: %s makes a mount namespace", kind, bad)
+			t.Errorf("%s: %s makes a mount namespace", name, bad)
 		}
 		if strings.Contains(string(text), "\nNoNewPrivileges=") {
-			t.Errorf("%s unit: with NoNewPrivileges= fusermount3 cannot mount for a user", kind)
+			t.Errorf("%s: with NoNewPrivileges= fusermount3 cannot mount for a user", name)
 		}
-		t.Run(kind, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			needTool(t, "systemd-analyze")
 			// It looks for the program where the unit says that it is.
-			unit := filepath.Join(t.TempDir(), "plyfs.service")
+			unit := filepath.Join(t.TempDir(), file)
 			text := strings.ReplaceAll(string(text), "/usr/bin/plyfs", prefix+"/bin/plyfs")
 			if err := os.WriteFile(unit, []byte(text), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			out, err := runTool(t, []string{"XDG_RUNTIME_DIR=" + t.TempDir()}, "systemd-analyze", "verify", "--man=no", "--"+kind, unit)
-			if err != nil || strings.Contains(out, "plyfs.service") {
+			if err != nil || strings.Contains(out, file) {
 				t.Errorf("systemd-analyze: %v\n%s", err, out)
 			}
 		})

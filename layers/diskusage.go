@@ -119,6 +119,10 @@ func (s *Store) DiskUsage(ctx context.Context) (DiskUsage, error) {
 	return u, nil
 }
 
+// snapshotterName is a directory that `plyfs snapshotter` keeps in a store by default; it
+// is no part of the store.
+const snapshotterName = "snapshotter"
+
 // restUsage adds what is neither a layer nor a container, so that nothing du(1) would
 // count is left out, whatever it is.
 func (s *Store) restUsage(u *DiskUsage, known, removed map[string]bool) error {
@@ -132,6 +136,9 @@ func (s *Store) restUsage(u *DiskUsage, known, removed map[string]bool) error {
 		return err
 	}
 	for _, n := range names {
+		if n == snapshotterName { // its unions are mounted in it, and may hang
+			continue
+		}
 		if n == layersName || n == rwName {
 			if err := s.strayUsage(u, n, known, removed); err != nil {
 				return err

@@ -78,7 +78,7 @@ func serveFake(t *testing.T, f *fakeService) *Client {
 func serveService(t *testing.T, f Service) *Client {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
-	ln, release, err := listen(socket)
+	ln, release, err := Listen(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -321,21 +321,21 @@ func TestCutAnswerIsAnError(t *testing.T) {
 func TestListen(t *testing.T) {
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "s")
-	ln, release, err := listen(socket)
+	ln, release, err := Listen(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if st, err := os.Stat(socket); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("mode of the socket: %v %v", st.Mode(), err)
 	}
-	if _, _, err := listen(socket); !errors.Is(err, layers.ErrInUse) {
+	if _, _, err := Listen(socket); !errors.Is(err, layers.ErrInUse) {
 		t.Errorf("second daemon: %v", err)
 	}
 	// A daemon that was killed leaves its socket behind.
 	ln.(*net.UnixListener).SetUnlinkOnClose(false)
 	_ = ln.Close() // the test's own
 	release()
-	ln, release, err = listen(socket)
+	ln, release, err = Listen(socket)
 	if err != nil {
 		t.Fatalf("stale socket: %v", err)
 	}
@@ -346,7 +346,7 @@ func TestListen(t *testing.T) {
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := listen(file); !errors.Is(err, layers.ErrExists) {
+	if _, _, err := Listen(file); !errors.Is(err, layers.ErrExists) {
 		t.Errorf("file in place of the socket: %v", err)
 	}
 }

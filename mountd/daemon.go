@@ -96,7 +96,7 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 	ln, release := given, func() {}
 	if given != nil {
 		socket = given.Addr().String()
-	} else if ln, release, err = listen(socket); err != nil {
+	} else if ln, release, err = Listen(socket); err != nil {
 		return err
 	}
 	defer release()
@@ -110,7 +110,7 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 		defer stop()
 	}
 	return serve(ctx, ln, newHandler(l, metrics, o.Logger), func() {
-		notifySystemd("READY=1")
+		NotifySystemd("READY=1")
 		o.Logger.Info("daemon is ready", zap.String("name", socket))
 		if o.Ready != nil {
 			o.Ready(socket)
@@ -158,12 +158,12 @@ func activated() (net.Listener, error) {
 	return ln, nil
 }
 
-// listen makes the socket, mode 0600. One that nobody listens on any more is
+// Listen makes the socket, mode 0600. One that nobody listens on any more is
 // replaced; the lock beside it keeps two daemons from doing so at once.
-func listen(socket string) (net.Listener, func(), error) {
+func Listen(socket string) (net.Listener, func(), error) {
 	unlock, err := lockFile(socket+".lock", false)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, nil, markedf(layers.ErrInUse, "socket %q is in use by another daemon", socket)
+		return nil, nil, markedf(layers.ErrInUse, "socket %q is in use by another process", socket)
 	} else if err != nil {
 		return nil, nil, err
 	}
@@ -173,7 +173,7 @@ func listen(socket string) (net.Listener, func(), error) {
 	}
 	if st, err := os.Lstat(socket); err == nil {
 		if st.Mode()&fs.ModeSocket == 0 {
-			return fail(markedf(layers.ErrExists, "%q exists and is not a socket: remove it or choose another --socket", socket))
+			return fail(markedf(layers.ErrExists, "%q exists and is not a socket: remove it or choose another name", socket))
 		}
 		if c, err := net.DialTimeout("unix", socket, dialTimeout); err == nil {
 			_ = c.Close() // it answers, that is all we wanted to know
@@ -212,7 +212,7 @@ func serve(ctx context.Context, ln net.Listener, h http.Handler, ready func()) e
 		return fmt.Errorf("daemon: %w", err)
 	case <-ctx.Done():
 	}
-	notifySystemd("STOPPING=1")
+	NotifySystemd("STOPPING=1")
 	grace, stop := context.WithTimeout(context.Background(), stopGrace)
 	defer stop()
 	if err := srv.Shutdown(grace); err != nil {
@@ -226,8 +226,8 @@ func serve(ctx context.Context, ln net.Listener, h http.Handler, ready func()) e
 	return nil
 }
 
-// notifySystemd is sd_notify(3).
-func notifySystemd(state string) {
+// NotifySystemd is sd_notify(3).
+func NotifySystemd(state string) {
 	addr := os.Getenv("NOTIFY_SOCKET")
 	if addr == "" {
 		return

@@ -228,7 +228,7 @@ func (o *RawOptions) setOwners(key, val string) (known bool, err error) {
 	bad := func(err error) error { return fmt.Errorf("mount option %s=%s: %w", key, val, err) }
 	switch key {
 	case "uidmapping", "gidmapping":
-		m, err := parseIDs(val)
+		m, err := ParseIDs(val)
 		if err != nil {
 			return true, bad(err)
 		}

@@ -143,9 +143,9 @@ func readOptionFile(path string) (opts []string, err error) {
 // overflowID is what the kernel shows of ids that it cannot map (kernel.overflowuid).
 const overflowID = 65534
 
-// parseIDs reads the triples of uidmapping= and gidmapping=, CONTAINER:HOST:LENGTH,
+// ParseIDs reads the triples of uidmapping= and gidmapping=, CONTAINER:HOST:LENGTH,
 // joined by colons. containers/storage begins with one, too.
-func parseIDs(val string) (m unionfs.IDMap, err error) {
+func ParseIDs(val string) (m unionfs.IDMap, err error) {
 	bad := fmt.Errorf("expected triples CONTAINER:HOST:LENGTH of numbers, joined by colons")
 	var n []uint32
 	for f := range strings.SplitSeq(val, ":") {

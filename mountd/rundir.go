@@ -21,6 +21,7 @@ import (
 // A run directory holds what a reboot may forget:
 //
 //	/run/plyfs/                     root; else $XDG_RUNTIME_DIR/plyfs, else /tmp/plyfs-UID
+//	  snapshotter.sock              `plyfs snapshotter`
 //	  <12 hex of the store root>/   so that stores do not meet
 //	    plyfs.sock                  the daemon
 //	    daemon.lock                 locked by the daemon for its life
@@ -74,13 +75,14 @@ func CanonicalRoot(root string) (string, error) {
 // without making it.
 func RunDir(root string) string {
 	sum := sha256.Sum256([]byte(root))
-	return filepath.Join(runBase(), hex.EncodeToString(sum[:6]))
+	return filepath.Join(RunBase(), hex.EncodeToString(sum[:6]))
 }
 
 // SocketPath returns where the daemon of the store listens by default.
 func SocketPath(root string) string { return filepath.Join(RunDir(root), socketName) }
 
-func runBase() string {
+// RunBase is the directory of all run directories of this user, without making it.
+func RunBase() string {
 	if d := os.Getenv(RunDirEnv); filepath.IsAbs(d) {
 		return d
 	}

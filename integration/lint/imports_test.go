@@ -10,7 +10,8 @@ import (
 // the directory and all below it. The longest matching key decides. Tests of a package obey the same rule, except that they may
 // use its own subpackages for tests.
 var may = map[string][]string{
-	"cmd/plyfs":           {"mountd/...", "layers", "layers/registry", "unionfs", "unionfs/counters", "whiteout"},
+	"cmd/plyfs":           {"mountd/...", "layers", "layers/registry", "snapshotter", "unionfs", "unionfs/counters", "whiteout"},
+	"snapshotter":         {"mountd", "mountd/holder", "layers", "unionfs"},
 	"mountd":              {"mountd/...", "unionfs/...", "layers", "layers/registry", "metadata", "metadata/chainindex", "whiteout", "whiteout/override", "cow/fsat"},
 	"mountd/metrics":      {},
 	"mountd/sandbox":      {"cow/fsat"},
@@ -36,7 +37,9 @@ var leaves = []string{"cow/fault", "cow/fsat", "metadata/chainindex", "mountd/me
 
 // only names the parts of the tree that may import a foreign module directly.
 var only = map[string][]string{
-	"go.etcd.io/bbolt":             {"metadata/..."},
+	"go.etcd.io/bbolt":             {"metadata/...", "snapshotter"}, // a database of its own, which is no store
+	"google.golang.org/grpc":       {"snapshotter"},
+	"google.golang.org/protobuf":   {"snapshotter"},
 	"github.com/hanwen/go-fuse/v2": {"unionfs/...", "mountd/..."},
 	"github.com/spf13/cobra":       {"cmd/..."},
 	"oras.land/oras-go/v2":         {"layers/registry"},
