@@ -34,8 +34,8 @@
 //     its parent.
 //   - The holder exits only after the server: who waits for the holder's exit
 //     after umount(2) knows that the upper has been synced.
-//   - A server of root's gives up every capability that files do not need before it
-//     answers the first request (drop_linux.go), and with no_new_privs cannot gain any.
+//   - A server of root's is started without any capability that files do not need
+//     (drop_linux.go), and with no_new_privs cannot gain any.
 //   - No path is looked up after the start; the working directory is "/".
 //
 // # What a server says about itself

@@ -3,9 +3,8 @@ package holder
 import (
 	"fmt"
 	"os"
-	"strings"
-	"syscall"
-	"unsafe"
+	"os/exec"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,72 +22,49 @@ var needed = []int{
 	unix.CAP_LEASE,
 }
 
-// capabilities are given to the kernel for every thread: they must not lie on a stack,
-// which moves.
-var capabilities struct {
-	header unix.CapUserHeader
-	data   [2]unix.CapUserData
+// startWithout starts a mount server, as root without what it does not need: whoever finds
+// a way to make it execute something is to have no more than files. A user's has nothing,
+// and may have to run fusermount3.
+//
+// Capabilities are those of threads, and a program in Go has several before it can do
+// anything; to change them all stops it for milliseconds. So a thread of ours gives them up,
+// starts the server, and ends. With no_new_privs executing a program as root gives nothing
+// back (security/commoncap.c: cap_bprm_creds_from_file), so the bounding set can stay.
+func startWithout(cmd *exec.Cmd) error {
+	if os.Geteuid() != 0 {
+		return cmd.Start()
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with this function
+		_ = dropPrivileges()   // not where a container lets nobody drop any: then it keeps them
+		done <- cmd.Start()
+	}()
+	return <-done
 }
 
-// dropPrivileges gives up what a mount server of root does not need: whoever finds a way to
-// make it execute something is to have no more than files. It is not for users' servers,
-// which have nothing and may have to run fusermount3.
+// dropPrivileges gives up what is not needed, in the calling thread.
 func dropPrivileges() error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
 	var keep uint64
 	for _, c := range needed {
 		keep |= 1 << c
 	}
-	last, err := lastCapability()
-	if err != nil {
-		return err
-	}
-	for c := 0; c <= last; c++ {
-		if keep&(1<<c) == 0 {
-			if err := allThreads(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(c), 0); err != nil {
-				return fmt.Errorf("drop capability %d: %w", c, err)
-			}
-		}
-	}
-	c := &capabilities
-	c.header.Version = unix.LINUX_CAPABILITY_VERSION_3
-	if err := unix.Capget(&c.header, &c.data[0]); err != nil {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var have [2]unix.CapUserData
+	if err := unix.Capget(&header, &have[0]); err != nil {
 		return fmt.Errorf("read capabilities: %w", err)
 	}
-	for i := range c.data {
+	for i := range have {
 		part := uint32(keep >> (32 * i))
-		c.data[i].Effective &= part
-		c.data[i].Permitted &= part
-		c.data[i].Inheritable &= part
+		have[i].Effective &= part
+		have[i].Permitted &= part
+		have[i].Inheritable &= part
 	}
-	if err := allThreads(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&c.header)), uintptr(unsafe.Pointer(&c.data[0])), 0); err != nil {
+	if err := unix.Capset(&header, &have[0]); err != nil {
 		return fmt.Errorf("drop capabilities: %w", err)
 	}
-	if err := allThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("set no_new_privs: %w", err)
 	}
 	return nil
-}
-
-// allThreads makes a call in every thread: capabilities are those of threads.
-func allThreads(call, a, b, c uintptr) error {
-	if _, _, errno := syscall.AllThreadsSyscall6(call, a, b, c, 0, 0, 0); errno != 0 {
-		return errno
-	}
-	return nil
-}
-
-// lastCapability is the highest number that the kernel knows.
-func lastCapability() (int, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
-	if err != nil {
-		return 0, fmt.Errorf("capabilities of the kernel: %w", err)
-	}
-	n := 0
-	if _, err := fmt.Sscan(strings.TrimSpace(string(b)), &n); err != nil || n < 0 || n > 63 {
-		return 0, fmt.Errorf("capabilities of the kernel: %q", b)
-	}
-	return n, nil
 }

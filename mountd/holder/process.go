@@ -137,7 +137,11 @@ func spawn(verb, title string, sock, log *os.File) (*exec.Cmd, error) {
 		cmd.Stdout, cmd.Stderr = log, log
 	}
 	cmd.SysProcAttr = sysProcAttr
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if verb == VerbServer {
+		start = func() error { return startWithout(cmd) }
+	}
+	if err := start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", verb, err)
 	}
 	return cmd, nil

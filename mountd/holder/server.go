@@ -124,9 +124,6 @@ func (s *server) run() error {
 		}
 		fs.Resume()
 	}
-	if err := dropPrivileges(); err != nil {
-		s.log.Debug("privileges kept", zap.Error(err)) // as in a container that lets nobody drop any
-	}
 	stopStats := s.answerStats(func() Stats {
 		return Stats{
 			ID: s.spec.ID, Target: s.spec.Target, Server: Self(), Restarts: serve.Restarts,
