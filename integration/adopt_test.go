@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,7 +29,15 @@ type adoption struct {
 
 func newAdoption(t *testing.T, source string) *adoption {
 	t.Helper()
-	return &adoption{store: newStore(t), source: source, before: fingerprint(t, source)}
+	// A daemon may still be writing what it has been told a moment ago.
+	before := ""
+	waitFor(t, "the store at rest", func() bool {
+		was := before
+		<-time.After(300 * time.Millisecond)
+		before = fingerprint(t, source)
+		return before == was
+	})
+	return &adoption{store: newStore(t), source: source, before: before}
 }
 
 // untouched fails if anything below the source has changed, its inodes' change times
