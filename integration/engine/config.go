@@ -60,8 +60,11 @@ func (w Person) SetProgram(t testing.TB, program string) {
 
 // Graph is the directory of the store's layers.
 func (w Person) Graph() string {
-	return filepath.Join(filepath.Dir(w.Env["CONTAINERS_STORAGE_CONF"]), "root", "overlay")
+	return filepath.Dir(w.Env["CONTAINERS_STORAGE_CONF"]) + privateGraph
 }
+
+// privateGraph is where, in the directory of a storage.conf, podman's layers are.
+const privateGraph = "/root/overlay"
 
 // Remove removes containers, whether they run or not. Podman's own cleaning up after a
 // container can be under way, and makes it fail: it is then tried again.

@@ -100,6 +100,13 @@ func (p *Place) Close() {
 	for _, line := range processes(pid) {
 		p.t.Errorf("still runs at the end: %s", line)
 	}
+	// A podman in the background, which cleans up after a container, makes it private
+	// again when everything else is over.
+	for _, m := range p.Mounts() {
+		if strings.HasSuffix(m, privateGraph) {
+			p.Root.Run(p.t, "umount", m)
+		}
+	}
 	for _, m := range p.Mounts() {
 		p.t.Errorf("still mounted at the end: %s", m)
 	}
