@@ -104,19 +104,12 @@ func settle(t *testing.T, pid, limit int, fn func() error) (now int) {
 // holder.
 func childOf(t *testing.T, pid int) int {
 	t.Helper()
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	if err != nil || len(tasks) == 0 {
+	found, err := child(pid)
+	if err != nil {
 		t.Skip("this kernel does not list children")
 	}
-	for _, task := range tasks {
-		b, err := os.ReadFile(task)
-		if err != nil {
-			continue // the thread has ended
-		}
-		first, _, _ := strings.Cut(string(b), " ")
-		if child, err := strconv.Atoi(first); err == nil {
-			return child
-		}
+	if found > 0 {
+		return found
 	}
 	t.Fatalf("process %d has no child", pid)
 	return 0

@@ -83,7 +83,7 @@ func (r *dockerRegistry) start() {
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
-	poll(r.t, "the registry to answer", r.ping)
+	waitFor(r.t, "the registry to answer", r.ping)
 }
 
 // kill ends the registry at once, in the middle of whatever it does.
@@ -92,20 +92,6 @@ func (r *dockerRegistry) kill() {
 		_ = r.cmd.Process.Kill()
 		_ = r.cmd.Wait() // killed
 	}
-}
-
-// poll waits until what is true.
-func poll(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for range 1000 {
-		if is() {
-			return
-		}
-		<-tick.C
-	}
-	t.Fatalf("waited in vain for %s", what)
 }
 
 // alone gives a command no configuration but what lies in home.
@@ -444,7 +430,7 @@ func TestRegistryRestarts(t *testing.T) {
 		}
 		done <- err
 	}()
-	poll(t, "a part of the layers to arrive", func() bool { return proxy.sent.Load() > size/3 })
+	waitFor(t, "a part of the layers to arrive", func() bool { return proxy.sent.Load() > size/3 })
 	reg.kill()
 	reg.start()
 	if err := <-done; err != nil {
@@ -498,7 +484,7 @@ func TestPullKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		until := int64(i+1) * size / 5
-		poll(t, "a part of the layer to arrive", func() bool { return proxy.sent.Load() > until })
+		waitFor(t, "a part of the layer to arrive", func() bool { return proxy.sent.Load() > until })
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // killed
 		stop()
@@ -549,7 +535,7 @@ func TestRegistryDaemon(t *testing.T) {
 		}
 	}
 	t.Cleanup(end)
-	poll(t, "the daemon to listen", func() bool { _, err := os.Stat(socket); return err == nil })
+	waitFor(t, "the daemon to listen", func() bool { _, err := os.Stat(socket); return err == nil })
 
 	name := reg.Host() + "/team/app:1"
 	try := func(args ...string) (string, error) { return s.try(append([]string{"--socket", socket}, args...)...) }

@@ -116,7 +116,7 @@ func statsDaemon(t *testing.T, s *store) (socket, url string) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("the daemon does not say where its metrics are")
 	}
-	poll(t, "the daemon to listen", func() bool { _, err := os.Stat(socket); return err == nil })
+	waitFor(t, "the daemon to listen", func() bool { _, err := os.Stat(socket); return err == nil })
 	return socket, url
 }
 

@@ -3,7 +3,6 @@ package layers
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/plyfs/plyfs/layers/boundedjson"
 	"github.com/plyfs/plyfs/metadata"
 )
 
@@ -49,26 +49,10 @@ type plan struct {
 
 // decodeJSON decodes hostile JSON: bounded depth, one value, nothing after it.
 func decodeJSON(raw []byte, depth int, v any) error {
-	level := 0
-	inString, escaped := false, false
-	for _, c := range raw {
-		switch {
-		case escaped:
-			escaped = false
-		case inString:
-			escaped = c == '\\'
-			inString = c != '"'
-		case c == '"':
-			inString = true
-		case c == '{' || c == '[':
-			if level++; level > depth {
-				return fmt.Errorf("%w: JSON is nested deeper than %d levels", ErrUnsupported, depth)
-			}
-		case c == '}' || c == ']':
-			level--
-		}
-	}
-	if err := json.Unmarshal(raw, v); err != nil {
+	switch err := boundedjson.Decode(raw, depth, v); {
+	case errors.Is(err, boundedjson.ErrDepth):
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+	case err != nil:
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return nil

@@ -1,7 +1,6 @@
 package foreign
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/layers/boundedjson"
 )
 
 // smallMax is the size of files that hold a name or a number.
@@ -58,26 +58,10 @@ func (s *Store) readJSON(name string, limit int64, v any) error {
 
 // decodeJSON decodes one JSON value of bounded depth.
 func decodeJSON(raw []byte, depth int, v any) error {
-	level := 0
-	inString, escaped := false, false
-	for _, c := range raw {
-		switch {
-		case escaped:
-			escaped = false
-		case inString:
-			escaped = c == '\\'
-			inString = c != '"'
-		case c == '"':
-			inString = true
-		case c == '{' || c == '[':
-			if level++; level > depth {
-				return fmt.Errorf("%w: JSON is nested deeper than %d levels", ErrUnsupported, depth)
-			}
-		case c == '}' || c == ']':
-			level--
-		}
-	}
-	if err := json.Unmarshal(raw, v); err != nil {
+	switch err := boundedjson.Decode(raw, depth, v); {
+	case errors.Is(err, boundedjson.ErrDepth):
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+	case err != nil:
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil
