@@ -289,7 +289,7 @@ func (fs *FS) publish(n, parent *inode, t *cow.Temp, o *original) error {
 		// The other links still show the original: this is another file now.
 		n.ino, n.origin = fs.inos.shown(st.Dev, st.Ino), false
 	}
-	d.setUpper(name, n, true)
+	d.setUpper(name, n)
 	return nil
 }
 

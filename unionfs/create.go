@@ -231,7 +231,7 @@ func (fs *FS) born(c *change, name string, src *cow.Source, fd int, seen *look) 
 	} else {
 		fsat.Close(fd) // of a file that says that it is something else
 	}
-	c.p.dir.setUpper(name, n, false)
+	c.p.dir.setUpper(name, n)
 	return n, nil
 }
 

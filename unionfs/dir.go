@@ -1,7 +1,9 @@
 package unionfs
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -26,11 +28,11 @@ type dirState struct {
 	// kids holds the known objects of names that only the lowers have, by
 	// position in list; nil if there are none. Not references. Guarded by mu.
 	kids []*inode
-	// born holds the names that have a cookie of their own, in the order of
-	// their cookies; removed ones stay until compacted. Guarded by mu.
-	born       []*dirent
-	gone       map[string]*dirent // entries of born that are removed, by name; guarded by mu
-	nextCookie uint64             // guarded by mu
+	// born holds the names that the lowers do not have, in the order of their cookies,
+	// and fresh those that nobody has listed yet, without an order; removed ones stay
+	// until there are many. Guarded by mu.
+	born, fresh []*dirent
+	removed     int // how many of both are; guarded by mu
 
 	dead bool // the directory has been removed; guarded by opMu
 
@@ -48,9 +50,10 @@ type dirState struct {
 	xmarked atomic.Bool
 }
 
-// Directory positions. A name that the lowers have keeps the position it has in
-// their sorted listing, whatever the upper does to it; others are numbered as
-// they come.
+// Directory positions. They follow from the name, so that a reader who renames what it
+// reads, away and back, comes to an end, and so that another server can go on with a
+// listing: a name that the lowers have has the position that it has in their sorted
+// listing, whatever the upper does to it; others have a hash.
 const (
 	cookieDot    = 1
 	cookieDotDot = 2
@@ -69,10 +72,22 @@ type dirent struct {
 	white  bool   // the upper hides the lower name
 	entry  bool   // by an entry of this name (which an object would replace)
 	xform  bool   // which is an empty file with an attribute
-	gone   bool   // removed, but still in born
+	gone   bool   // removed, but still in born or fresh
 }
 
-func newDirState() *dirState { return &dirState{nextCookie: cookieBorn} }
+func newDirState() *dirState { return &dirState{} }
+
+// bornCookie is the position of a name that the lowers do not have, if no other name
+// has the same. It need not be secret: who makes names that collide in a directory of
+// his finds them in it one behind the other.
+func bornCookie(name string) uint64 {
+	const offset, prime = 14695981039346656037, 1099511628211 // FNV-1a
+	h := uint64(offset)
+	for i := range len(name) {
+		h = (h ^ uint64(name[i])) * prime
+	}
+	return cookieBorn + h>>2
+}
 
 // load reads the directory, once.
 func (fs *FS) load(n *inode) error {
@@ -112,8 +127,7 @@ func (fs *FS) load(n *inode) error {
 			if pos, inLower := findIn(list, e.name); inLower {
 				de.cookie = cookieLower + uint64(pos)
 			} else if e.object {
-				de.cookie = d.nextCookie
-				d.nextCookie++
+				de.cookie = bornCookie(e.name)
 				born = append(born, de)
 			}
 			if names == nil {
@@ -122,7 +136,7 @@ func (fs *FS) load(n *inode) error {
 			names[e.name] = de
 		}
 	}
-	d.list, d.names, d.born, d.loaded = list, names, born, true
+	d.list, d.names, d.fresh, d.loaded = list, names, born, true
 	return nil
 }
 
@@ -192,7 +206,7 @@ func (f *found) needsWhiteout() bool { return f.low != nil && (!f.white || f.ent
 func (d *dirState) reset() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.list, d.names, d.kids, d.born, d.gone = nil, nil, nil, nil, nil
+	d.list, d.names, d.kids, d.born, d.fresh, d.removed = nil, nil, nil, nil, nil, 0
 }
 
 // find looks a name up; with ref, a known child comes with a reference. The name in
@@ -305,41 +319,18 @@ func (d *dirState) entry(name string) *dirent {
 }
 
 // setUpper records that the upper now has an object of this name.
-func (d *dirState) setUpper(name string, n *inode, keepCookie bool) {
+func (d *dirState) setUpper(name string, n *inode) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	e := d.entry(name)
-	lower := d.lowerCookie(name)
-	switch {
-	case e.cookie >= cookieBorn:
-		// Replaced in place; its entry in born stays where it is.
-	case lower != 0 && (keepCookie || e.cookie == lower && e.upper):
-		e.cookie = lower // copied up, or replaced in place
-	default:
-		e = d.bear(e)
+	if e.cookie == 0 {
+		e.cookie = bornCookie(name)
+		d.fresh = append(d.fresh, e)
 	}
 	if e.entry {
 		e.white, e.entry, e.xform = false, false, false
 	}
 	e.upper, e.typ, e.ino, e.child = true, n.dtype, n.ino, n
-}
-
-// bear gives a new name its cookie: the one that it had before it was removed,
-// or else the next. So a reader who renames what it reads, away and back, comes
-// to an end. It returns the entry to go on with. Preconditions: mu is held
-// exclusively.
-func (d *dirState) bear(e *dirent) *dirent {
-	old := d.gone[e.name]
-	if old == nil {
-		e.cookie = d.nextCookie
-		d.nextCookie++
-		d.born = append(d.born, e)
-		return e
-	}
-	delete(d.gone, e.name)
-	old.gone, old.white, old.entry, old.xform = false, e.white, e.entry, e.xform
-	d.names[e.name] = old
-	return old
 }
 
 // mark records that a marker hides the lower name.
@@ -366,17 +357,15 @@ func (d *dirState) setGone(name string, white, xform bool) {
 	defer d.mu.Unlock()
 	e := d.entry(name)
 	if e.cookie >= cookieBorn {
-		// The entry stays in born, for bear.
+		// The entry stays where it is listed.
 		e.gone, e.upper, e.child = true, false, nil
-		if d.gone == nil {
-			d.gone = make(map[string]*dirent)
+		if d.removed++; d.removed >= 64 && d.removed*2 >= len(d.born)+len(d.fresh) {
+			d.place()
 		}
-		d.gone[name] = e
-		d.compact()
 		e = &dirent{name: name, white: e.white, entry: e.entry, xform: e.xform}
 		d.names[name] = e
 	}
-	e.upper, e.child, e.cookie, e.ino, e.typ = false, nil, 0, 0, 0
+	e.upper, e.child, e.ino, e.typ = false, nil, 0, 0
 	if white {
 		e.white, e.entry, e.xform = true, true, xform
 	}
@@ -385,21 +374,31 @@ func (d *dirState) setGone(name string, white, xform bool) {
 	}
 }
 
-// compact drops removed entries from born once they are the majority. Readers
-// find their place by cookie, so entries may go at any time. Preconditions: mu
-// is held exclusively.
-func (d *dirState) compact() {
-	if len(d.gone) < 64 || len(d.gone)*2 < len(d.born) {
-		return
-	}
-	kept := d.born[:0]
-	for _, e := range d.born {
-		if !e.gone {
-			kept = append(kept, e)
+// place puts the fresh names where they belong among those that can be listed, and
+// drops removed ones: readers find their place by cookie, so names may go at any time. A
+// name whose position is taken gets the next that is free. Preconditions: mu is held
+// exclusively.
+func (d *dirState) place() {
+	isGone := func(e *dirent) bool { return e.gone }
+	old, fresh := slices.DeleteFunc(d.born, isGone), slices.DeleteFunc(d.fresh, isGone)
+	slices.SortFunc(fresh, func(a, b *dirent) int {
+		return cmp.Or(cmp.Compare(a.cookie, b.cookie), cmp.Compare(a.name, b.name))
+	})
+	all := make([]*dirent, 0, len(old)+len(fresh))
+	last := uint64(0)
+	for _, e := range fresh {
+		for {
+			for len(old) > 0 && old[0].cookie <= e.cookie {
+				all, last, old = append(all, old[0]), old[0].cookie, old[1:]
+			}
+			if last < e.cookie {
+				break
+			}
+			e.cookie = last + 1
 		}
+		all, last = append(all, e), e.cookie
 	}
-	clear(d.born[len(kept):])
-	d.born, d.gone = kept, nil
+	d.born, d.fresh, d.removed = append(all, old...), nil, 0
 }
 
 // dirEntry is one name as a directory stream shows it.
@@ -414,6 +413,13 @@ type dirEntry struct {
 // Preconditions: the directory is loaded.
 func (d *dirState) entriesAfter(after uint64, limit int, out []dirEntry) []dirEntry {
 	d.mu.RLock()
+	if len(d.fresh) > 0 {
+		d.mu.RUnlock()
+		d.mu.Lock()
+		d.place()
+		d.mu.Unlock()
+		d.mu.RLock()
+	}
 	defer d.mu.RUnlock()
 	if d.list != nil && after < cookieBorn {
 		pos := 0
@@ -425,9 +431,9 @@ func (d *dirState) entriesAfter(after uint64, limit int, out []dirEntry) []dirEn
 			de := dirEntry{name: name, cookie: cookieLower + uint64(pos), ino: o.ino(), typ: o.typ()}
 			if e := d.names[name]; e != nil {
 				switch {
-				case e.upper && e.cookie == de.cookie:
+				case e.upper:
 					de.ino, de.typ = e.ino, e.typ
-				case e.upper || e.white:
+				case e.white:
 					continue
 				}
 			}

@@ -63,15 +63,15 @@ func TestDirAgainstModel(t *testing.T) {
 			}
 			switch op := rapid.SampledFrom([]string{"create", "remove", "copy up", "replace"}).Draw(t, "op"); {
 			case op == "create" && !want[name]:
-				d.setUpper(name, inode(), false)
+				d.setUpper(name, inode())
 				want[name] = true
 			case op == "remove" && want[name]:
 				d.setGone(name, f.needsWhiteout(), false)
 				want[name] = false
 			case op == "copy up" && want[name] && !f.upper:
-				d.setUpper(name, inode(), true)
+				d.setUpper(name, inode())
 			case op == "replace" && want[name]:
-				d.setUpper(name, inode(), true)
+				d.setUpper(name, inode())
 			}
 			after := d.entriesAfter(0, 1000, nil)
 			got := map[string]bool{}
@@ -117,7 +117,7 @@ func TestDirEnds(t *testing.T) {
 	d.loaded, d.names, d.list = true, map[string]*dirent{}, fakeList{"a", "b", "c"}
 	const n = 1000
 	for i := range n {
-		d.setUpper(fmt.Sprint(i), newInode(1, 1, unix.S_IFREG, nil), false)
+		d.setUpper(fmt.Sprint(i), newInode(1, 1, unix.S_IFREG, nil))
 	}
 	for _, temp := range []func(i int) string{
 		func(int) string { return "temp" },
@@ -135,7 +135,7 @@ func TestDirEnds(t *testing.T) {
 				}
 				f := d.find(move[0], false)
 				d.setGone(move[0], f.needsWhiteout(), false)
-				d.setUpper(move[1], newInode(1, 1, unix.S_IFREG, nil), false)
+				d.setUpper(move[1], newInode(1, 1, unix.S_IFREG, nil))
 			}
 		}
 	}
@@ -145,7 +145,7 @@ func TestDirInSmallPieces(t *testing.T) {
 	d := newDirState()
 	d.loaded, d.names, d.list = true, map[string]*dirent{}, fakeList{"a", "b", "c"}
 	for i := range 500 {
-		d.setUpper(fmt.Sprint(i), newInode(1, 1, unix.S_IFREG, nil), false)
+		d.setUpper(fmt.Sprint(i), newInode(1, 1, unix.S_IFREG, nil))
 	}
 	for i := range 400 { // enough to compact
 		d.setGone(fmt.Sprint(i), false, false)
@@ -167,4 +167,34 @@ func TestDirInSmallPieces(t *testing.T) {
 	if len(d.born) > 300 {
 		t.Errorf("%d entries are kept for %d names", len(d.born), len(names))
 	}
+}
+
+// TestDirCollisions: names that have one hash are listed one behind the other, wherever
+// a reader stops, and keep their positions when one of them goes or another comes.
+func TestDirCollisions(t *testing.T) {
+	d := newDirState()
+	d.loaded = true
+	add := func(names ...string) {
+		for _, name := range names {
+			d.setUpper(name, newInode(1, 1, unix.S_IFREG, nil))
+			d.fresh[len(d.fresh)-1].cookie = cookieBorn + uint64(name[0]-'a')
+		}
+	}
+	list := func() (out []string) {
+		for es := d.entriesAfter(0, 1, nil); len(es) > 0; es = d.entriesAfter(es[0].cookie, 1, nil) {
+			out = append(out, fmt.Sprint(es[0].name, " ", es[0].cookie-cookieBorn))
+		}
+		return out
+	}
+	check := func(want ...string) {
+		t.Helper()
+		if got := list(); !slices.Equal(got, want) {
+			t.Errorf("listed %q, want %q", got, want)
+		}
+	}
+	add("c1", "a2", "a1", "a3", "f1")
+	check("a1 0", "a2 1", "a3 2", "c1 3", "f1 5")
+	d.setGone("a2", false, false)
+	add("a0", "b1")
+	check("a1 0", "a0 1", "a3 2", "c1 3", "b1 4", "f1 5")
 }

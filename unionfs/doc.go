@@ -68,8 +68,8 @@
 // IONoOpen there are none (OPEN answers ENOSYS). Directory handles
 // do not exist (OPENDIR answers ENOSYS): a directory position is a cookie that
 // can be resumed at any time. Cookies of names that the lowers have are their
-// position in the sorted merged listing, which never changes; names born in the
-// upper get cookies from a counter above all of those.
+// position in the sorted merged listing, which never changes; those of others are a
+// hash of the name, above all of those. So another process finds the same.
 //
 // # Coherence
 //

@@ -310,7 +310,7 @@ func (fs *FS) linkUp(c *change, n *inode, f *found) error {
 	}
 	fault.Point("linkup.linked")
 	_ = fsat.Utimes(c.h.fd, "", [2]unix.Timespec{before.Atim, before.Mtim})
-	c.p.dir.setUpper(f.name, n, true)
+	c.p.dir.setUpper(f.name, n)
 	f.upper = true
 	// The copy may soon have only names that do not lead to the original.
 	return fs.linksWillChange(n)

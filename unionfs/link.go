@@ -82,7 +82,7 @@ func (fs *FS) link(n, p *inode, name string) error {
 	}
 	n.addAlias(alias{p, name})
 	p.refs.Add(1)
-	p.dir.setUpper(name, n, false)
+	p.dir.setUpper(name, n)
 	fs.dropMarker(c, &f)
 	return nil
 }

@@ -483,8 +483,8 @@ func (m *move) record(o orphan) {
 	fs := m.fs
 	from, to := m.from.p, m.to.p
 	if m.exchange() {
-		from.dir.setUpper(m.f.name, m.dst, true)
-		to.dir.setUpper(m.g.name, m.src, true)
+		from.dir.setUpper(m.f.name, m.dst)
+		to.dir.setUpper(m.g.name, m.src)
 		return
 	}
 	if m.dst != nil {
@@ -498,6 +498,6 @@ func (m *move) record(o orphan) {
 		}
 	}
 	from.dir.setGone(m.f.name, m.left, fs.xwhite)
-	to.dir.setUpper(m.g.name, m.src, m.g.visible())
+	to.dir.setUpper(m.g.name, m.src)
 	fs.dropMarker(m.to, &m.g)
 }
