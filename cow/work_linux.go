@@ -23,6 +23,7 @@ var ErrInUse = fmt.Errorf("in use by another mount: %w", unix.EBUSY)
 type Work struct {
 	fd       int // WORKDIR/work, open for reading; holds the lock
 	volatile bool
+	prefix   string // of temporary names
 	seq      atomic.Uint64
 
 	unnamed func() bool // whether the file system has files without a name
@@ -64,6 +65,9 @@ type WorkOptions struct {
 	// TakeUnsynced takes an upper that a volatile mount has left behind
 	// without a sync. Otherwise it is refused with ErrVolatile.
 	TakeUnsynced bool
+	// Generation counts the processes that had this directory before in the same mount
+	// and were killed. All but the first leave what is in it: some of that may be in use.
+	Generation int
 }
 
 // OpenWork locks and empties the scratch directory below the directory workdir.
@@ -75,7 +79,10 @@ func OpenWork(workdir int, o WorkOptions) (*Work, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %q in the workdir: %w", workName, err)
 	}
-	w := &Work{fd: fd, volatile: o.Volatile}
+	w := &Work{fd: fd, volatile: o.Volatile, prefix: "#"}
+	if o.Generation > 0 {
+		w.prefix = fmt.Sprintf("#%d.", o.Generation)
+	}
 	w.unnamed = sync.OnceValue(w.probeUnnamed)
 	if err := LockDir(fd); err != nil {
 		w.Close()
@@ -133,12 +140,14 @@ func LockDir(fd int) error {
 func (w *Work) prepare(o WorkOptions) error {
 	var st unix.Stat_t
 	switch err := fsat.Stat(w.fd, incompatName, &st); {
+	case o.Generation > 0:
+		return nil
 	case err == nil && !o.TakeUnsynced:
 		return ErrVolatile
 	case err != nil && err != unix.ENOENT:
 		return fmt.Errorf("look at the workdir: %w", err)
 	}
-	if err := w.sweep(); err != nil {
+	if err := w.sweep(func(string) bool { return false }); err != nil {
 		return fmt.Errorf("empty the workdir: %w", err)
 	}
 	if !w.volatile {
@@ -155,11 +164,17 @@ func (w *Work) prepare(o WorkOptions) error {
 // Clean empties the directory at the end of a mount whose upper has been
 // synced; the mark of a volatile mount goes with the rest. What cannot be
 // removed is left to the next OpenWork.
-func (w *Work) Clean() { _ = w.sweep() }
+func (w *Work) Clean() { _ = w.sweep(func(string) bool { return false }) }
 
-// sweep removes what an earlier mount left behind. Nothing in the scratch
-// directory was ever visible in the union.
-func (w *Work) sweep() error {
+// SweepAfter removes what an earlier generation was building when it was killed, but
+// not the names that are in use.
+func (w *Work) SweepAfter(used map[string]bool) error {
+	return w.sweep(func(name string) bool { return used[name] || name == whiteoutName || name == incompatName })
+}
+
+// sweep removes what an earlier mount left behind, but for what is kept. Nothing in the
+// scratch directory was ever visible in the union.
+func (w *Work) sweep(keep func(name string) bool) error {
 	var names []string
 	if _, err := unix.Seek(w.fd, 0, unix.SEEK_SET); err != nil {
 		return err
@@ -168,6 +183,9 @@ func (w *Work) sweep() error {
 		return err
 	}
 	for _, n := range names {
+		if keep(n) {
+			continue
+		}
 		if err := fsat.RemoveAll(w.fd, n); err != nil {
 			return fmt.Errorf("remove %q: %w", n, err)
 		}
@@ -186,7 +204,7 @@ func (w *Work) Close() {
 func (w *Work) Fd() int { return w.fd }
 
 // TempName returns a name that is not in use in the scratch directory.
-func (w *Work) TempName() string { return "#" + strconv.FormatUint(w.seq.Add(1), 16) }
+func (w *Work) TempName() string { return w.prefix + strconv.FormatUint(w.seq.Add(1), 16) }
 
 // Remove deletes name and everything below it from the scratch directory. What
 // cannot be deleted now is litter that the next OpenWork sweeps.

@@ -363,6 +363,45 @@ func TestKillServerAtEveryStep(t *testing.T) {
 	t.Logf("killed %d times at %d points; -crash.all kills at every arrival", total, len(k.count))
 }
 
+// TestSurviveAtEveryStep kills the mount server between any two changes that it makes to
+// the upper for a request, and expects that the program that plays the story does not
+// notice: every operation has happened once.
+func TestSurviveAtEveryStep(t *testing.T) {
+	needOracle(t)
+	sub, ok := subject(t).(harness.FUSE)
+	if !ok || sub.Name() != "plyfs" {
+		harness.Skip(t, "needs the fault points of plyfs")
+	}
+	fastDir(t) // made here, not by several stories at once
+	k := &kills{count: make(map[string]int)}
+	t.Run("stories", func(t *testing.T) {
+		for name, trials := range killCases() {
+			for _, tr := range trials {
+				t.Run(name+"/"+tr.Story.Name, func(t *testing.T) {
+					t.Parallel()
+					tr.Subject, tr.Dir = sub, fastTempDir(t)
+					arrivals, err := tr.Trace()
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, a := range k.choose(arrivals) {
+						if a.Point == "work.swept" || a.Point == "close.synced" {
+							continue // before or after all requests
+						}
+						by := harness.Mounter(harness.Kernel{})
+						if tr.Lame {
+							by = sub
+						}
+						if err := tr.Survive(a, by); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+		}
+	})
+}
+
 func startsWithAny(s string, prefixes []string) bool {
 	return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(s, p) })
 }

@@ -21,7 +21,17 @@ func TestOracleRandom(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short run")
 	}
-	randomRuns(t, cmp.Or(*flagSeed, 1), *flagDuration, policies[:1])
+	randomRuns(t, cmp.Or(*flagSeed, 1), *flagDuration, policies[:1], 0)
+}
+
+// TestOracleKills compares random operations while the mount server is killed again and
+// again: another one goes on, and nobody notices.
+func TestOracleKills(t *testing.T) {
+	needOracle(t)
+	if testing.Short() {
+		t.Skip("short run")
+	}
+	randomRuns(t, cmp.Or(*flagSeed, 1), *flagDuration/2, []string{"", "io=cache"}, 8)
 }
 
 // TestSoak is TestOracleRandom for as long as SOAK_DURATION says, under each policy in
@@ -36,10 +46,12 @@ func TestSoak(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	randomRuns(t, cmp.Or(*flagSeed, time.Now().UnixNano()%1e9), d, policies)
+	randomRuns(t, cmp.Or(*flagSeed, time.Now().UnixNano()%1e9), d/2, policies, 0)
+	randomRuns(t, cmp.Or(*flagSeed, time.Now().UnixNano()%1e9), d/2, []string{"", "io=cache"}, 8)
 }
 
-func randomRuns(t *testing.T, seed int64, d time.Duration, policies []string) {
+// randomRuns compares for a while. kills is how often the server of each mount is killed.
+func randomRuns(t *testing.T, seed int64, d time.Duration, policies []string, kills int) {
 	t.Logf("first seed %d", seed)
 	runs, operations, failures := 0, 0, 0
 	stats := make(map[string]map[string]int)
@@ -48,7 +60,7 @@ func randomRuns(t *testing.T, seed int64, d time.Duration, policies []string) {
 		policy := policies[int(seed)/len(mountOptions)%len(policies)]
 		ok := t.Run(strings.TrimSuffix(fmt.Sprintf("seed=%d,%s", seed, policy), ","), func(t *testing.T) {
 			tr := policyTrial(t, seed, policy)
-			tr.Stats = stats
+			tr.Stats, tr.Kills = stats, kills
 			runTrial(t, tr, policyRun(policy, fmt.Sprint(seed)))
 			runs, operations = runs+1, operations+len(tr.Ops)
 		})

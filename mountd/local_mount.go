@@ -327,7 +327,7 @@ func (l *Local) List(ctx context.Context, _ Empty) ([]Status, error) {
 
 func mountedStatus(s Status, a assessment) Status {
 	s.State, s.Target, s.ReadOnly, s.Since = a.state, Path(a.target()), a.row.ReadOnly, a.row.Created
-	s.Pid, s.ServerPid, s.Restarts = a.row.Pid, a.holder.Server.Pid, a.holder.Restarts
+	s.Pid, s.ServerPid, s.Restarts, s.Refused = a.row.Pid, a.holder.Server.Pid, a.holder.Restarts, a.holder.Refused
 	s.Elsewhere = a.state == StateMounted && a.mount == nil
 	if rec, err := readRecord(a.row.RunDir); err == nil {
 		s.AutoRemove = rec.AutoRemove

@@ -210,35 +210,44 @@ func TestFailedMountLeavesNothing(t *testing.T) {
 
 func TestRecoveryAfterKill(t *testing.T) {
 	f := newFixture(t)
-	for _, c := range []struct {
-		name           string
-		holder, server bool
-	}{{"both", true, true}, {"server", false, true}} {
-		t.Run(c.name, func(t *testing.T) {
-			st := f.mount("c")
-			if err := os.WriteFile(f.mnt+"/kept", nil, 0o644); err != nil {
-				t.Fatal(err)
-			}
-			if c.holder {
-				if err := unix.Kill(st.Holder.Pid, unix.SIGKILL); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := unix.Kill(st.Server.Pid, unix.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-			f.waitAll()
-			f.wantState(StateCreated)
-			f.clean()
-			f.mount("c")
-			if _, err := os.Stat(f.mnt + "/kept"); err != nil {
-				t.Error(err)
-			}
-			if _, err := f.unmount(false); err != nil {
-				t.Fatal(err)
-			}
-		})
+	st := f.mount("c")
+	if err := os.WriteFile(f.mnt+"/kept", nil, 0o644); err != nil {
+		t.Fatal(err)
 	}
+	for _, sig := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL} { // neither is to replace the other
+		for _, p := range []holder.Process{st.Holder, st.Server} {
+			if err := unix.Kill(p.Pid, sig); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	f.waitAll()
+	f.wantState(StateCreated)
+	f.clean()
+	f.mount("c")
+	if _, err := os.Stat(f.mnt + "/kept"); err != nil {
+		t.Error(err)
+	}
+	if _, err := f.unmount(false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestServerKilledKeepsTheContainerMounted(t *testing.T) {
+	f := newFixture(t)
+	st := f.mount("c")
+	if err := unix.Kill(st.Server.Pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(f.mnt+"/kept", nil, 0o644); err != nil {
+		t.Error(err)
+	}
+	f.wantState(StateMounted)
+	if _, err := f.unmount(false); err != nil {
+		t.Fatal(err)
+	}
+	f.wantState(StateCreated)
+	f.clean()
 }
 
 func TestHolderKilledKeepsTheContainerMounted(t *testing.T) {

@@ -235,6 +235,7 @@ type Status struct {
 	Pid        int               `json:"pid,omitempty"`       // of the holder
 	ServerPid  int               `json:"serverPid,omitempty"` // of the mount server
 	Restarts   int               `json:"restarts,omitempty"`  // servers that have taken over from one that had died
+	Refused    int               `json:"refused,omitempty"`   // requests answered with EIO because they have ended two servers
 	Since      time.Time         `json:"since,omitzero"`      // of the mount, or of the creation
 }
 

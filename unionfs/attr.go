@@ -86,7 +86,7 @@ func (fs *FS) nlinkLocked(n *inode, links uint32) uint32 {
 		return n.extra().group.links
 	case !n.upper && removed && links == 1:
 		return 0
-	case n.extra().orphan.name != "" && links > 0:
+	case n.extra().orphan != nil && n.extra().orphan.name != "" && links > 0:
 		return links - 1 // not counting the name that only we know
 	}
 	return links

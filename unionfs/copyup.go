@@ -261,6 +261,7 @@ func (fs *FS) publish(n, parent *inode, t *cow.Temp, o *original) error {
 	if n.where.parent != parent {
 		return errStale
 	}
+	fs.recordNames(n)
 	name := n.where.name
 	if o.index != "" {
 		return fs.publishIndexed(&change{parent, h}, n, t, o)
@@ -287,7 +288,8 @@ func (fs *FS) publish(n, parent *inode, t *cow.Temp, o *original) error {
 	fs.nowUpper(n, t, &st, o.meta)
 	if o.split {
 		// The other links still show the original: this is another file now.
-		n.ino, n.origin = fs.inos.shown(st.Dev, st.Ino), false
+		fs.renumber(n, fs.inos.shown(st.Dev, st.Ino))
+		n.origin = false
 	}
 	d.setUpper(name, n)
 	return nil
@@ -337,7 +339,8 @@ func (fs *FS) publishOrphan(n *inode, t *cow.Temp) error {
 		return err
 	}
 	fs.nowUpper(n, t, &st, false)
-	n.ownExtra().orphan = fs.orphanOf(fd)
+	fs.dropOrphan(n.extra().orphan)
+	n.ownExtra().orphan = fs.orphanOf(n, fd, true)
 	return nil
 }
 
@@ -420,6 +423,10 @@ func (fs *FS) completeData(n *inode) error {
 	fs.counts.Completed(st.Size)
 	n.mu.Lock()
 	n.meta = false
+	if o := n.extra().orphan; o != nil {
+		fs.ledger.Drop(o.recs[1])
+		o.recs[1] = 0
+	}
 	n.ownExtra().copied.Store(true)
 	fs.fds.drop(&n.fd)
 	fs.keepData(n, fd)

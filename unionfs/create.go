@@ -9,6 +9,7 @@ import (
 	"github.com/plyfs/plyfs/cow"
 	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/unionfs/ledger"
 	"github.com/plyfs/plyfs/whiteout"
 )
 
@@ -60,6 +61,7 @@ type newObject struct {
 	uid, gid uint32
 	rdev     uint64
 	target   string // of a symbolic link
+	op       *ledger.Op
 }
 
 // create makes an object and returns it referenced. A regular file is left open
@@ -80,7 +82,16 @@ func (fs *FS) create(p *inode, name string, o newObject, seen *look) (*inode, er
 	}
 	defer c.end()
 	f := p.dir.find(name, false)
-	if f.visible() {
+	switch {
+	case !f.visible():
+	case o.op.Had(ledger.Armed): // an earlier server has made it
+		n, err := fs.child(p, name, seen)
+		if err == nil {
+			fs.dropMarker(c, &f)
+			fs.unclaim(o.op.Moved().Node)
+		}
+		return n, err
+	default:
 		return nil, unix.EEXIST
 	}
 	src, inherits, err := fs.source(c, o)
@@ -94,6 +105,7 @@ func (fs *FS) create(p *inode, name string, o newObject, seen *look) (*inode, er
 	if inPlace && !inherits {
 		o.mode &^= o.umask
 	}
+	o.op.Set(ledger.Armed)
 	err = fs.withSpace(func() (err error) {
 		if inPlace {
 			// The file system gives it the right owner, group and ACL by
@@ -109,7 +121,11 @@ func (fs *FS) create(p *inode, name string, o newObject, seen *look) (*inode, er
 	}
 	fault.Point("create.done")
 	defer fs.dropMarker(c, &f)
-	return fs.born(c, name, src, fd, seen)
+	n, err := fs.born(c, name, src, fd, seen)
+	if err == nil {
+		o.op.SetMoved(ledger.Moved{Node: n.id})
+	}
+	return n, err
 }
 
 // mayName refuses names that nothing new may have. Where markers are read, a
@@ -223,6 +239,7 @@ func (fs *FS) born(c *change, name string, src *cow.Source, fd int, seen *look) 
 	n := fs.newUpper(&st)
 	seen.at(n, &st)
 	n.where = alias{c.p, name}
+	n.rec = fs.record(n, n.where)
 	c.p.refs.Add(1)
 	fs.nodes.add(n)
 	fs.trim.note()
@@ -251,6 +268,8 @@ func (fs *FS) makeNode(op string, h *fuse.InHeader, name string, o newObject, ou
 		return fuse.Status(unix.ESTALE)
 	}
 	o.uid, o.gid = h.Uid, h.Gid
+	o.op = fs.begin(h, ledger.Request{})
+	fs.resent(h, p)
 	seen := look{pid: h.Pid}
 	n, err := fs.create(p, name, o, &seen)
 	if err != nil {
@@ -286,23 +305,25 @@ func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fus
 	o := newObject{mode: in.Mode&0o7777 | unix.S_IFREG, umask: in.Umask}
 	st := fs.makeNode("create", &in.InHeader, name, o, &out.EntryOut)
 	if st == fuse.OK {
-		fs.opened(in, out)
+		fs.opened(in, out, fs.begin(&in.InHeader, ledger.Request{}))
 	}
 	return st
 }
 
 // opened makes the handle that comes with a new file.
-func (fs *FS) opened(in *fuse.CreateIn, out *fuse.CreateOut) {
+func (fs *FS) opened(in *fuse.CreateIn, out *fuse.CreateOut, op *ledger.Op) {
 	out.OpenFlags = fs.openFlags()
 	n := fs.node(out.NodeId)
 	if n == nil || fs.io == IONoOpen { // then it will not be closed either
 		return
 	}
+	fs.uncount(n, op)
 	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
 	if write {
 		n.ownExtra().writers.Add(1)
 	}
 	fs.openHandle(n, write, &out.OpenOut)
+	counted(op, out.Fh, write)
 }
 
 // Tmpfile implements TMPFILE: a regular file without a name.
@@ -311,8 +332,11 @@ func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut)
 	if p == nil || !p.isDir() {
 		return fuse.Status(unix.ESTALE)
 	}
+	op := fs.begin(&in.InHeader, ledger.Request{})
+	fs.unclaim(op.Moved().Node) // nobody has been told of it
+	op.Restart()
 	n, err := fs.tmpfile(p, newObject{
-		mode: in.Mode&0o7777 | unix.S_IFREG, umask: in.Umask, uid: in.Uid, gid: in.Gid,
+		mode: in.Mode&0o7777 | unix.S_IFREG, umask: in.Umask, uid: in.Uid, gid: in.Gid, op: op,
 	})
 	if err == nil {
 		err = fs.reply(n, &look{pid: in.Pid}, &out.EntryOut)
@@ -320,7 +344,7 @@ func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut)
 	if err != nil {
 		return fs.status("tmpfile", p, err)
 	}
-	fs.opened(in, out)
+	fs.opened(in, out, op)
 	return fuse.OK
 }
 
@@ -354,7 +378,8 @@ func (fs *FS) tmpfile(p *inode, o newObject) (*inode, error) {
 		return nil, err
 	}
 	n := fs.newUpper(&st)
-	n.ownExtra().orphan = fs.orphanOf(fd)
+	n.ownExtra().orphan = fs.orphanOf(n, fd, true)
+	o.op.SetMoved(ledger.Moved{Node: n.id})
 	fs.nodes.add(n)
 	return n, nil
 }

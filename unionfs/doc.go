@@ -30,6 +30,7 @@
 //	stale.go            what the kernel has to be told to forget
 //	fdcache.go          descriptors, a bounded cache
 //	space.go            no space, but some is about to be free
+//	records.go keep.go  what another server has to know; what it cannot find any more
 //	resume.go           going on with the mount of a server that has died
 //	errno.go            the only place that makes a FUSE status
 //
@@ -84,6 +85,28 @@
 // A small lower file whose data is in memory is put into the page cache when it is
 // first opened; nobody can have it open then.
 //
+// # Another server
+//
+// What cannot be found out again is in the ledger (package ledger), if there is one, and
+// objects without a name are with the Keeper. Both know it before the kernel does. The
+// next server makes the same objects with the same node ids and inode numbers before it
+// answers anything.
+//
+// The kernel sends a request again that the old server has not answered. Most can be
+// carried out twice. A change of names cannot, and needs nothing but a look at the names:
+// the kernel holds the directories locked until it is answered, so nobody else has changed
+// them. When everything is checked the request is armed in the ledger (ledger.Op);
+// from then on, if the names are as they should be after it, it has been carried out:
+//
+//	create, mkdir, mknod, symlink   the name is there
+//	link                            the name is there, and leads to the object
+//	unlink, rmdir                   the name is not there
+//	rename                          the old name has no object of the upper, the new one has
+//	exchange                        each name has the inode number of the other
+//	setxattr that must create       it has none before it is armed: set it
+//	removexattr                     it has one before it is armed: it is gone, or remove it
+//	open, release                   the count in the ledger includes it, if it says so
+//
 // # Locks
 //
 // In this order; a goroutine that holds one takes only those further down:
@@ -102,7 +125,8 @@
 //	FS.renameMu     shared while a directory is opened by path; exclusive while
 //	                one moves
 //	scanSub.reading one read of a directory of the lowers
-//	table shards, fdCache.mu, linkIndex.mu, prefetcher.mu, indexed.mu   leaves
+//	table shards, fdCache.mu, linkIndex.mu, prefetcher.mu, indexed.mu, keeping.mu,
+//	Ledger.mu       leaves
 //
 // No lock that another object's requests need is held while file data is copied
 // or read: a copy-up holds its own copyMu, and the directory's opMu only for the

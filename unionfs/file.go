@@ -5,6 +5,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/unionfs/ledger"
 	"github.com/plyfs/plyfs/whiteout/override"
 )
 
@@ -29,10 +30,19 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 	if fs.io == IONoOpen {
 		return fuse.ENOSYS // and never again
 	}
+	op := fs.begin(&in.InHeader, ledger.Request{})
+	fs.uncount(n, op)
 	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
+	if write {
+		fs.resent(&in.InHeader, n)
+	}
 	err := n.mayOpen(in.Flags)
 	if err == nil {
-		err = fs.openFile(n, write, in.Flags&unix.O_TRUNC != 0)
+		// What an earlier server has truncated may have been written to since.
+		err = fs.openFile(n, write, in.Flags&unix.O_TRUNC != 0 && !op.Had(ledger.Done))
+	}
+	if err == nil {
+		op.Set(ledger.Done)
 	}
 	if err == nil && in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
 		err = fs.killPrivileges(n, &in.InHeader)
@@ -44,6 +54,7 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 		n.ownExtra().writers.Add(1)
 	}
 	fs.openHandle(n, write, out)
+	counted(op, out.Fh, write)
 	if out.Fh == handleCached && !write && fs.watches(n, in.Flags) && fs.mustSeeRead(n) {
 		out.OpenFlags &^= fuse.FOPEN_KEEP_CACHE
 	}
@@ -72,6 +83,11 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if n == nil {
 		return
 	}
+	op := fs.begin(&in.InHeader, ledger.Request{})
+	if op.Had(ledger.Done) {
+		return // an earlier server has counted it
+	}
+	op.Set(ledger.Done)
 	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
 		n.ownExtra().writers.Add(-1)
 	}
@@ -140,6 +156,7 @@ func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, f
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
+	fs.resent(&in.InHeader, n)
 	if fs.io == IONoOpen {
 		// Opening it has not been refused.
 		if err := n.mayOpen(in.Flags&unix.O_APPEND | unix.O_WRONLY); err != nil {
@@ -285,6 +302,7 @@ func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	fs.resent(&in.InHeader, n)
 	from := immutable
 	if in.Mode&^unix.FALLOC_FL_KEEP_SIZE != 0 {
 		from |= appendOnly
@@ -331,6 +349,7 @@ func (fs *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32
 	if src == nil || dst == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
+	fs.resent(&in.InHeader, dst)
 	if err := dst.protected(immutable); err != nil { // kernel: generic_copy_file_checks
 		return 0, fs.status("copy_file_range", dst, err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/unionfs/counters"
+	"github.com/plyfs/plyfs/unionfs/ledger"
 	"github.com/plyfs/plyfs/whiteout/override"
 )
 
@@ -59,6 +60,10 @@ type FS struct {
 	mountFd int      // the private copy of the mount that the upper lies in, or -1
 	lowerFd int      // that of the mount that the lowers lie in, or -1
 
+	ledger *ledger.Ledger // nil: nobody can go on with the mount; immutable
+	kept   keeping
+	past   *past // while an earlier server's objects are taken over
+
 	inos  *inoMap
 	fds   *fdCache
 	nodes *table
@@ -69,7 +74,7 @@ type FS struct {
 	io        IO       // resolved; immutable
 	backing   backing
 	store     store
-	resumed   bool         // the kernel knows objects from an earlier server
+	resumed   bool         // the kernel may know objects from an earlier server
 	noBacking atomic.Bool  // the kernel refuses
 	backings  atomic.Int64 // how many files are registered
 
@@ -104,7 +109,7 @@ const maxLowers = 1 << 16
 // and sweeps the workdir. It clears the process's umask: the modes of new
 // objects come with the requests.
 func New(o Options) (*FS, error) {
-	fault.Arm()
+	fault.Arm(o.Restarts == 0)
 	if len(o.Lowers) == 0 {
 		return nil, fmt.Errorf("%w: no lower directory given", ErrInvalid)
 	}
@@ -261,7 +266,7 @@ func (fs *FS) openWork(o Options, upper, workdir int) (err error) {
 	if err := cow.LockDir(fs.lockFd); err != nil {
 		return fmt.Errorf("upperdir %q: %w", o.Upper, err)
 	}
-	if fs.work, err = cow.OpenWork(workdir, cow.WorkOptions{Volatile: o.Volatile, TakeUnsynced: o.TakeUnsynced}); err != nil {
+	if fs.work, err = cow.OpenWork(workdir, cow.WorkOptions{Volatile: o.Volatile, TakeUnsynced: o.TakeUnsynced, Generation: o.Restarts}); err != nil {
 		return fmt.Errorf("workdir %q: %w", o.Work, err)
 	}
 	return nil
@@ -292,8 +297,14 @@ func (fs *FS) openPair(o Options) (upperFd, workFd int, err error) {
 	for !within(w, common) {
 		common = filepath.Dir(common)
 	}
-	base, err := fsat.CloneTree(common, false, o.atimeAttr())
-	if err != nil {
+	base := -1
+	switch {
+	case o.Mount != nil:
+		base, err = unix.FcntlInt(o.Mount.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	case o.Restarts == 0:
+		base, err = fsat.CloneTree(common, false, o.atimeAttr())
+	}
+	if err != nil || base < 0 {
 		return upperFd, workFd, nil
 	}
 	if private := openAgain(base, common, u, upperFd); private >= 0 {
@@ -308,6 +319,11 @@ func (fs *FS) openPair(o Options) (upperFd, workFd int, err error) {
 	fsat.Close(base)
 	return upperFd, workFd, nil
 }
+
+// Mount is the private copy of the mount that the upper lies in, -1 if there is none.
+// Descriptors of its objects belong to it: whoever goes on with this union needs it to
+// give them names. It stays the union's.
+func (fs *FS) Mount() int { return fs.mountFd }
 
 // openAgain opens path, which is open as fd, through a copy of the mount at common; -1 if it
 // cannot be reached there. The copy has what lies below other mounts: a directory of

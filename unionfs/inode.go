@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/ledger"
 )
 
 // upperIDs is the first node id of objects born in the upper. Slots of a lower
@@ -34,11 +36,13 @@ type inode struct {
 	// they were last invalidated; see tell.
 	told atomic.Uint32
 
+	rec    ledger.Ref // of where, in the ledger; guarded by mu
 	dtype  uint8      // DT_*; immutable
 	prot   protection // guarded by mu
 	upper  bool       // lives in the upper; guarded by mu
 	meta   bool       // but its data is still low's; guarded by mu
 	origin bool       // it is, or was copied up from, a lower object; guarded by mu
+	linked bool       // the lowers have it under several names; immutable
 }
 
 // inodeExtra is what an inode has in addition that is copied up, has several
@@ -58,17 +62,19 @@ type inodeExtra struct {
 	// lookups counts the references that the kernel has from this server, if it is
 	// not the first one; see resume.go.
 	lookups atomic.Int64
+	// revived: one of them stands for those from an earlier server.
+	revived atomic.Bool
 
 	upID   realID  // of an object in the upper that has several names; guarded by inode.mu
-	orphan orphan  // of an object of the upper without a name; guarded by inode.mu
-	more   []alias // the names besides inode.where; guarded by inode.mu
+	orphan *orphan // of an object without a known name; guarded by inode.mu
+	more   []named // the names besides inode.where; guarded by inode.mu
 	// group, if not nil, says that it is one of several hard links of the
 	// lowers; its content is guarded by inode.mu.
 	group *linkGroup
 }
 
 // noExtra is read where an inode has none.
-var noExtra = inodeExtra{orphan: noOrphan}
+var noExtra inodeExtra
 
 // extra returns what there is, for reading.
 func (n *inode) extra() *inodeExtra {
@@ -83,7 +89,7 @@ func (n *inode) ownExtra() *inodeExtra {
 	if e := n.ext.Load(); e != nil {
 		return e
 	}
-	n.ext.CompareAndSwap(nil, &inodeExtra{orphan: noOrphan})
+	n.ext.CompareAndSwap(nil, &inodeExtra{})
 	return n.ext.Load()
 }
 
@@ -106,6 +112,12 @@ type realID struct{ dev, ino uint64 }
 type alias struct {
 	parent *inode // nil: no name
 	name   string
+}
+
+// named is an alias with its record in the ledger.
+type named struct {
+	alias
+	rec ledger.Ref
 }
 
 func newInode(id, ino uint64, typ uint32, low lowerObj) *inode {
@@ -148,33 +160,50 @@ func (n *inode) inUpper() bool {
 
 // addAlias records one more name. Preconditions: n.mu is held exclusively; the
 // caller has pinned a.parent.
-func (n *inode) addAlias(a alias) {
+func (fs *FS) addAlias(n *inode, a alias) {
+	rec := fs.record(n, a)
 	if n.where.parent == nil {
-		n.where = a
+		n.where, n.rec = a, rec
 		return
 	}
 	e := n.ownExtra()
-	e.more = append(e.more, a)
+	e.more = append(e.more, named{a, rec})
 }
 
 // dropAlias forgets a name and reports whether it was known. The caller unpins
 // the parent. Preconditions: n.mu is held exclusively.
-func (n *inode) dropAlias(a alias) bool {
+func (fs *FS) dropAlias(n *inode, a alias) bool {
 	e := n.extra()
 	if n.where == a {
-		n.where = alias{}
+		fs.ledger.Drop(n.rec)
+		n.where, n.rec = alias{}, 0
 		if l := len(e.more); l > 0 {
-			n.where, e.more = e.more[l-1], e.more[:l-1]
+			n.where, n.rec, e.more = e.more[l-1].alias, e.more[l-1].rec, e.more[:l-1]
 		}
 		return true
 	}
 	for i, m := range e.more {
-		if m == a {
+		if m.alias == a {
+			fs.ledger.Drop(m.rec)
 			e.more = append(e.more[:i], e.more[i+1:]...)
 			return true
 		}
 	}
 	return false
+}
+
+// moveAlias gives a name of n another place, and reports whether it was known, as
+// dropAlias does; is is known from then on in any case. Preconditions: as for both.
+func (fs *FS) moveAlias(n *inode, was, is alias) bool {
+	if n.where != was {
+		fs.addAlias(n, is)
+		return fs.dropAlias(n, was)
+	}
+	// The old record goes last: another server is to find one of them.
+	old := n.rec
+	n.where, n.rec = is, fs.record(n, is)
+	fs.ledger.Drop(old)
+	return true
 }
 
 // hasAlias reports whether a is one of the object's names. Preconditions: n.mu
@@ -184,7 +213,7 @@ func (n *inode) hasAlias(a alias) bool {
 		return true
 	}
 	for _, m := range n.extra().more {
-		if m == a {
+		if m.alias == a {
 			return true
 		}
 	}
@@ -195,7 +224,8 @@ func (n *inode) hasAlias(a alias) bool {
 // names, to inodes.
 type table struct {
 	shards [64]tableShard
-	nextID atomic.Uint64
+	// newID returns a node id that no object has had.
+	newID func() uint64
 }
 
 type tableShard struct {
@@ -208,7 +238,9 @@ type tableShard struct {
 
 func newTable() *table {
 	t := &table{}
-	t.nextID.Store(upperIDs)
+	var last atomic.Uint64
+	last.Store(upperIDs)
+	t.newID = func() uint64 { return last.Add(1) }
 	for i := range t.shards {
 		t.shards[i].nodes = make(map[uint64]*inode)
 		t.shards[i].upper = make(map[realID]*inode)
@@ -236,23 +268,12 @@ func (t *table) size() (objects, names int) {
 
 func (t *table) shard(key uint64) *tableShard { return &t.shards[key%uint64(len(t.shards))] }
 
-func (t *table) newID() uint64 { return t.nextID.Add(1) }
-
 // get returns the inode of a node id the kernel holds.
 func (t *table) get(id uint64) *inode {
 	s := t.shard(id)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.nodes[id]
-}
-
-// idFor returns a node id for an object of a lower tree: its slot, unless a
-// redirect that somebody has copied or forged shows it at two places.
-func (t *table) idFor(low lowerObj) uint64 {
-	if n := t.get(low.slot()); n != nil && n.refs.Load() > 0 {
-		return t.newID()
-	}
-	return low.slot()
 }
 
 // add registers n under its node id and, if it can have several names, its
@@ -355,9 +376,11 @@ func (fs *FS) unref(n *inode, count int64) {
 	for n != nil && n.refs.Add(-count) == 0 {
 		if n.where.parent != nil {
 			n.where.parent.dir.forget(n, n.where.name)
+			fs.ledger.Drop(n.rec)
 		}
 		for _, a := range n.extra().more {
 			a.parent.dir.forget(n, a.name)
+			fs.ledger.Drop(a.rec)
 		}
 		fs.nodes.remove(n)
 		fs.trim.note()
@@ -368,9 +391,10 @@ func (fs *FS) unref(n *inode, count int64) {
 		if e := n.ext.Load(); e != nil {
 			if f := e.io.Load(); f != nil {
 				fs.unregister(f)
+				fs.ledger.Drop(f.rec)
 			}
 			fs.dropOrphan(e.orphan)
-			e.orphan = noOrphan
+			e.orphan = nil
 		}
 		for _, a := range n.extra().more {
 			fs.unref(a.parent, 1)

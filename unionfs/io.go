@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/ledger"
 )
 
 // IO is how the data of files reaches programs.
@@ -120,12 +123,40 @@ type fileIO struct {
 	// passed and cached count the handles that the kernel has of either kind, for
 	// at least as long as it counts them; guarded by mu.
 	passed, cached int
-	backing        int32 // id, 0: none; guarded by mu
+	open           atomic.Int32 // their sum, for those who do not hold mu
+	backing        int32        // id, 0: none; guarded by mu
 	// pushed: the file has been handed to the kernel, or was not fit for that;
 	// guarded by mu.
 	pushed bool
 	// stale: the page cache of the mount may have been passed by; guarded by mu.
 	stale bool
+
+	// opens is the record of all this in the ledger, nil if there is none. Guarded by mu.
+	opens *ledger.Opens
+	rec   ledger.Ref
+}
+
+// mirror brings the ledger up to date. The registration comes first: a file that is open
+// has one. Preconditions: mu is held.
+func (fs *FS) mirror(n *inode, f *fileIO) {
+	f.open.Store(int32(f.passed + f.cached))
+	if fs.ledger == nil {
+		return
+	}
+	if f.passed+f.cached == 0 && f.backing == 0 {
+		fs.ledger.Drop(f.rec)
+		f.opens, f.rec = nil, 0
+		return
+	}
+	if f.opens == nil {
+		if f.opens, f.rec = fs.ledger.AddOpens(n.id); f.opens == nil {
+			return
+		}
+	}
+	f.opens.Backing.Store(f.backing)
+	f.opens.Writers.Store(n.extra().writers.Load())
+	f.opens.Passed.Store(int32(f.passed))
+	f.opens.Cached.Store(int32(f.cached))
 }
 
 // Handles carry nothing but how the file is open.
@@ -158,6 +189,7 @@ func (fs *FS) openHandle(n *inode, write bool, out *fuse.OpenOut) {
 	f := n.ioState()
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	defer fs.mirror(n, f)
 	if f.passed > 0 || fs.io == IOPassthrough && f.cached == 0 && fs.mayPass(n, write) && fs.register(n, f) {
 		f.passed++
 		fs.counts.OpenedPassed()
@@ -283,6 +315,7 @@ func (fs *FS) closeHandle(n *inode, fh uint64) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	defer fs.mirror(n, f)
 	if fh == handleCached {
 		f.cached--
 		return

@@ -8,6 +8,7 @@ import (
 
 	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/unionfs/ledger"
 )
 
 // Link implements LINK.
@@ -16,7 +17,9 @@ func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.En
 	if n == nil || p == nil || !p.isDir() {
 		return fuse.Status(unix.ESTALE)
 	}
-	if err := fs.link(n, p, name); err != nil {
+	op := fs.begin(&in.InHeader, ledger.Request{})
+	fs.resent(&in.InHeader, n)
+	if err := fs.link(n, p, name, op); err != nil {
 		return fs.status("link", n, err)
 	}
 	fs.changed(p, in.Pid)
@@ -24,7 +27,7 @@ func (fs *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.En
 	return fs.status("link", n, fs.reply(n, &look{pid: in.Pid}, out))
 }
 
-func (fs *FS) link(n, p *inode, name string) error {
+func (fs *FS) link(n, p *inode, name string, op *ledger.Op) error {
 	if err := fs.mayName(name); err != nil {
 		return err
 	}
@@ -41,8 +44,13 @@ func (fs *FS) link(n, p *inode, name string) error {
 	defer c.end()
 	f := p.dir.find(name, false)
 	if f.visible() {
+		if op.Had(ledger.Armed) && fs.shows(p, name, n) {
+			fs.dropMarker(c, &f)
+			return nil // an earlier server has done it
+		}
 		return unix.EEXIST
 	}
+	op.Set(ledger.Armed)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.meta {
@@ -76,11 +84,11 @@ func (fs *FS) link(n, p *inode, name string) error {
 	if g := n.extra().group; g != nil {
 		g.links++
 	}
-	if n.where.parent == nil {
-		fs.dropOrphan(n.extra().orphan)
-		n.ownExtra().orphan = noOrphan
+	fs.addAlias(n, alias{p, name})
+	if e := n.extra(); e.orphan != nil {
+		fs.dropOrphan(e.orphan)
+		e.orphan = nil
 	}
-	n.addAlias(alias{p, name})
 	p.refs.Add(1)
 	p.dir.setUpper(name, n)
 	fs.dropMarker(c, &f)

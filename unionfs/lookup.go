@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/unionfs/ledger"
 )
 
 // Lookup implements LOOKUP.
@@ -106,18 +107,25 @@ func (fs *FS) lowerChild(p *inode, f *found, seen *look) (*inode, error) {
 	if err != nil {
 		return nil, err
 	}
+	was, known, err := fs.before(p, f)
+	if err != nil || known != nil {
+		return known, err
+	}
 	links := fs.lowers.sharesSlots() && (f.typ != unix.DT_DIR || fs.resumed) // what has a slot in common is one file
 	if links && fs.readOnly() {
 		if have := fs.nodes.get(f.low.slot()); have != nil && have.tryRef() {
 			return fs.nameKnown(p, f, have)
 		}
 	}
-	id := fs.nodes.idFor(f.low)
-	if id != f.low.slot() && !links {
+	id, twice := fs.idFor(f.low)
+	switch {
+	case was != nil:
+		id, facts.ino = was.ID, was.Ino
+	case twice && !links:
 		facts.ino = id // once it is copied up, it will be another than the one known already
 	}
 	n := newInode(id, facts.ino, uint32(f.low.typ())<<12, f.low)
-	n.prot = facts.prot
+	n.prot, n.linked = facts.prot, facts.links > 1
 	if facts.whole {
 		seen.at(n, &facts.st)
 	}
@@ -151,6 +159,10 @@ func (fs *FS) lowerChild(p *inode, f *found, seen *look) (*inode, error) {
 // request was faster.
 func (fs *FS) adoptChild(p *inode, f *found, n *inode) (*inode, error) {
 	n.where = alias{p, f.name}
+	n.rec = fs.record(n, n.where)
+	if fs.resumed {
+		n.told.Store(toldMany) // by an earlier server, perhaps
+	}
 	p.refs.Add(1) // the caller's request keeps p alive
 	have, ok := p.dir.adopt(f, n, fs.nodes)
 	if ok && have == nil {
@@ -158,6 +170,7 @@ func (fs *FS) adoptChild(p *inode, f *found, n *inode) (*inode, error) {
 		return n, nil
 	}
 	// n is known to nobody: it is simply left to the garbage collector.
+	fs.ledger.Drop(n.rec)
 	fs.unref(p, 1)
 	if have == nil {
 		return nil, errStale
@@ -187,13 +200,17 @@ func (fs *FS) upperChild(p *inode, f *found, seen *look) (*inode, error) {
 	if uint8(typ>>12) != f.typ {
 		return nil, errStale
 	}
+	was, known, err := fs.before(p, f)
+	if err != nil || known != nil {
+		return known, err
+	}
 	if typ == unix.S_IFDIR {
-		return fs.upperDirChild(p, f, h.fd, &st, protectionOf(attributes))
+		return fs.upperDirChild(p, f, h.fd, &st, protectionOf(attributes), was)
 	}
 	if n := fs.nodes.byReal(realID{st.Dev, st.Ino}, upperObjects); n != nil {
 		return fs.nameKnown(p, f, n)
 	}
-	n, err := fs.upperFile(p, f, h.fd, &st)
+	n, err := fs.upperFile(p, f, h.fd, &st, was)
 	if fsat.IsAbsent(err) {
 		return nil, errStale
 	}
@@ -205,14 +222,20 @@ func (fs *FS) upperChild(p *inode, f *found, seen *look) (*inode, error) {
 	return fs.adoptChild(p, f, n)
 }
 
-// upperFile makes the inode of an object of the upper that is no directory.
-func (fs *FS) upperFile(p *inode, f *found, dirfd int, st *unix.Stat_t) (*inode, error) {
+// upperFile makes the inode of an object of the upper that is no directory. was is what
+// an earlier server has said of it, if not nil.
+func (fs *FS) upperFile(p *inode, f *found, dirfd int, st *unix.Stat_t, was *ledger.Record) (*inode, error) {
 	typ := st.Mode & unix.S_IFMT
-	ino := f.ino // kept over a copy-up
+	id, ino := uint64(0), f.ino // kept over a copy-up
 	if ino == 0 {
 		ino = fs.inos.shown(st.Dev, st.Ino)
 	}
-	n := newInode(fs.nodes.newID(), ino, typ, nil)
+	if was != nil {
+		id, ino = was.ID, was.Ino
+	} else {
+		id = fs.nodes.newID()
+	}
+	n := newInode(id, ino, typ, nil)
 	n.upper, n.origin = true, ino != fs.inos.shown(st.Dev, st.Ino)
 	if st.Nlink > 1 {
 		n.ownExtra().upID = realID{st.Dev, st.Ino}
@@ -273,7 +296,7 @@ func (fs *FS) dataOf(p *inode, f *found, redirect string) (low lowerObj, err err
 	return low, err
 }
 
-func (fs *FS) upperDirChild(p *inode, f *found, dirfd int, st *unix.Stat_t, flags protection) (*inode, error) {
+func (fs *FS) upperDirChild(p *inode, f *found, dirfd int, st *unix.Stat_t, flags protection, was *ledger.Record) (*inode, error) {
 	low := f.low
 	if f.white {
 		low = nil
@@ -295,11 +318,15 @@ func (fs *FS) upperDirChild(p *inode, f *found, dirfd int, st *unix.Stat_t, flag
 		if err != nil {
 			return nil, err
 		}
-		if id = fs.nodes.idFor(low); id == low.slot() {
+		var twice bool
+		if id, twice = fs.idFor(low); !twice {
 			ino = facts.ino
 		}
 	} else {
 		id = fs.nodes.newID()
+	}
+	if was != nil {
+		id, ino = was.ID, was.Ino
 	}
 	n := newInode(id, ino, unix.S_IFDIR, low)
 	n.upper, n.prot = true, prot|flags
@@ -322,7 +349,7 @@ func (fs *FS) nameKnown(p *inode, f *found, n *inode) (*inode, error) {
 		return have, nil
 	}
 	if !n.hasAlias(a) {
-		n.addAlias(a)
+		fs.addAlias(n, a)
 		p.refs.Add(1)
 	}
 	return n, nil

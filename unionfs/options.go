@@ -2,6 +2,7 @@ package unionfs
 
 import (
 	"fmt"
+	"os"
 	"time"
 
 	"go.uber.org/zap"
@@ -127,6 +128,11 @@ type Options struct {
 	// TakeUnsynced takes an upper that an earlier volatile mount has left
 	// behind without a sync, which is refused otherwise.
 	TakeUnsynced bool
+	// Restarts counts the processes that have served this mount before: a union that goes
+	// on with it, see FS.Resume, finds its upper and workdir in use.
+	Restarts int
+	// Mount is the FS.Mount of the first of them, nil if it had none.
+	Mount *os.File
 
 	// Logger receives what an operator must know. Nil means no logging.
 	Logger *zap.Logger

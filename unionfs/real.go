@@ -58,9 +58,9 @@ func (fs *FS) withReal(n *inode, fn func(dirfd int, name string) error) error {
 func (fs *FS) withRealLocked(n *inode, fn func(dirfd int, name string) error) error {
 	e := n.extra()
 	switch {
-	case e.orphan.fd >= 0:
+	case e.orphan != nil && e.orphan.fd >= 0:
 		return fn(e.orphan.fd, "")
-	case e.orphan.name != "":
+	case e.orphan != nil && e.orphan.name != "":
 		return fn(fs.work.Fd(), e.orphan.name)
 	case !n.upper:
 		return fs.lowers.with(n.low, fn)
@@ -116,7 +116,7 @@ func (fs *FS) dataFdLocked(n *inode, write bool) (*fdHandle, error) {
 		if inLower {
 			return fs.lowers.open(n.low)
 		}
-		if o := n.extra().orphan; o.fd >= 0 {
+		if o := n.extra().orphan; o != nil && o.fd >= 0 {
 			fd, err = fsat.Reopen(o.fd, flags)
 		} else {
 			err = fs.withRealLocked(n, func(dirfd int, name string) (e error) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/unionfs/ledger"
 	"github.com/plyfs/plyfs/whiteout"
 )
 
@@ -29,15 +30,20 @@ func (fs *FS) remove(op string, h *fuse.InHeader, name string, dir bool) fuse.St
 	if fs.readOnly() {
 		return fuse.EROFS
 	}
-	_, err := again(func() (struct{}, error) { return struct{}{}, fs.removeName(p, name, dir) })
+	mark := fs.begin(h, ledger.Request{Code: ledger.Remove, Dir: p.id, Name: name})
+	fs.resent(h, p)
+	_, err := again(func() (struct{}, error) { return struct{}{}, fs.removeName(p, name, dir, mark) })
 	if err == nil {
 		fs.changed(p, h.Pid)
 	}
 	return fs.status(op, p, err)
 }
 
-func (fs *FS) removeName(p *inode, name string, dir bool) error {
+func (fs *FS) removeName(p *inode, name string, dir bool, op *ledger.Op) error {
 	n, err := fs.child(p, name, nil)
+	if err == unix.ENOENT && op.Had(ledger.Armed) {
+		return nil // an earlier server has removed it
+	}
 	if err != nil {
 		return err
 	}
@@ -79,6 +85,7 @@ func (fs *FS) removeName(p *inode, name string, dir bool) error {
 			return err
 		}
 	}
+	op.Set(ledger.Armed)
 	last, err := fs.removeReal(c, n, &f)
 	if err != nil {
 		return err

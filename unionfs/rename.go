@@ -9,6 +9,7 @@ import (
 	"github.com/plyfs/plyfs/cow"
 	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/unionfs/ledger"
 )
 
 // Rename implements RENAME and RENAME2. RENAME_WHITEOUT is refused as on kernel
@@ -27,9 +28,21 @@ func (fs *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName stri
 	if err := fs.mayName(newName); err != nil {
 		return fs.status("rename", to, err)
 	}
-	_, err := again(func() (struct{}, error) {
-		return struct{}{}, fs.renameOnce(from, to, oldName, newName, uint(in.Flags))
-	})
+	code := ledger.Move
+	if in.Flags&unix.RENAME_EXCHANGE != 0 {
+		code = ledger.Swap
+	}
+	op := fs.begin(&in.InHeader, ledger.Request{Code: code, Dir: from.id, Name: oldName, Dir2: to.id, Name2: newName})
+	fs.resent(&in.InHeader, from, to)
+	done, err := false, error(nil)
+	if op.Had(ledger.Armed) {
+		done, err = fs.finishMove(from, to, oldName, newName, code, op)
+	}
+	if !done && err == nil {
+		_, err = again(func() (struct{}, error) {
+			return struct{}{}, fs.renameOnce(from, to, oldName, newName, uint(in.Flags), op)
+		})
+	}
 	if err == nil {
 		fs.changed(from, in.Pid)
 		if to != from {
@@ -47,14 +60,15 @@ type move struct {
 	src, dst *inode  // dst nil: the new name is free
 	flags    uint
 	left     bool // a whiteout has been left at the old name
+	op       *ledger.Op
 
 	unpin []*inode // references to give back when no lock is held
 }
 
 func (m *move) exchange() bool { return m.flags&unix.RENAME_EXCHANGE != 0 }
 
-func (fs *FS) renameOnce(from, to *inode, oldName, newName string, flags uint) (err error) {
-	m := &move{fs: fs, flags: flags}
+func (fs *FS) renameOnce(from, to *inode, oldName, newName string, flags uint, op *ledger.Op) (err error) {
+	m := &move{fs: fs, flags: flags, op: op}
 	defer func() {
 		for _, n := range m.unpin {
 			fs.unref(n, 1)
@@ -255,7 +269,7 @@ func (m *move) run() error {
 	if err := m.prepare(); err != nil {
 		return err
 	}
-	o := noOrphan
+	var o *orphan
 	if m.dst != nil && !m.exchange() {
 		if err := fs.linksWillChange(m.dst); err != nil {
 			return err
@@ -264,6 +278,10 @@ func (m *move) run() error {
 		if o, err = fs.openOrphan(m.dst, m.to.h.fd, m.g.name); err != nil {
 			return err
 		}
+	}
+	if err := m.arm(); err != nil {
+		fs.dropOrphan(o)
+		return err
 	}
 	fault.Point("rename.prepared")
 	if err := m.moveNames(); err != nil {
@@ -285,18 +303,37 @@ func (m *move) moveNames() error {
 	fault.Point("rename.done")
 	from, to := m.from.p, m.to.p
 	was, is := alias{from, m.f.name}, alias{to, m.g.name}
-	if m.src.dropAlias(was) {
+	if m.fs.moveAlias(m.src, was, is) {
 		m.unpin = append(m.unpin, from)
 	}
-	m.src.addAlias(is)
 	to.refs.Add(1)
 	if m.exchange() {
-		if m.dst.dropAlias(is) {
+		if m.fs.moveAlias(m.dst, is, was) {
 			m.unpin = append(m.unpin, to)
 		}
-		m.dst.addAlias(was)
 		from.refs.Add(1)
 	}
+	return nil
+}
+
+// arm writes down what is about to move.
+func (m *move) arm() error {
+	if m.op == nil {
+		return nil
+	}
+	moved := ledger.Moved{Node: m.src.id}
+	if m.dst != nil {
+		moved.Node2 = m.dst.id
+	}
+	if m.exchange() {
+		var st, st2 unix.Stat_t
+		if err := errors.Join(fsat.Stat(m.from.h.fd, m.f.name, &st), fsat.Stat(m.to.h.fd, m.g.name, &st2)); err != nil {
+			return err
+		}
+		moved.Ino, moved.Ino2 = st.Ino, st2.Ino
+	}
+	m.op.SetMoved(moved)
+	m.op.Set(ledger.Armed)
 	return nil
 }
 
@@ -479,7 +516,7 @@ func (m *move) renameReal() error {
 
 // record updates the names in memory; o is from openOrphan.
 // Preconditions: both objects' mu are held.
-func (m *move) record(o orphan) {
+func (m *move) record(o *orphan) {
 	fs := m.fs
 	from, to := m.from.p, m.to.p
 	if m.exchange() {

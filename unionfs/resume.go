@@ -1,33 +1,506 @@
 package unionfs
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/metadata/chainindex"
+	"github.com/plyfs/plyfs/unionfs/ledger"
 )
 
 // A server may take over the mount of one that has died. The kernel goes on with the
-// node ids and the lookup counts that it has, of which the new server knows nothing.
+// node ids, the lookup counts and the open files that it has, of which the new server
+// knows nothing but what is in the ledger.
 //
-// In a read-only union of indexed layers that is little to know. A node id is the slot
-// of the object in the index, which tells its path; an inode is nothing but what is
-// remembered of it, and can be made again whenever the kernel asks for its id; and there
-// are no handles. So lookups need not be counted exactly, either: what is dropped too early
-// comes back, and of what the kernel forgets, only the part counts that this server
-// has told it.
+// An object of indexed layers that is not in the ledger is nothing but what is remembered
+// of it: its node id is a slot of the index, which tells its path, and it is made again
+// when the kernel asks for that id. All others are made again before the first request. So
+// lookups need not be counted exactly: each that the kernel may know has one reference
+// that stands for all that it had before, and of what it forgets, only the part counts
+// that this server has told it.
 
 // Resumable reports whether another process with the same options can go on with the
 // mount of this union when this one has died.
 func (fs *FS) Resumable() bool {
+	if fs.ledger != nil {
+		return fs.ledger.Complete()
+	}
 	_, ok := fs.lowers.(*indexed)
 	return ok && fs.readOnly() && fs.io == IONoOpen && !fs.changing
 }
 
-// Resume says, before the first request, that the kernel knows objects from an earlier
-// server. The union must be [FS.Resumable].
-func (fs *FS) Resume() { fs.resumed = true }
+// NeedsLedger reports whether the union must keep a ledger for another process to go on
+// with it.
+func (fs *FS) NeedsLedger() bool { return !fs.Resumable() }
+
+// SetLedger makes the union write down what another process needs. Call it before the
+// first request.
+func (fs *FS) SetLedger(l *ledger.Ledger) {
+	fs.ledger = l
+	fs.nodes.newID = l.NextID
+}
+
+// FirstID is where node ids of a new ledger begin.
+const FirstID uint64 = upperIDs
+
+// Resume takes over from a server that has died, before the first request: the kernel
+// knows objects from it. past is what its ledger says, nil if it had none, and fds are
+// descriptors of objects without a name, by node id, which are taken over.
+func (fs *FS) Resume(records *ledger.Past, fds map[uint64]int) {
+	fs.resumed = true
+	if records == nil {
+		return
+	}
+	p := newPast(fs, records, fds)
+	fs.past = p
+	if fs.work != nil {
+		if err := fs.work.SweepAfter(p.working()); err != nil {
+			fs.log.Warn("the workdir is not clean", zap.Error(err))
+		}
+	}
+	p.settleAll(records.Pending)
+	for id := range p.byID {
+		if _, err := p.inode(id); err != nil {
+			p.lose(id, err)
+		}
+	}
+	for i := range records.Opens {
+		o := &records.Opens[i]
+		n, err := p.inode(o.ID)
+		if err != nil || n.typ() != unix.S_IFREG {
+			fs.ledger.Drop(o.Ref)
+			continue
+		}
+		p.reopen(n, o)
+	}
+	fs.past = nil
+	for _, n := range p.paths {
+		fs.unref(n, 1)
+	}
+	for _, fd := range p.fds {
+		fsat.Close(fd) // of nothing that the kernel knows
+	}
+}
+
+// past is what is being taken over from an earlier server.
+type past struct {
+	fs     *FS
+	byID   map[uint64][]*ledger.Record
+	byName map[pastName]*ledger.Record
+	fds    map[uint64]int // not used yet
+	done   map[uint64]bool
+	paths  []*inode // referenced until all is done
+}
+
+type pastName struct {
+	parent uint64
+	name   string
+}
+
+func newPast(fs *FS, records *ledger.Past, fds map[uint64]int) *past {
+	p := &past{
+		fs: fs, fds: fds, byID: make(map[uint64][]*ledger.Record, len(records.Records)),
+		byName: make(map[pastName]*ledger.Record, len(records.Records)), done: make(map[uint64]bool),
+	}
+	for i := range records.Records {
+		p.add(&records.Records[i])
+	}
+	return p
+}
+
+func (p *past) add(r *ledger.Record) {
+	p.byID[r.ID] = append(p.byID[r.ID], r)
+	if r.Kind == ledger.Name {
+		p.byName[pastName{r.Parent, r.Text}] = r
+	}
+}
+
+// working are the names in the workdir that objects have.
+func (p *past) working() map[string]bool {
+	used := make(map[string]bool)
+	for _, records := range p.byID {
+		for _, r := range records {
+			if r.Kind == ledger.Work {
+				used[r.Text] = true
+			}
+		}
+	}
+	return used
+}
+
+// at returns the record of a name.
+func (p *past) at(parent uint64, name string) *ledger.Record {
+	if p == nil {
+		return nil
+	}
+	return p.byName[pastName{parent, name}]
+}
+
+// drop forgets a record.
+func (p *past) drop(r *ledger.Record) {
+	p.fs.ledger.Drop(r.Ref)
+	all := p.byID[r.ID]
+	for i := range all {
+		if all[i] == r {
+			p.byID[r.ID] = append(all[:i:i], all[i+1:]...)
+		}
+	}
+	if at := (pastName{r.Parent, r.Text}); p.byName[at] == r {
+		delete(p.byName, at)
+	}
+}
+
+// lose gives up an object that cannot be found.
+func (p *past) lose(id uint64, err error) {
+	p.fs.log.Warn("an object that an earlier server has shown cannot be found", zap.Uint64("node", id), zap.Error(err))
+	for len(p.byID[id]) > 0 {
+		p.drop(p.byID[id][0])
+	}
+}
+
+// before returns what an earlier server has said of a name: the object, referenced, if it
+// is known by another name already, or else its record; neither if nothing.
+func (fs *FS) before(dir *inode, f *found) (*ledger.Record, *inode, error) {
+	r := fs.past.at(dir.id, f.name)
+	if r == nil {
+		return nil, nil, nil
+	}
+	if n := fs.nodes.get(r.ID); n != nil && n.tryRef() {
+		n, err := fs.nameKnown(dir, f, n)
+		return nil, n, err
+	}
+	return r, nil, nil
+}
+
+// inode returns the inode of a node id, which has a reference of the kernel's if it is in
+// the ledger, and else one until all is done.
+func (p *past) inode(id uint64) (*inode, error) {
+	fs := p.fs
+	records := p.byID[id]
+	if n := fs.nodes.get(id); n != nil && (p.done[id] || len(records) == 0) {
+		return n, nil
+	}
+	if len(records) == 0 {
+		n, err := fs.natural(id, p.inode)
+		if err == nil {
+			p.paths = append(p.paths, n)
+		}
+		return n, err
+	}
+	if p.done[id] {
+		return nil, errStale // it has not been found
+	}
+	p.done[id] = true
+	var known *inode
+	var errs error
+	for _, r := range records {
+		if r.Kind != ledger.Name {
+			continue
+		}
+		dir, err := p.inode(r.Parent)
+		if err == nil && !dir.isDir() {
+			err = unix.ENOTDIR
+		}
+		var n *inode
+		if err == nil {
+			n, err = fs.child(dir, r.Text, nil)
+		}
+		switch {
+		case err != nil:
+			errs = errors.Join(errs, fmt.Errorf("name %q: %w", r.Text, err))
+		case n.id != id:
+			fs.unref(n, 1)
+		case known == nil:
+			known = n
+			n.ownExtra().lookups.Add(1) // the reference is the kernel's
+		default:
+			fs.unref(n, 1)
+		}
+	}
+	if known == nil {
+		var err error
+		if known, err = p.nameless(id, records); err != nil {
+			p.done[id] = false // settleAll may bring it back
+			return nil, errors.Join(errs, err)
+		}
+		known.ownExtra().lookups.Add(1)
+	}
+	known.ownExtra().copied.Store(true)
+	return known, nil
+}
+
+// natural returns the referenced inode of an object of indexed layers that is where they
+// have it; parent finds that of its directory.
+func (fs *FS) natural(id uint64, parent func(uint64) (*inode, error)) (*inode, error) {
+	t, ok := fs.lowers.(*indexed)
+	if !ok || id >= upperIDs || id == fuse.FUSE_ROOT_ID {
+		return nil, errStale
+	}
+	dir, err := t.x.Parent(chainindex.Slot(id))
+	if err != nil {
+		return nil, err
+	}
+	path, err := t.x.Path(chainindex.Slot(id))
+	if err != nil {
+		return nil, err
+	}
+	p, err := parent(uint64(dir))
+	if err != nil {
+		return nil, err
+	}
+	if !p.isDir() {
+		return nil, errStale
+	}
+	n, err := fs.child(p, path[strings.LastIndexByte(path, '/')+1:], nil)
+	if err == nil && n.id != id {
+		fs.unref(n, 1)
+		err = errStale
+	}
+	return n, err
+}
+
+// nameless makes the inode of an object that has lost its known names.
+func (p *past) nameless(id uint64, records []*ledger.Record) (*inode, error) {
+	fs := p.fs
+	o := &orphan{fd: -1, node: id}
+	var low lowerObj
+	var ino uint64
+	var indexed string
+	for _, r := range records {
+		ino = r.Ino
+		switch r.Kind {
+		case ledger.Loose:
+			o.recs[0] = r.Ref
+			if fd, ok := p.fds[id]; ok {
+				o.fd = fd
+				delete(p.fds, id)
+			} else if r.Text != "" {
+				var err error
+				if o.fd, err = fs.removedDir(r.Text); err != nil {
+					return nil, err
+				}
+			}
+		case ledger.Work:
+			o.name, o.recs[0] = r.Text, r.Ref
+		case ledger.Index:
+			indexed, o.recs[0] = r.Text, r.Ref
+		case ledger.Lower:
+			var err error
+			if low, err = fs.lowers.lookup(r.Text); err == nil {
+				_, err = fs.lowers.admit(low)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("%q in the lowers: %w", r.Text, err)
+			}
+			o.recs[1] = r.Ref
+		}
+	}
+	dirfd, name := o.fd, ""
+	var err error
+	switch {
+	case o.fd >= 0:
+	case o.name != "":
+		dirfd, name = fs.work.Fd(), o.name
+	case indexed != "" && fs.index != nil && fs.index.has(indexed):
+		dirfd, err = fs.index.dir()
+		name = indexed
+	case low != nil:
+		n := newInode(id, ino, uint32(low.typ())<<12, low)
+		return n, p.adopt(n, o)
+	default:
+		return nil, errors.New("nobody has kept it")
+	}
+	var st unix.Stat_t
+	if err == nil {
+		err = fs.statUpper(dirfd, name, &st)
+	}
+	if err != nil {
+		return nil, err
+	}
+	n := newInode(id, ino, st.Mode&unix.S_IFMT, low)
+	n.upper, n.meta = true, low != nil && !n.isDir()
+	if n.prot, err = fs.readProtection(dirfd, name); err != nil {
+		return nil, err
+	}
+	if st.Nlink > 0 && !n.isDir() {
+		n.ownExtra().upID = realID{st.Dev, st.Ino} // it may be met under a name that nobody knew
+	}
+	if indexed != "" {
+		e := n.ownExtra()
+		e.group = &linkGroup{index: indexed, links: fs.unionLinks(dirfd, indexed, &st, 0)}
+	}
+	if n.isDir() {
+		n.dir.loaded, n.dir.dead = true, true
+	}
+	if o.fd >= 0 {
+		fs.orphans.Add(1)
+		fs.kept.add(id, o.fd, true)
+	}
+	return n, p.adopt(n, o)
+}
+
+// adopt registers an inode without a name.
+func (p *past) adopt(n *inode, o *orphan) error {
+	n.ownExtra().orphan = o
+	n.told.Store(toldMany)
+	if !p.fs.nodes.add(n) {
+		return errStale
+	}
+	return nil
+}
+
+// reopen takes over how a file is open.
+func (p *past) reopen(n *inode, o *ledger.OpenFile) {
+	f := n.ioState()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.opens, f.rec = o.Opens, o.Ref
+	f.passed, f.cached, f.backing = int(o.Opens.Passed.Load()), int(o.Opens.Cached.Load()), o.Opens.Backing.Load()
+	f.open.Store(int32(f.passed + f.cached))
+	f.pushed, f.stale = true, true
+	n.ownExtra().writers.Store(o.Opens.Writers.Load())
+	if f.backing != 0 {
+		p.fs.backings.Add(1)
+	}
+	if e := n.ownExtra(); e.lookups.Load() == 0 { // its names are those of the lowers: the kernel has it all the same
+		n.refs.Add(1)
+		e.lookups.Add(1)
+	}
+}
+
+// settleAll makes the records of names agree with the disk, where a request was under way.
+// A directory may be found only when others have been settled.
+func (p *past) settleAll(pending []ledger.Request) {
+	for progress := true; progress && len(pending) > 0; {
+		progress = false
+		rest := pending[:0:0]
+		for _, q := range pending {
+			if p.settle(q) {
+				progress = true
+			} else {
+				rest = append(rest, q)
+			}
+		}
+		pending = rest
+	}
+}
+
+// settle does so for one request, and reports whether its directories could be found.
+// Requests that are long answered may be among them: what they say of names is heard only
+// where records agree.
+func (p *past) settle(q ledger.Request) bool {
+	fs := p.fs
+	lookAt := func(id uint64, name string) (dir *inode, f found, ok bool) {
+		dir, err := p.inode(id)
+		if err != nil || !dir.isDir() || fs.load(dir) != nil {
+			return nil, found{}, false
+		}
+		return dir, dir.dir.find(name, false), true
+	}
+	dir, f, ok := lookAt(q.Dir, q.Name)
+	if !ok {
+		return false
+	}
+	was := p.at(q.Dir, q.Name)
+	if q.Code == ledger.Remove {
+		if was != nil && !f.visible() {
+			p.drop(was)
+		}
+		return true
+	}
+	dir2, g, ok := lookAt(q.Dir2, q.Name2)
+	if !ok {
+		return false
+	}
+	switch {
+	case q.Code == ledger.Swap:
+		if fs.swapped(dir, dir2, &q) {
+			p.rename(q.Node, q.Dir2, q.Name2, q.Dir, q.Name)
+			p.rename(q.Node2, q.Dir, q.Name, q.Dir2, q.Name2)
+		}
+	case was != nil && was.ID == q.Node && !f.upper && g.upper:
+		p.rename(q.Node, q.Dir2, q.Name2, q.Dir, q.Name)
+	}
+	return true
+}
+
+// rename makes a name the object's, in the place of another one.
+func (p *past) rename(id, dir uint64, name string, oldDir uint64, old string) {
+	var ino uint64
+	for _, r := range append([]*ledger.Record(nil), p.byID[id]...) {
+		ino = r.Ino
+		if r.Kind == ledger.Name && (r.Parent == dir && r.Text == name || r.Parent == oldDir && r.Text == old) {
+			p.drop(r)
+		}
+	}
+	if r := p.at(dir, name); r != nil && r.ID != id {
+		p.drop(r)
+	}
+	p.add(&ledger.Record{
+		Ref: p.fs.ledger.Add(ledger.Name, id, dir, name, ino), Kind: ledger.Name, ID: id, Parent: dir, Text: name, Ino: ino,
+	})
+}
+
+// swapped reports whether the exchange of two names has been done.
+func (fs *FS) swapped(dir, dir2 *inode, q *ledger.Request) bool {
+	return fs.numberOf(dir, q.Name) == q.Ino2 && fs.numberOf(dir2, q.Name2) == q.Ino
+}
+
+// numberOf is the inode number that an object has in the upper's own file system; 0: none.
+func (fs *FS) numberOf(dir *inode, name string) uint64 {
+	if !dir.inUpper() {
+		return 0
+	}
+	h, err := fs.dirFd(dir)
+	if err != nil {
+		return 0
+	}
+	defer h.release()
+	var st unix.Stat_t
+	if fsat.Stat(h.fd, name, &st) != nil {
+		return 0
+	}
+	return st.Ino
+}
+
+// finishMove is for a rename that an earlier server may have done. It reports whether that
+// is so, and does what follows the step that makes it visible.
+func (fs *FS) finishMove(from, to *inode, oldName, newName string, code ledger.Code, op *ledger.Op) (done bool, err error) {
+	if err := errors.Join(fs.load(from), fs.load(to)); err != nil {
+		return false, err
+	}
+	if code == ledger.Swap {
+		return fs.swapped(from, to, &ledger.Request{Name: oldName, Name2: newName, Moved: op.Moved()}), nil
+	}
+	f, g := from.dir.find(oldName, false), to.dir.find(newName, false)
+	if f.upper || !g.upper {
+		return false, nil
+	}
+	// What is left is a whiteout, where the file system cannot make one on the way.
+	if f.visible() {
+		c, err := fs.beginChange(from)
+		if err != nil {
+			return true, err
+		}
+		defer c.end()
+		if err := fs.hideByMarker(c, &f); err != nil {
+			return true, err
+		}
+		if f.needsWhiteout() {
+			if err := errors.Join(fs.allowWhiteouts(c), fs.work.WhiteoutAt(c.h.fd, f.name)); err != nil {
+				return true, err
+			}
+			from.dir.setGone(f.name, true, fs.xwhite)
+		}
+	}
+	return true, nil
+}
 
 // node returns the inode of a node id that the kernel holds.
 func (fs *FS) node(id uint64) *inode {
@@ -44,27 +517,18 @@ func (fs *FS) node(id uint64) *inode {
 // revive makes the inode of a node id from an earlier server. Its reference stands for
 // those that the kernel has.
 func (fs *FS) revive(id uint64) (*inode, error) {
-	t := fs.lowers.(*indexed)
-	if id >= upperIDs {
+	n, err := fs.natural(id, func(id uint64) (*inode, error) {
+		if n := fs.node(id); n != nil {
+			return n, nil
+		}
 		return nil, errStale
-	}
-	path, err := t.x.Path(chainindex.Slot(id))
+	})
 	if err != nil {
 		return nil, err
 	}
-	n := fs.root
-	n.refs.Add(1)
-	for name := range strings.SplitSeq(path, "/") {
-		child, err := fs.child(n, name, nil)
-		fs.unref(n, 1)
-		if err != nil {
-			return nil, err
-		}
-		n = child
-	}
-	if n.id != id {
-		fs.unref(n, 1)
-		return nil, errStale
+	if n.ownExtra().revived.Swap(true) {
+		fs.unref(n, 1) // another request was faster
+		return n, nil
 	}
 	n.ownExtra().lookups.Add(1)
 	return n, nil

@@ -13,6 +13,7 @@ func (fs *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) 
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	fs.resent(&in.InHeader, n)
 	if err := fs.setAttr(n, &in.SetAttrInCommon); err != nil {
 		fs.staleAttr(n) // it may have been copied up, or changed in part
 		return fs.status("setattr", n, err)

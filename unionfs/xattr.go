@@ -8,6 +8,7 @@ import (
 
 	"github.com/plyfs/plyfs/cow"
 	"github.com/plyfs/plyfs/cow/fsat"
+	"github.com/plyfs/plyfs/unionfs/ledger"
 	"github.com/plyfs/plyfs/whiteout/override"
 )
 
@@ -129,7 +130,8 @@ func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data
 		}
 		fs.owners.mapACL(data, false)
 	}
-	return fs.changeXAttr(in.NodeId, "setxattr", attr, func(dirfd int, name, disk string) error {
+	op := fs.begin(&in.InHeader, ledger.Request{})
+	return fs.changeXAttr(&in.InHeader, "setxattr", attr, func(dirfd int, name, disk string) error {
 		if attr == aclAccess && fs.upper.override != override.None {
 			if err := fs.setACL(dirfd, name, data, int(in.Flags)); err != nil {
 				return err
@@ -139,7 +141,15 @@ func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data
 			}
 			return nil
 		}
-		err := fsat.Setxattr(dirfd, name, disk, data, int(in.Flags))
+		flags := int(in.Flags)
+		if flags != 0 {
+			if op.Had(ledger.Armed) { // an earlier server may have set it
+				flags = 0
+			} else if _, err := fsat.Getxattr(dirfd, name, disk, nil); (err == nil) == (flags == unix.XATTR_REPLACE) {
+				op.Set(ledger.Armed)
+			}
+		}
+		err := fsat.Setxattr(dirfd, name, disk, data, flags)
 		if err == nil && attr == aclAccess && in.SetXAttrFlags&setxattrACLKillSgid != 0 {
 			err = fs.clearBits(dirfd, name, unix.S_ISGID)
 		}
@@ -177,7 +187,15 @@ func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse
 		return fs.status("removexattr", n, err)
 	}
 	n.ownExtra().capsGone.Store(attr == capsAttr)
-	return fs.changeXAttr(h.NodeId, "removexattr", attr, func(dirfd int, name, disk string) error {
+	op := fs.begin(h, ledger.Request{})
+	return fs.changeXAttr(h, "removexattr", attr, func(dirfd int, name, disk string) error {
+		if op != nil {
+			if _, err := fsat.Getxattr(dirfd, name, disk, nil); err == nil {
+				op.Set(ledger.Armed)
+			} else if err == unix.ENODATA && op.Had(ledger.Armed) {
+				return nil // an earlier server has removed it
+			}
+		}
 		err := fsat.Removexattr(dirfd, name, disk)
 		if err == unix.ENODATA && disk != attr && isACL(attr) {
 			return nil // as of one that a file system keeps
@@ -216,11 +234,12 @@ const capsAttr = "security.capability"
 // setxattrACLKillSgid is FUSE_SETXATTR_ACL_KILL_SGID.
 const setxattrACLKillSgid = 1
 
-func (fs *FS) changeXAttr(id uint64, op, attr string, fn func(dirfd int, name, disk string) error) fuse.Status {
-	n := fs.node(id)
+func (fs *FS) changeXAttr(h *fuse.InHeader, op, attr string, fn func(dirfd int, name, disk string) error) fuse.Status {
+	n := fs.node(h.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	fs.resent(h, n)
 	if fs.upper != nil && fs.upper.isPrefix(attr) {
 		return fuse.EINVAL
 	}

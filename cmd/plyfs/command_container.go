@@ -136,6 +136,9 @@ func psRow(st mountd.Status, full bool) []string {
 	if st.Restarts > 0 {
 		state += fmt.Sprintf(" (restarted %d times)", st.Restarts)
 	}
+	if st.Refused > 0 {
+		state += fmt.Sprintf(" (%d requests refused)", st.Refused)
+	}
 	return []string{id, name, image, ago(created), state, quoted(string(st.Target))}
 }
 

@@ -56,18 +56,23 @@ var Points = []struct{ Name, After string }{
 type trap struct {
 	name  string
 	left  atomic.Int64 // arrivals until the end
+	both  bool         // of the parent, too
+	crash bool         // every time
 	trace *os.File     // nil: none
 }
 
 var armed atomic.Pointer[trap]
 
-// Arm reads the environment. What is wrong there is said on standard error, and
-// no fault is armed.
-func Arm() {
+// Arm reads the environment; first says that no other process has served the mount
+// before. What is wrong there is said on standard error, and no fault is armed.
+func Arm(first bool) {
 	t, err := parse(os.Getenv(Env))
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "plyfs: %s: %v\n", Env, err)
 		return
+	}
+	if t != nil && t.trace == nil && !t.crash && !first {
+		t = nil
 	}
 	armed.Store(t)
 }
@@ -78,6 +83,8 @@ func parse(value string) (*trap, error) {
 	if value == "" {
 		return nil, nil
 	}
+	value, crash := strings.CutPrefix(value, "crash:")
+	value, both := strings.CutPrefix(value, "mount:")
 	name, arg, hasArg := strings.Cut(value, ":")
 	if name == "trace" {
 		f, err := os.OpenFile(arg, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -86,7 +93,7 @@ func parse(value string) (*trap, error) {
 	if !known(name) {
 		return nil, fmt.Errorf("no point %q", name)
 	}
-	t := &trap{name: name}
+	t := &trap{name: name, both: both, crash: crash}
 	t.left.Store(1)
 	if hasArg {
 		n, err := strconv.ParseInt(arg, 10, 32)
@@ -119,8 +126,14 @@ func (t *trap) arrive(name string) {
 		_, _ = t.trace.WriteString(name + "\n") // a test that misses it says so
 		return
 	}
+	if t.name == name && t.crash {
+		os.Exit(70)
+	}
 	if t.name != name || t.left.Add(-1) != 0 {
 		return
+	}
+	if t.both {
+		_ = unix.Kill(unix.Getppid(), unix.SIGKILL) // it may have ended
 	}
 	_ = unix.Kill(unix.Getpid(), unix.SIGKILL)
 	select {} // the signal arrives before another system call would

@@ -97,7 +97,7 @@ func TestWrongValuesArmNothing(t *testing.T) {
 // it with SIGKILL at the right arrival.
 func TestNthArrivalEndsTheProcess(t *testing.T) {
 	if os.Getenv(Env) != "" {
-		Arm()
+		Arm(true)
 		for _, p := range []string{"build.filled", "build.synced", "build.filled", "build.filled", "build.filled"} {
 			_, _ = os.Stdout.WriteString("at " + p + "\n")
 			Point(p)

@@ -208,13 +208,49 @@ func (t *Trial) Kill(a Arrival, by ...harness.Mounter) (err error) {
 	return Swept(r.real.Work)
 }
 
+// Survive executes the story on a fresh upper with a server that is killed at an
+// arrival, and expects that nothing shows of that: another one goes on. by looks at what
+// is left.
+func (t *Trial) Survive(a Arrival, by harness.Mounter) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%s goes on after %s: %w", t.Story.Name, a, err)
+		}
+	}()
+	r, err := t.start()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.end()) }()
+	m, err := r.mount(a.String())
+	if err != nil {
+		return err
+	}
+	stop := watch(m)
+	first := harness.Family(m.Pid())
+	i, err := r.play(0)
+	if got := r.look(); err == nil && got != r.Story.States[i] {
+		err = errors.New(r.Story.explain(i, i, got))
+	}
+	if err == nil && slices.Equal(first, harness.Family(m.Pid())) {
+		err = errors.New("the point was not reached")
+	}
+	if err := errors.Join(err, stop(), m.Unmount(), r.end()); err != nil {
+		return err
+	}
+	if _, err := r.inspect(by, span{i, i}); err != nil {
+		return fmt.Errorf("mounted by %s: %w", by.Name(), err)
+	}
+	return Swept(r.real.Work)
+}
+
 // span are the states that are possible: from the number of steps that were
 // done to that of those that had begun.
 type span struct{ from, to int }
 
 // die runs the story into its fault.
 func (r *run) die(a Arrival) (span, error) {
-	m, err := r.mount(a.String())
+	m, err := r.mount("mount:" + a.String())
 	if err != nil {
 		if _, mounted := harness.IsMounted(r.target); mounted {
 			return span{}, err
@@ -236,12 +272,14 @@ func (r *run) die(a Arrival) (span, error) {
 	return span{i, i + 1}, stop()
 }
 
-// gone waits until the processes of a mount have ended and the mount is away.
+// gone waits until the processes of a mount have ended, and takes the mount away.
 func gone(m harness.Mount) error {
 	for end := time.Now().Add(10 * time.Second); ; {
-		_, mounted := harness.IsMounted(m.Target())
-		if err := unix.Kill(m.Pid(), 0); errors.Is(err, unix.ESRCH) && !mounted {
-			return nil
+		if err := unix.Kill(m.Pid(), 0); errors.Is(err, unix.ESRCH) {
+			if _, mounted := harness.IsMounted(m.Target()); !mounted {
+				return nil
+			}
+			return unix.Unmount(m.Target(), unix.MNT_DETACH)
 		}
 		if time.Now().After(end) {
 			return fmt.Errorf("the mount lives on: %s", m.Abort())

@@ -192,6 +192,18 @@ func Family(pid int) []int {
 	return pids
 }
 
+// KillServer kills the mount server that the holder of a mount has now, and reports whether
+// there was one.
+func KillServer(holder int) (killed bool) {
+	for _, pid := range Family(holder)[1:] {
+		// No other child: it may be one that unmounts for a user.
+		if args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && strings.Contains(string(args), "\x00mount-server\x00") {
+			killed = unix.Kill(pid, unix.SIGKILL) == nil
+		}
+	}
+	return killed
+}
+
 // Kill implements Mount: SIGKILL to everything that serves the mount, then a
 // lazy unmount of the dead mount.
 func (m *fuseMount) Kill() error {

@@ -3,6 +3,7 @@ package oracle
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"time"
@@ -35,6 +36,9 @@ type Trial struct {
 	Atime string `json:"atime,omitempty"`
 	// Agents is how many processes execute operations; 0 means 1.
 	Agents int `json:"agents,omitempty"`
+	// Kills is how often a mount's server of the subject is killed while it works; another
+	// one has to go on, so that nobody notices.
+	Kills int `json:"kills,omitempty"`
 	// NoRemount skips the remounts at the end; NoTree the comparison of the
 	// whole trees as well.
 	NoRemount bool `json:"noRemount,omitempty"`
@@ -61,7 +65,8 @@ type Trial struct {
 	Users   int             `json:"-"` // 0: all
 	Limit   time.Duration   `json:"-"` // per operation; 0: one minute
 	// Trace, if not nil, is told every operation with both results.
-	Trace func(i int, op Op, model, subject Result) `json:"-"`
+	Trace  func(i int, op Op, model, subject Result) `json:"-"`
+	killed int                                       // so far
 	// freed: the kernel refused to change an object that is unlinked and
 	// was never copied up; see Accepted.
 	freed bool
@@ -110,7 +115,7 @@ func (t *Trial) Run() (diffs []Diff, err error) {
 			return nil, err
 		}
 	}
-	t.freed, t.flagged, t.linked, t.ended = false, false, nil, false
+	t.freed, t.flagged, t.linked, t.ended, t.killed = false, false, nil, false, 0
 	diffs, err = t.compareOps(model, subject)
 	if err != nil || t.ended || t.NoTree {
 		return diffs, err
@@ -192,7 +197,9 @@ func (t *Trial) compareOps(model, subject *side) (diffs []Diff, err error) {
 		if err != nil {
 			return diffs, fmt.Errorf("op %d: %w", i, err)
 		}
+		undisturbed := t.disturb(i, subject)
 		got, err := subject.do(op)
+		undisturbed()
 		if err != nil {
 			return diffs, fmt.Errorf("op %d: %w", i, err)
 		}
@@ -229,6 +236,28 @@ func (t *Trial) compareOps(model, subject *side) (diffs []Diff, err error) {
 	}
 }
 
+// disturb kills the server of the subject now and then, a moment after an operation has
+// begun. Call what it returns when that has been answered.
+func (t *Trial) disturb(i int, subject *side) (done func()) {
+	const oneIn = 20
+	r := rand.New(rand.NewPCG(uint64(t.Seed), uint64(i)))
+	if t.killed >= t.Kills || r.IntN(oneIn) != 0 {
+		return func() {}
+	}
+	t.killed++
+	killed := make(chan struct{})
+	after := time.Duration(r.IntN(500)) * time.Microsecond
+	m := subject.mount
+	go func() {
+		defer close(killed)
+		if after > 100*time.Microsecond {
+			<-time.After(after)
+		}
+		harness.KillServer(m.Pid())
+	}()
+	return func() { <-killed }
+}
+
 // remount is the operation of that name.
 func (t *Trial) remount(model, subject *side) error {
 	for _, s := range []*side{model, subject} {
@@ -239,7 +268,7 @@ func (t *Trial) remount(model, subject *side) error {
 			return err
 		}
 	}
-	t.freed = false
+	t.freed, t.killed = false, 0
 	if t.Gen != nil {
 		t.Gen.Observe(Op{Op: "remount"}, Result{})
 	}

@@ -4,7 +4,8 @@
 //	starter (plyfs mount, plyfs overlay, plyfs daemon)
 //	   | status socket: spec ->, <- prepared, go ->, <- live
 //	   v
-//	holder       setsid; owns the mount's /dev/fuse descriptor and the spec
+//	holder       setsid; owns the mount's /dev/fuse descriptor, the spec, the ledger
+//	   |         and descriptors of what has no name
 //	   | control socket: spec ->, <- prepared, serve + /dev/fuse ->, <- live ... <- done
 //	   v
 //	mount server setsid; unionfs and the request loop; no database, no store
@@ -74,12 +75,33 @@
 // # Another server
 //
 // A server says with "live" whether another one can go on where it dies, and what
-// that one needs: the INIT request of the kernel and its answer (transport.Resume). So
-// far this holds for read-only unions of indexed layers, of which a server knows nothing
-// that cannot be found out again from a node id (unionfs.FS.Resumable). The new server
-// opens the layers, is handed the descriptor of the connection, makes the same agreement
-// with itself, and has the kernel send again what was not answered. What it cannot agree
-// to ends the mount. It is the same binary as the holder's, also if that was replaced.
+// that one needs: the INIT request of the kernel and its answer (transport.Resume), and
+// its ledger (unionfs/ledger), which is memory that both processes have: which object
+// each node id is, how files are open, and how far requests have come. A read-only union
+// of indexed layers needs no ledger: there a node id tells everything.
+//
+// What has no name any more, or has none yet, cannot be found again by anybody. The
+// server sends a descriptor of it before the name goes ("keep") if the kernel has it open,
+// or else when it has stayed for a moment, and "drop" when the kernel forgets it.
+//
+// The new server opens the layers, the upper by the same private copy of its mount, is
+// handed all this and then the descriptor of the connection, makes the objects of the
+// ledger again, makes the same agreement with itself as the kernel had with the first,
+// and has the kernel send again what was not answered (FUSE_NOTIFY_RESEND). A request
+// that the old server had carried out is answered and not carried out again. What the new
+// server cannot agree to ends the mount. It is the same binary as the holder's, also if
+// that was replaced.
+//
+//	killed while                       the new server finds
+//	---------------------------------  -------------------------------------------------
+//	a request waits in the kernel      nothing: the kernel hands it out
+//	a request is answered              it again: by its op record, and the disk, it knows
+//	                                   whether it has been carried out
+//	an answer has been sent            nothing, or an op record that nobody asks for
+//	a copy is built                    it in the workdir, where it is swept; the request
+//	                                   that needs the copy builds another one
+//	a FORGET is read                   the object in the ledger until the mount ends
+//	an object without a name is sent   the descriptor: what is in a socket outlives its sender
 //
 // # Files
 //

@@ -27,10 +27,16 @@ const (
 	kindDone     kind = "done"     // server -> holder: unmounted, upper synced
 	kindError    kind = "error"    // up: gave up
 	kindAdopt    kind = "adopt"    // server -> new holder: with /dev/fuse
+	kindKeep     kind = "keep"     // server -> holder, and later -> next server: a descriptor
+	kindDrop     kind = "drop"     // server -> holder: it is not needed any more
+	kindRefused  kind = "refused"  // server -> holder: a request has been refused
 )
 
-// message is one frame: four bytes of length, then JSON. A descriptor travels
-// with the first byte.
+// message is one frame: four bytes of length, then JSON. Descriptors travel
+// with the first byte: with serve and adopt /dev/fuse and, where the server keeps one, the
+// ledger; that alone with live; with keep that of an object without a name. The private
+// copy of the mount that the upper lies in follows the ledger with live and adopt, and comes
+// alone with spec to the next server.
 type message struct {
 	Kind  kind       `json:"kind"`
 	Spec  *Spec      `json:"spec,omitempty"`
@@ -41,8 +47,12 @@ type message struct {
 	// Resume comes from a live server that another one can take over from, and goes
 	// to that one.
 	Resume *transport.Resume `json:"resume,omitempty"`
-	// Restarts, with serve, is how many servers have died before.
+	// Restarts, with spec and serve, is how many servers have died before.
 	Restarts int `json:"restarts,omitempty"`
+	// Crashed, with serve, says that the last server has ended by an error of its own.
+	Crashed bool `json:"crashed,omitempty"`
+	// Node, with keep and drop, is the node id of the object.
+	Node uint64 `json:"node,omitempty"`
 }
 
 // wireError carries an error between processes: the sentence, and the errno
@@ -110,8 +120,19 @@ func linkFromFile(f *os.File) (*link, error) {
 
 func (l *link) close() { _ = l.c.Close() } // nothing is buffered
 
-// send writes one frame, with f attached if not nil.
-func (l *link) send(m message, f *os.File) error {
+// send writes one frame, with those files attached that are not nil.
+func (l *link) send(m message, files ...*os.File) error {
+	var fds []int
+	for _, f := range files {
+		if f != nil {
+			fds = append(fds, int(f.Fd()))
+		}
+	}
+	return l.sendFds(m, fds...)
+}
+
+// sendFds is send for descriptors.
+func (l *link) sendFds(m message, fds ...int) error {
 	body, err := json.Marshal(m)
 	if err != nil {
 		return err
@@ -119,8 +140,8 @@ func (l *link) send(m message, f *os.File) error {
 	frame := binary.BigEndian.AppendUint32(nil, uint32(len(body)))
 	frame = append(frame, body...)
 	var oob []byte
-	if f != nil {
-		oob = unix.UnixRights(int(f.Fd()))
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -134,17 +155,37 @@ func (l *link) send(m message, f *os.File) error {
 	return nil
 }
 
-// recv reads one frame and the descriptor that came with it, if any.
+// maxFds is how many descriptors a frame can bring.
+const maxFds = 3
+
+// files are the descriptors that came with a message.
+type files []*os.File
+
+// at returns one of them, or nil.
+func (f files) at(i int) *os.File {
+	if i < len(f) {
+		return f[i]
+	}
+	return nil
+}
+
+func (f files) close() {
+	for _, one := range f {
+		_ = one.Close() // nothing is buffered in it
+	}
+}
+
+// recv reads one frame and the descriptors that came with it.
 // The other end being gone is io.EOF.
-func (l *link) recv() (m message, f *os.File, err error) {
+func (l *link) recv() (m message, f files, err error) {
 	defer func() {
-		if err != nil && f != nil {
-			_ = f.Close() // of no use without its message
+		if err != nil {
+			f.close() // of no use without their message
 			f = nil
 		}
 	}()
 	var head [4]byte
-	oob := make([]byte, unix.CmsgSpace(4))
+	oob := make([]byte, unix.CmsgSpace(4*maxFds))
 	for got := 0; got < len(head); {
 		n, oobn, _, _, err := l.c.ReadMsgUnix(head[got:], oob)
 		if n == 0 && err == nil {
@@ -157,7 +198,7 @@ func (l *link) recv() (m message, f *os.File, err error) {
 			return m, f, err
 		}
 		if oobn > 0 {
-			if f, err = fileFromRights(oob[:oobn]); err != nil {
+			if f, err = filesFromRights(oob[:oobn]); err != nil {
 				return m, f, err
 			}
 		}
@@ -177,7 +218,7 @@ func (l *link) recv() (m message, f *os.File, err error) {
 	return m, f, nil
 }
 
-func fileFromRights(oob []byte) (*os.File, error) {
+func filesFromRights(oob []byte) (f files, err error) {
 	cmsgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
 		return nil, fmt.Errorf("descriptor from parent: %w", err)
@@ -188,14 +229,14 @@ func fileFromRights(oob []byte) (*os.File, error) {
 			return nil, fmt.Errorf("descriptor from parent: %w", err)
 		}
 		for _, fd := range fds { // Go asks for MSG_CMSG_CLOEXEC
-			return os.NewFile(uintptr(fd), "/dev/fuse"), nil
+			f = append(f, os.NewFile(uintptr(fd), "from parent"))
 		}
 	}
-	return nil, nil
+	return f, nil
 }
 
 // expect receives one message of kind k; an error message becomes its error.
-func (l *link) expect(k kind) (message, *os.File, error) {
+func (l *link) expect(k kind) (message, files, error) {
 	m, f, err := l.recv()
 	switch {
 	case err != nil:
@@ -203,9 +244,7 @@ func (l *link) expect(k kind) (message, *os.File, error) {
 	case m.Kind == kindError && m.Error != nil:
 		return m, f, m.Error
 	case m.Kind != k:
-		if f != nil {
-			_ = f.Close()
-		}
+		f.close()
 		return m, nil, fmt.Errorf("expected message %q, got %q", k, m.Kind)
 	}
 	return m, f, nil

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -27,8 +28,8 @@ func HolderMain(logger *zap.Logger) int {
 		logger.Error("holder not started by plyfs", zap.Error(err))
 		return 1
 	}
-	m, dev, err := parent.recv()
-	if err == nil && (m.Spec == nil || m.Kind != kindSpec && (m.Kind != kindAdopt || dev == nil || m.State == nil)) {
+	m, with, err := parent.recv()
+	if err == nil && (m.Spec == nil || m.Kind != kindSpec && (m.Kind != kindAdopt || with.at(0) == nil || m.State == nil)) {
 		err = errors.New("no spec")
 	}
 	if err != nil {
@@ -38,11 +39,11 @@ func HolderMain(logger *zap.Logger) int {
 	if m.Spec.Comm != "" {
 		setComm(m.Spec.Comm)
 	}
-	h := &holder{spec: *m.Spec, log: logger.With(zap.String("mount_id", m.Spec.ID)), serverLog: os.Stderr}
+	h := &holder{kept: make(map[uint64]files), spec: *m.Spec, log: logger.With(zap.String("mount_id", m.Spec.ID)), serverLog: os.Stderr}
 	sigs := make(chan os.Signal, 4)
 	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1)
 	if m.Kind == kindAdopt {
-		h.adopt(parent, m, dev)
+		h.adopt(parent, m, with)
 		parent = nil
 	}
 	if err := h.run(parent, sigs); err != nil {
@@ -58,7 +59,7 @@ func Foreground(ctx context.Context, spec Spec, logger *zap.Logger, live func(St
 	if err := spec.Validate(); err != nil {
 		return err
 	}
-	h := &holder{spec: spec, log: logger, serverLog: os.Stderr, live: live}
+	h := &holder{kept: make(map[uint64]files), spec: spec, log: logger, serverLog: os.Stderr, live: live}
 	sigs := make(chan os.Signal, 4)
 	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1)
 	defer signal.Stop(sigs)
@@ -79,16 +80,21 @@ type holder struct {
 	dev    *os.File // our copy of /dev/fuse: the connection lives while it is open
 	state  State
 
-	resume *transport.Resume // what the next server needs; nil: there can be none
-	since  time.Time         // when the server began to serve; zero: it has not
-	deaths int               // of servers in a row that have not served for long
-	stuck  *time.Timer       // ends one that takes too long to take over
+	resume  *transport.Resume // what the next server needs; nil: there can be none
+	ledger  *os.File          // the same: what this one writes down; nil: it need not
+	upper   *os.File          // the same: the mount that the upper lies in; may be nil
+	kept    map[uint64]files  // the same: descriptors of objects without a name, by node id
+	since   time.Time         // when the server began to serve; zero: it has not
+	crashed bool              // the last server ended by an error of its own
+	deaths  int               // of servers in a row that have not served for long
+	stuck   *time.Timer       // ends one that takes too long to take over
 }
 
 // event is what the holder's loop waits for.
 type event struct {
 	from *link
 	m    message
+	with files
 	err  error
 }
 
@@ -100,13 +106,11 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 	defer close(quit)
 	listen := func(l *link) {
 		for {
-			m, f, err := l.recv()
-			if f != nil {
-				_ = f.Close() // nobody sends us descriptors yet
-			}
+			m, with, err := l.recv()
 			select {
-			case events <- event{from: l, m: m, err: err}:
+			case events <- event{l, m, with, err}:
 			case <-quit:
+				with.close()
 				return
 			}
 			if err != nil {
@@ -176,7 +180,15 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 				tell(parent, message{Kind: kindError, Error: toWire(err)})
 				return err
 			case e.from != parent && e.from != h.ctl:
-				// A server that is gone.
+				e.with.close() // of a server that is gone
+			case e.m.Kind == kindKeep:
+				h.drop(e.m.Node)
+				h.kept[e.m.Node] = e.with
+			case e.m.Kind == kindDrop:
+				h.drop(e.m.Node)
+			case e.m.Kind == kindRefused:
+				h.state.Refused++
+				h.recordState()
 			case e.m.Kind == kindError && e.m.Error != nil:
 				tell(parent, message{Kind: kindError, Error: e.m.Error})
 				h.end()
@@ -196,13 +208,14 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 					return err
 				}
 			case e.m.Kind == kindLive && live:
+				e.with.close() // it has come from us
 				h.stuck.Stop()
 				h.since = time.Now()
 				h.log.Info("another mount server goes on", zap.String("target", h.spec.Target), zap.Int("pid", h.state.Server.Pid))
 				h.recordState()
 			case e.m.Kind == kindLive:
 				live, h.since = true, time.Now()
-				h.resume = e.m.Resume
+				h.resume, h.ledger, h.upper = e.m.Resume, e.with.at(0), e.with.at(1)
 				transport.SetReadAhead(h.state.Major, h.state.Minor)
 				h.recordState()
 				tell(parent, message{Kind: kindLive, State: &h.state})
@@ -219,8 +232,8 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 
 // adopt takes over from a holder that was killed. The server has sent the spec, the
 // connection and what the next server needs.
-func (h *holder) adopt(ctl *link, m message, dev *os.File) {
-	h.ctl, h.dev, h.resume, h.since = ctl, dev, m.Resume, time.Now()
+func (h *holder) adopt(ctl *link, m message, with files) {
+	h.ctl, h.dev, h.ledger, h.upper, h.resume, h.since = ctl, with.at(0), with.at(1), with.at(2), m.Resume, time.Now()
 	if was, err := ReadState(h.spec.RunDir); err == nil && h.spec.RunDir != "" {
 		h.state = was
 	} else if own, err := ownMount(h.spec.Target); err == nil {
@@ -254,7 +267,7 @@ func (h *holder) signal(s unix.Signal) {
 // an event of its own.
 func tell(parent *link, m message) {
 	if parent != nil {
-		_ = parent.send(m, nil)
+		_ = parent.send(m)
 	}
 }
 
@@ -272,7 +285,7 @@ func (h *holder) startServer() error {
 	h.ctl = l
 	h.state.Target, h.state.Holder = h.spec.Target, Self()
 	h.state.Server, _ = Lookup(h.server.Process.Pid) // empty if it died at once: seen as an event
-	return l.send(message{Kind: kindSpec, Spec: &h.spec}, nil)
+	return l.send(message{Kind: kindSpec, Spec: &h.spec, Restarts: h.state.Restarts}, h.upper)
 }
 
 func (h *holder) mount(keep bool) error {
@@ -289,7 +302,12 @@ func (h *holder) mount(keep bool) error {
 
 // handOver lets the server serve. Requests wait in the kernel until it answers.
 func (h *holder) handOver(keep bool) error {
-	if err := h.ctl.send(message{Kind: kindServe, Resume: h.resume, Keep: keep && !h.spec.Bound, Restarts: h.state.Restarts}, h.dev); err != nil {
+	for node, with := range h.kept {
+		if err := h.ctl.send(message{Kind: kindKeep, Node: node}, with...); err != nil {
+			return fmt.Errorf("hand over what has no name: %w", err)
+		}
+	}
+	if err := h.ctl.send(message{Kind: kindServe, Resume: h.resume, Keep: keep && !h.spec.Bound, Restarts: h.state.Restarts, Crashed: h.crashed}, h.dev, h.ledger); err != nil {
 		return fmt.Errorf("hand over /dev/fuse: %w", err)
 	}
 	return nil
@@ -343,6 +361,11 @@ func (h *holder) serverGone(err error) error {
 		h.stuck.Stop()
 	}
 	werr := h.waitServer()
+	var exit *exec.ExitError
+	if h.crashed = errors.As(werr, &exit); h.crashed {
+		ws, ok := exit.Sys().(syscall.WaitStatus)
+		h.crashed = !ok || !ws.Signaled() || ws.Signal() != unix.SIGKILL
+	}
 	if !errors.Is(err, io.EOF) {
 		werr = errors.Join(err, werr)
 	}
@@ -362,9 +385,10 @@ const (
 	resumeTimeout = 30 * time.Second
 )
 
-// mayResume reports whether a new server can go on where one has just ended.
+// mayResume reports whether a new server can go on where one has just ended. Of a mount that
+// has been unmounted meanwhile it does what comes at the end.
 func (h *holder) mayResume() bool {
-	if h.resume == nil || h.dev == nil || h.disconnected() {
+	if h.resume == nil || h.dev == nil {
 		return false
 	}
 	if h.since.IsZero() || time.Since(h.since) < tooSoon {
@@ -427,11 +451,23 @@ func (h *holder) detach() {
 	}
 }
 
+// closeDev lets go of the connection and of what was for the next server.
 func (h *holder) closeDev() {
-	if h.dev != nil {
-		_ = h.dev.Close() // nothing is buffered in it
-		h.dev = nil
+	for node := range h.kept {
+		h.drop(node)
 	}
+	for _, f := range []**os.File{&h.upper, &h.ledger, &h.dev} {
+		if *f != nil {
+			_ = (*f).Close() // nothing is buffered in it
+			*f = nil
+		}
+	}
+}
+
+// drop closes the descriptor of an object that has no name.
+func (h *holder) drop(node uint64) {
+	h.kept[node].close()
+	delete(h.kept, node)
 }
 
 // disconnected reports whether the kernel has ended the connection.

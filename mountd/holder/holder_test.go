@@ -204,8 +204,10 @@ func TestOnlyNamedDescriptorsAreInherited(t *testing.T) {
 	}
 }
 
-func TestServerKilled(t *testing.T) {
+// TestServerLost: where nobody can go on, the mount ends.
+func TestServerLost(t *testing.T) {
 	s := union(t)
+	s.GoFuse = true
 	st := mount(t, s)
 	f, err := os.Open(s.Target + "/file") // somebody uses it
 	if err != nil {
@@ -314,10 +316,80 @@ func TestHolderKilled(t *testing.T) {
 	}
 }
 
-// TestBothKilled: the server of a holder that is not the first one.
-func TestBothKilled(t *testing.T) {
+// nextServer waits for the state of another server.
+func nextServer(t *testing.T, s Spec, was State) State {
+	t.Helper()
+	for ctx := limit(t); ctx.Err() == nil; <-time.After(5 * time.Millisecond) {
+		if now, err := ReadState(s.RunDir); err != nil {
+			t.Fatal(err)
+		} else if now.Server != was.Server {
+			return now
+		}
+	}
+	t.Fatal("no new server has come")
+	return State{}
+}
+
+// TestServerKilled: another server goes on with open files, with and without a name.
+func TestServerKilled(t *testing.T) {
 	s := union(t)
 	st := mount(t, s)
+	var files []*os.File
+	for _, name := range []string{"kept", "removed"} {
+		f, err := os.Create(filepath.Join(s.Target, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		files = append(files, f)
+	}
+	if err := os.Remove(files[1].Name()); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := unix.Kill(st.Server.Pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if _, err := f.WriteString("line\n"); err != nil {
+				t.Error(err)
+			}
+		}
+		now := nextServer(t, s, st)
+		if now.Holder != st.Holder || now.Restarts != st.Restarts+1 {
+			t.Errorf("state %+v, before %+v", now, st)
+		}
+		st = now
+	}
+	for _, f := range files {
+		b := make([]byte, 100)
+		if n, err := f.ReadAt(b, 0); string(b[:n]) != "line\nline\nline\n" {
+			t.Errorf("%s: %q, %v", f.Name(), b[:n], err)
+		}
+		_ = f.Close() // what has been written is there
+	}
+	if err := transport.Unmount(s.Target, false); err != nil {
+		t.Fatal(err)
+	}
+	waitGone(t, st.Server, st.Holder)
+	if err := ReadExit(s.RunDir); err != nil {
+		t.Errorf("clean end reported as %v", err)
+	}
+}
+
+// TestBothKilledInTurn: a holder that is not the first one starts another server, and gives
+// it what has no name.
+func TestBothKilledInTurn(t *testing.T) {
+	s := union(t)
+	st := mount(t, s)
+	f, err := os.Create(s.Target + "/removed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		t.Fatal(err)
+	}
 	if err := unix.Kill(st.Holder.Pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -326,12 +398,40 @@ func TestBothKilled(t *testing.T) {
 	if err := unix.Kill(st.Server.Pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	waitGone(t, st.Server, now.Holder)
-	if mounted(t, s.Target) {
-		t.Error("the dead mount is still in the tree")
+	if _, err := f.WriteString("goes on"); err != nil {
+		t.Error(err)
 	}
-	if err := ReadExit(s.RunDir); err == nil {
-		t.Error("no end recorded")
+	if now = nextServer(t, s, now); now.Restarts != 1 {
+		t.Errorf("%+v", now)
+	}
+	_ = f.Close() // it has no name
+	if err := transport.Unmount(s.Target, false); err != nil {
+		t.Fatal(err)
+	}
+	waitGone(t, now.Server, now.Holder)
+}
+
+// TestBothKilled: holder and server at once leave a dead mount.
+func TestBothKilled(t *testing.T) {
+	s := union(t)
+	st := mount(t, s)
+	for _, sig := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL} { // nobody is to start another one
+		for _, p := range []Process{st.Holder, st.Server} {
+			if err := unix.Kill(p.Pid, sig); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	waitGone(t, st.Holder, st.Server)
+	if !dead(s.Target) {
+		t.Error("the mount answers")
+	}
+	table, err := MountTable(0)
+	if err == nil {
+		_, err = Detach(table, st.Major, st.Minor)
+	}
+	if err != nil || mounted(t, s.Target) {
+		t.Errorf("the dead mount is still in the tree: %v", err)
 	}
 }
 
@@ -501,12 +601,12 @@ func TestFrames(t *testing.T) {
 	defer null.Close()
 	sent := make(chan error, 1)
 	go func() {
-		err := l.send(message{Kind: kindSpec, Spec: &big}, nil)
+		err := l.send(message{Kind: kindSpec, Spec: &big})
 		if err == nil {
 			err = l.send(message{Kind: kindServe}, null)
 		}
 		if err == nil {
-			err = l.send(message{Kind: kindError, Error: toWire(fmt.Errorf("open: %w", unix.EBUSY))}, nil)
+			err = l.send(message{Kind: kindError, Error: toWire(fmt.Errorf("open: %w", unix.EBUSY))})
 		}
 		l.close()
 		sent <- err
@@ -519,7 +619,7 @@ func TestFrames(t *testing.T) {
 	if err != nil || f == nil {
 		t.Fatalf("serve: %v %v", f, err)
 	}
-	_ = f.Close() // only its arrival counts
+	f.close() // only its arrival counts
 	if _, _, err = peer.expect(kindLive); !errors.Is(err, unix.EBUSY) || err.Error() != "open: device or resource busy" {
 		t.Errorf("error message became %v", err)
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/unionfs"
+	"github.com/plyfs/plyfs/unionfs/ledger"
 	"github.com/plyfs/plyfs/unionfs/transport"
 )
 
@@ -26,7 +27,7 @@ func ServerMain(logger *zap.Logger) int {
 		logger.Error("mount server not started by plyfs", zap.Error(err))
 		return 1
 	}
-	m, _, err := ctl.expect(kindSpec)
+	m, with, err := ctl.expect(kindSpec)
 	if err == nil && m.Spec == nil {
 		err = errors.New("no spec")
 	}
@@ -34,7 +35,7 @@ func ServerMain(logger *zap.Logger) int {
 		logger.Error("no mount spec received", zap.Error(err))
 		return 1
 	}
-	s := &server{spec: m.Spec, ctl: ctl, log: logger.With(zap.String("mount_id", m.Spec.ID))}
+	s := &server{spec: m.Spec, restarts: m.Restarts, upper: with.at(0), ctl: ctl, log: logger.With(zap.String("mount_id", m.Spec.ID))}
 	s.watchSignals()
 	if err := s.run(); err != nil {
 		if s.orphan.Load() { // else the holder has been told, and says it
@@ -47,9 +48,14 @@ func ServerMain(logger *zap.Logger) int {
 
 // server answers the requests of one mount.
 type server struct {
-	spec *Spec
-	log  *zap.Logger
-	dev  *os.File
+	spec     *Spec
+	restarts int      // how many servers have died before
+	upper    *os.File // the mount that the upper lies in; nil: none of its own, or not known yet
+	log      *zap.Logger
+	dev      *os.File
+	fs       *unionfs.FS
+	ledger   *ledger.Ledger // nil: there is no memory for it
+	suspects map[uint64]int // see transport.ServeOptions
 
 	orphan atomic.Bool // the holder is gone
 	keep   bool        // then a new one is made
@@ -62,11 +68,26 @@ type server struct {
 }
 
 // send tells the holder.
-func (s *server) send(m message) error {
+func (s *server) send(m message, files ...*os.File) error {
 	s.mu.Lock()
 	ctl := s.ctl
 	s.mu.Unlock()
-	return ctl.send(m, nil)
+	return ctl.send(m, files...)
+}
+
+// Keep implements unionfs.Keeper.
+func (s *server) Keep(node uint64, fd int) {
+	s.mu.Lock()
+	ctl := s.ctl
+	s.mu.Unlock()
+	if err := ctl.sendFds(message{Kind: kindKeep, Node: node}, fd); err != nil && !s.orphan.Load() {
+		s.log.Warn("an object without a name will be lost if this process is killed", zap.Uint64("node", node), zap.Error(err))
+	}
+}
+
+// Drop implements unionfs.Keeper.
+func (s *server) Drop(node uint64) {
+	_ = s.send(message{Kind: kindDrop, Node: node}) // a holder that is gone keeps nothing
 }
 
 // gcPercent is how much garbage may lie around, in percent of what is in use.
@@ -87,7 +108,7 @@ func (s *server) run() error {
 	counts := make(chan os.Signal, 1) // not lost if it comes before the union is open
 	signal.Notify(counts, unix.SIGUSR1)
 	o := s.spec.unionOptions()
-	o.Logger = s.log
+	o.Logger, o.Restarts, o.Mount = s.log, s.restarts, s.upper
 	fs, err := unionfs.New(o)
 	if err != nil {
 		_ = s.send(message{Kind: kindError, Error: toWire(err)}) // a holder that is gone needs no answer
@@ -96,15 +117,18 @@ func (s *server) run() error {
 	if err := s.send(message{Kind: kindPrepared}); err != nil {
 		return errors.Join(err, fs.Close())
 	}
-	serve, dev, err := s.ctl.expect(kindServe)
-	if err == nil && dev == nil {
-		err = errors.New("message without /dev/fuse")
-	}
+	s.fs = fs
+	serve, with, kept, err := s.expectServe()
 	if err != nil { // given up before the mount: the holder's story, not ours
 		s.log.Debug("not mounted", zap.Error(err))
 		return fs.Close()
 	}
+	dev := with.at(0)
 	s.dev, s.keep = dev, serve.Keep
+	if err := s.takeOver(fs, serve, with.at(1), kept); err != nil {
+		_ = s.send(message{Kind: kindError, Error: toWire(err)})
+		return errors.Join(err, dev.Close(), fs.Close())
+	}
 	go s.watchHolder()
 	go func() { // lives as long as the process
 		for range counts {
@@ -117,12 +141,6 @@ func (s *server) run() error {
 	depth := 0
 	if fs.IO() == unionfs.IOPassthrough {
 		depth = fs.StackDepth()
-	}
-	if serve.Resume != nil {
-		if !fs.Resumable() { // the one before us could: something else has changed
-			return errors.Join(errors.New("nobody can go on with this mount"), dev.Close(), fs.Close())
-		}
-		fs.Resume()
 	}
 	stopStats := s.answerStats(func() Stats {
 		return Stats{
@@ -139,11 +157,14 @@ func (s *server) run() error {
 			s.mu.Lock()
 			s.live, s.resume = true, r
 			s.mu.Unlock()
-			if err := s.send(message{Kind: kindLive, Resume: r}); err != nil {
+			if err := s.send(message{Kind: kindLive, Resume: r}, s.ledger.File(), s.upper); err != nil {
 				s.log.Warn("holder not told that the mount is live", zap.Error(err))
 			}
 			go unionfs.Trim()
 		},
+		Ledger:     s.ledger,
+		Suspects:   s.suspects,
+		Refused:    func() { _ = s.send(message{Kind: kindRefused}) }, // it is in the log as well
 		GoFuse:     s.spec.GoFuse,
 		Spin:       s.spec.Spin,
 		NoOpen:     fs.IO() == unionfs.IONoOpen,
@@ -172,6 +193,69 @@ func (s *server) run() error {
 	return err
 }
 
+// expectServe waits for the connection, and collects the descriptors that come before it.
+func (s *server) expectServe() (serve message, with files, kept map[uint64]int, err error) {
+	kept = make(map[uint64]int)
+	for {
+		m, with, err := s.ctl.recv()
+		switch {
+		case err == nil && m.Kind == kindKeep && len(with) == 1:
+			fd, err := unix.FcntlInt(with[0].Fd(), unix.F_DUPFD_CLOEXEC, 3)
+			with.close()
+			if err != nil {
+				return m, nil, nil, fmt.Errorf("take over an object without a name: %w", err)
+			}
+			kept[m.Node] = fd
+			continue
+		case err == nil && m.Kind != kindServe:
+			err = fmt.Errorf("expected message %q, got %q", kindServe, m.Kind)
+		case err == nil && with.at(0) == nil:
+			err = errors.New("message without /dev/fuse")
+		}
+		if err != nil {
+			with.close()
+		}
+		return m, with, kept, err
+	}
+}
+
+// takeOver prepares the union for the requests of the kernel, which an earlier server may
+// have answered before.
+func (s *server) takeOver(fs *unionfs.FS, serve message, written *os.File, kept map[uint64]int) (err error) {
+	var past *ledger.Past
+	needs := fs.NeedsLedger()
+	switch {
+	case serve.Resume == nil && !s.spec.GoFuse:
+		if s.ledger, err = ledger.New(unionfs.FirstID); err != nil {
+			s.log.Warn("the mount will end with this process", zap.Error(err))
+			return nil
+		}
+	case written != nil:
+		if s.ledger, past, err = ledger.Open(written); err != nil {
+			return fmt.Errorf("go on with the mount: %w", err)
+		}
+		s.suspects = s.ledger.Suspects(serve.Crashed)
+	}
+	if s.ledger != nil && needs {
+		fs.SetLedger(s.ledger)
+		fs.SetKeeper(s)
+		if fd, err := unix.FcntlInt(uintptr(fs.Mount()), unix.F_DUPFD_CLOEXEC, 3); err == nil && s.upper == nil {
+			s.upper = os.NewFile(uintptr(fd), "mount of the upper")
+		}
+	}
+	if serve.Resume == nil {
+		return nil
+	}
+	if !fs.Resumable() { // the one before us could: something else has changed
+		return errors.New("nobody can go on with this mount")
+	}
+	if !needs {
+		past = nil
+	}
+	fs.Resume(past, kept)
+	return nil
+}
+
 // watchHolder notices the death of the holder. The mount goes on: its descriptor is
 // here too, and everything that uses it would fail otherwise. Another holder is made.
 func (s *server) watchHolder() {
@@ -180,10 +264,8 @@ func (s *server) watchHolder() {
 		s.mu.Lock()
 		ctl := s.ctl
 		s.mu.Unlock()
-		_, f, err := ctl.recv()
-		if f != nil {
-			_ = f.Close() // not ours to keep
-		}
+		_, with, err := ctl.recv()
+		with.close() // not ours to keep
 		if err == nil {
 			continue
 		}
@@ -222,7 +304,12 @@ func (s *server) newHolder() error {
 	_ = theirs.Close() // the child has its copy
 	if err == nil {
 		go func() { _ = cmd.Wait() }() // it is killed, or ends after us
-		err = l.send(message{Kind: kindAdopt, Spec: s.spec, State: &State{Server: Self()}, Resume: s.resume}, s.dev)
+		err = l.send(message{Kind: kindAdopt, Spec: s.spec, State: &State{Server: Self()}, Resume: s.resume}, s.dev, s.ledger.File(), s.upper)
+	}
+	if err == nil {
+		s.fs.Kept(func(node uint64, fd int) {
+			err = errors.Join(err, l.sendFds(message{Kind: kindKeep, Node: node}, fd))
+		})
 	}
 	if err != nil {
 		l.close()

@@ -164,6 +164,9 @@ type State struct {
 	Minor int `json:"minor"`
 	// Restarts counts the servers that have taken over from one that had died.
 	Restarts int `json:"restarts,omitempty"`
+	// Refused counts the requests that were answered with EIO because two servers have
+	// ended while they answered them.
+	Refused int `json:"refused,omitempty"`
 }
 
 // Exit is left in RunDir/exit.json by a holder whose mount did not end well.

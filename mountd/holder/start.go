@@ -53,7 +53,7 @@ func Start(ctx context.Context, spec Spec, o StartOptions) (*Pending, error) {
 	_ = l.c.SetDeadline(time.Now().Add(startTimeout))
 
 	if p.Process, err = Lookup(cmd.Process.Pid); err == nil {
-		err = l.send(message{Kind: kindSpec, Spec: &spec}, nil)
+		err = l.send(message{Kind: kindSpec, Spec: &spec})
 	}
 	if err == nil {
 		_, _, err = l.expect(kindPrepared)
@@ -73,7 +73,7 @@ func (p *Pending) Go(ctx context.Context) (State, error) {
 	var m message
 	err := ctx.Err() // what watches over it runs in its own time
 	if err == nil {
-		err = p.link.send(message{Kind: kindGo}, nil)
+		err = p.link.send(message{Kind: kindGo})
 	}
 	if err == nil {
 		m, _, err = p.link.expect(kindLive)

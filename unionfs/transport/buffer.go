@@ -12,22 +12,25 @@ import (
 type buffer struct {
 	in, out []byte
 	memory  []byte
+	number  int // among all there are
 }
 
 const bufferSize = maxWrite + headroom
 
-func newBuffer() (*buffer, error) {
+func newBuffer(number int) (*buffer, error) {
 	m, err := unix.Mmap(-1, 0, 2*bufferSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, err
 	}
-	return &buffer{m[:bufferSize:bufferSize], m[bufferSize:], m}, nil
+	return &buffer{m[:bufferSize:bufferSize], m[bufferSize:], m, number}, nil
 }
 
 // bufferPool keeps a few for workers to come.
 type bufferPool struct {
 	mu   sync.Mutex
 	idle []*buffer // guarded by mu
+	free []int     // numbers that no buffer has any more; guarded by mu
+	next int       // the first that none has had; guarded by mu
 }
 
 func (p *bufferPool) get() (*buffer, error) {
@@ -38,7 +41,13 @@ func (p *bufferPool) get() (*buffer, error) {
 		p.idle = p.idle[:n-1]
 		return b, nil
 	}
-	return newBuffer()
+	if n := len(p.free); n > 0 {
+		number := p.free[n-1]
+		p.free = p.free[:n-1]
+		return newBuffer(number)
+	}
+	p.next++
+	return newBuffer(p.next - 1)
 }
 
 func (p *bufferPool) put(b *buffer) {
@@ -48,10 +57,11 @@ func (p *bufferPool) put(b *buffer) {
 		p.idle = append(p.idle, b)
 		return
 	}
+	p.free = append(p.free, b.number)
 	_ = unix.Munmap(b.memory) // a mapping of our own
 }
 
-func (p *bufferPool) free() {
+func (p *bufferPool) drop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, b := range p.idle {

@@ -26,7 +26,36 @@ type Idler interface {
 	Idle()
 }
 
+// Diary is what a file system may implement that writes down requests until they are
+// answered: those that change names, extended attributes, or what is open.
+type Diary interface {
+	// Answered is called when the answer to a request has been sent, with its unique
+	// number.
+	Answered(unique uint64)
+}
+
+// noted reports whether requests of this kind are written down.
+func noted(op uint32) bool {
+	const which = 1<<opSymlink | 1<<opMknod | 1<<opMkdir | 1<<opUnlink | 1<<opRmdir | 1<<opRename | 1<<opLink | 1<<opOpen |
+		1<<opRelease | 1<<opSetxattr | 1<<opRemovexattr | 1<<opCreate | 1<<opRename2 | 1<<opTmpfile
+	return uint64(which)&(1<<op) != 0
+}
+
+// Opcodes (include/uapi/linux/fuse.h).
 const (
+	opSymlink     = 6
+	opMknod       = 8
+	opMkdir       = 9
+	opUnlink      = 10
+	opRmdir       = 11
+	opRename      = 12
+	opLink        = 13
+	opSetxattr    = 21
+	opRemovexattr = 24
+	opCreate      = 35
+	opRename2     = 45
+	opTmpfile     = 51
+
 	opLookup      = 1
 	opForget      = 2
 	opGetattr     = 3

@@ -339,10 +339,10 @@ func TestBufferPool(t *testing.T) {
 	if n := len(p.idle); n > idleWorkers+1 {
 		t.Errorf("%d buffers are kept for %d workers", n, idleWorkers)
 	}
-	p.free()
+	p.drop()
 	if len(p.idle) != 0 {
 		t.Errorf("%d buffers are left", len(p.idle))
 	}
 	p.put(get()) // a pool is good for the next connection
-	p.free()
+	p.drop()
 }

@@ -47,7 +47,9 @@
 // A connection can go on with another process when the one that served it has died
 // (resume.go): what was agreed with the kernel is given to go-fuse again, and must come out
 // the same; then the kernel is asked to send again what has not been answered. Such
-// requests have the highest bit of their number set, and so have their answers.
+// requests have the highest bit of their number set, and so have their answers. A request
+// during which two servers have ended, by an error of their own, is refused with EIO
+// (suspects.go).
 //
 // # Who owns what
 //

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/unionfs/counters"
+	"github.com/plyfs/plyfs/unionfs/ledger"
 )
 
 const (
@@ -45,6 +46,7 @@ type loop struct {
 	fs     fuse.RawFileSystem
 	reader Reader // fs, if it is one
 	idler  Idler  // fs, if it is one
+	diary  Diary  // fs, if it is one
 	proto  *fuse.ProtocolServer
 	log    *zap.Logger
 	ready  func(*Resume)
@@ -57,6 +59,9 @@ type loop struct {
 	workers sync.WaitGroup
 	buffers bufferPool
 	init    *Resume // what was agreed with the kernel; nil: nobody can go on with it
+	running *ledger.Ledger
+	suspect *suspects // nil: none
+	refused func()
 
 	// inline is the number of the work that the reader does while it keeps the
 	// token; 0: none, or the watch has taken the token from it.
@@ -80,6 +85,11 @@ func newLoop(fs fuse.RawFileSystem, mo *fuse.MountOptions, o ServeOptions, log *
 		counts: o.counters(),
 		token:  make(chan struct{}, 1), stirred: make(chan struct{}, 1), done: make(chan struct{}),
 	}
+	l.running, l.refused = o.Ledger, o.Refused
+	if len(o.Suspects) > 0 {
+		l.suspect = &suspects{deaths: o.Suspects}
+		l.suspect.left.Store(int32(len(o.Suspects)))
+	}
 	l.spin.budget = o.Spin
 	if o.Spin == 0 {
 		l.spin.budget = defaultSpin
@@ -90,6 +100,7 @@ func newLoop(fs fuse.RawFileSystem, mo *fuse.MountOptions, o ServeOptions, log *
 	l.spin.credit = spinCredit
 	l.reader, _ = fs.(Reader)
 	l.idler, _ = fs.(Idler)
+	l.diary, _ = fs.(Diary)
 	l.slow = o.Debug // go-fuse logs what it decodes
 	return l
 }
@@ -104,7 +115,7 @@ func (l *loop) run() {
 	l.token <- struct{}{}
 	l.start()
 	l.workers.Wait()
-	l.buffers.free()
+	l.buffers.drop()
 }
 
 // start adds a worker unless there are enough.
@@ -335,8 +346,21 @@ func (l *loop) sleep() error {
 // if there is none, and more is false if no other request follows.
 func (l *loop) handle(b *buffer, n int) (reply []byte, more bool) {
 	op := binary.NativeEndian.Uint32(b.in[4:])
+	unique := binary.NativeEndian.Uint64(b.in[8:]) &^ resendBit
+	deaths, done := l.suspect.admit(unique)
+	if done != nil {
+		defer done()
+	}
+	l.running.Run(b.number, unique, deaths)
 	began := l.counts.Begin()
-	reply, more = l.respond(b, n)
+	if deaths < maxEnds {
+		reply, more = l.respond(b, n)
+	} else {
+		reply, more = l.refuse(b.in, b.out), true
+	}
+	if deaths > 0 {
+		l.running.Acquit(unique)
+	}
 	errno := errnoOf(reply)
 	if op == opLookup && errno == 0 && isAbsent(reply) {
 		errno = unix.ENOENT
@@ -346,6 +370,20 @@ func (l *loop) handle(b *buffer, n int) (reply []byte, more bool) {
 		l.countData(op, reply)
 	}
 	return reply, more
+}
+
+// refuse answers a request that has ended servers again and again.
+func (l *loop) refuse(in, out []byte) []byte {
+	l.log.Error("a request is refused: two servers have ended while they answered it",
+		zap.Uint32("opcode", binary.NativeEndian.Uint32(in[4:])), zap.Uint64("node", binary.NativeEndian.Uint64(in[16:])))
+	if l.refused != nil {
+		l.refused()
+	}
+	switch binary.NativeEndian.Uint32(in[4:]) {
+	case opForget, opBatchForget:
+		return nil
+	}
+	return errorReply(out, in, unix.EIO)
 }
 
 // countData counts the bytes of a request that has not failed.
@@ -410,6 +448,9 @@ func (l *loop) finish(b *buffer, reply []byte) bool {
 	}
 	if !l.write(reply) {
 		return false
+	}
+	if l.diary != nil && noted(binary.NativeEndian.Uint32(b.in[4:])) {
+		l.diary.Answered(binary.NativeEndian.Uint64(b.in[8:]))
 	}
 	if binary.NativeEndian.Uint32(b.in[4:]) == opInit && l.ready != nil {
 		l.ready(l.init)

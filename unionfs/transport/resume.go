@@ -20,6 +20,7 @@ type Resume struct {
 const (
 	initExt   = 1 << 30 // FUSE_INIT_EXT: there are more flags
 	hasResend = 1 << 7  // FUSE_HAS_RESEND, in these; since Linux 6.9
+	resendBit = 1 << 63 // FUSE_UNIQUE_RESEND, in the number of a request that is sent again
 )
 
 // newResume keeps an INIT request; nil if the kernel does not send unanswered requests

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/unionfs/counters"
+	"github.com/plyfs/plyfs/unionfs/ledger"
 )
 
 // ServeOptions tune the request loop.
@@ -19,6 +20,12 @@ type ServeOptions struct {
 	Ready func(*Resume)
 	// Resume, if not nil, is from the server of this connection that has died.
 	Resume *Resume
+	// Ledger, if not nil, is where it is written down which requests are being answered,
+	// and Suspects are those during which servers have ended by themselves, as it says. A
+	// request that has ended two is answered with EIO, and Refused, if not nil, called.
+	Ledger   *ledger.Ledger
+	Suspects map[uint64]int
+	Refused  func()
 	// Spin is how long the reader looks for the next request before it
 	// sleeps, while requests keep coming: 0 means 100 microseconds, a negative
 	// value not at all.
