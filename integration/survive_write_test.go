@@ -118,26 +118,27 @@ func TestContainerSurvives(t *testing.T) {
 	m := &readOnlyMount{t: t, s: s, target: filepath.Join(t.TempDir(), "m")}
 	must(t, os.Mkdir(m.target, 0o755))
 	s.run("mount", "rw:1", m.target)
+	t.Cleanup(func() { s.run("umount", m.target) })
 	holder, _ := m.pids()
 	survive(t, m.target, holder, surviveFor(t))
 	if h, _ := m.pids(); h != holder {
 		t.Errorf("holder %d, before %d", h, holder)
 	}
+	if os.Geteuid() != 0 { // whoever looks at everything changes its root
+		return
+	}
 	before := snapshotOf(t, m.target)
 	s.run("umount", m.target)
 	s.run("mount", strings.Fields(s.run("ps", "-q"))[0], m.target)
-	before.Ghosts = ""
-	after := snapshotOf(t, m.target)
-	if after.Ghosts = ""; before.Out != after.Out {
+	if after := snapshotOf(t, m.target); before.Out != after.Out {
 		t.Error("the tree is another one after a remount")
 	}
-	s.run("umount", m.target)
 }
 
 // TestPlainDirectoriesSurvive: so it is with a mount that no store knows, under each way in
 // which data reaches programs.
 func TestPlainDirectoriesSurvive(t *testing.T) {
-	harness.NeedFUSE(t)
+	needOracle(t)
 	for _, policy := range []string{"", "io=cache", "io=noopen"} {
 		t.Run(policy, func(t *testing.T) {
 			dir := t.TempDir()

@@ -158,7 +158,11 @@ func (p *past) drop(r *ledger.Record) {
 
 // lose gives up an object that cannot be found.
 func (p *past) lose(id uint64, err error) {
-	p.fs.log.Warn("an object that an earlier server has shown cannot be found", zap.Uint64("node", id), zap.Error(err))
+	say := p.fs.log.Warn
+	if errors.Is(err, errNotKept) { // nobody has it open, or the kernel is about to forget it
+		say = p.fs.log.Debug
+	}
+	say("an object that an earlier server has shown cannot be found", zap.Uint64("node", id), zap.Error(err))
 	for len(p.byID[id]) > 0 {
 		p.drop(p.byID[id][0])
 	}
@@ -265,6 +269,9 @@ func (fs *FS) natural(id uint64, parent func(uint64) (*inode, error)) (*inode, e
 	return n, err
 }
 
+// errNotKept says that the last server has not come to give the keeper a descriptor.
+var errNotKept = errors.New("it has no name, and nobody has kept it")
+
 // nameless makes the inode of an object that has lost its known names.
 func (p *past) nameless(id uint64, records []*ledger.Record) (*inode, error) {
 	fs := p.fs
@@ -314,7 +321,7 @@ func (p *past) nameless(id uint64, records []*ledger.Record) (*inode, error) {
 		n := newInode(id, ino, uint32(low.typ())<<12, low)
 		return n, p.adopt(n, o)
 	default:
-		return nil, errors.New("nobody has kept it")
+		return nil, errNotKept
 	}
 	var st unix.Stat_t
 	if err == nil {
