@@ -2,6 +2,7 @@ package unionfs
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +31,12 @@ type keeping struct {
 	held  map[uint64]int // descriptors that the keeper has copies of, by node id; guarded by mu
 	late  map[uint64]int // others; guarded by mu
 	timer *time.Timer    // for those; guarded by mu
+
+	last atomic.Int64 // when the keeper was last told to drop one, in nanoseconds since 1970
 }
+
+// letsGo reports whether the keeper may be about to close a descriptor.
+func (k *keeping) letsGo() bool { return time.Since(time.Unix(0, k.last.Load())) < 2*maxSpacePause }
 
 // SetKeeper says who keeps descriptors. Call it before the first request.
 func (fs *FS) SetKeeper(k Keeper) {
@@ -71,6 +77,7 @@ func (k *keeping) drop(node uint64) {
 	delete(k.late, node)
 	k.mu.Unlock()
 	if held {
+		k.last.Store(time.Now().UnixNano())
 		k.to.Drop(node)
 	}
 }
