@@ -120,7 +120,10 @@ func receive(from *os.File) (int, error) {
 		return -1, err
 	}
 	oob := make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(int(from.Fd()), make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
+	n, err := 0, error(unix.EINTR)
+	for err == unix.EINTR {
+		_, n, _, _, err = unix.Recvmsg(int(from.Fd()), make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
+	}
 	if err != nil {
 		return -1, err
 	}
