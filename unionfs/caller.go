@@ -8,6 +8,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/whiteout/xattrat"
 )
 
 // The kernel checks permissions before it asks. What is left to the server
@@ -33,7 +35,7 @@ func callerIsAdmin(h *fuse.InHeader) bool {
 var inFirstUserNS = sync.OnceValue(func() bool {
 	const first = 0xEFFFFFFD
 	var st unix.Stat_t
-	return unix.Stat("/proc/self/ns/user", &st) != nil || st.Ino == first
+	return unix.Stat(xattrat.Proc()+"/self/ns/user", &st) != nil || st.Ino == first
 })
 
 // callerInGroup reports whether the calling process is in a group, or root and
@@ -52,7 +54,7 @@ func callerInGroup(h *fuse.InHeader, gid uint32) bool {
 }
 
 func callerStatus(h *fuse.InHeader, field string) (value string, found bool) {
-	b, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(h.Pid), 10) + "/status")
+	b, err := os.ReadFile(xattrat.Proc() + "/" + strconv.FormatUint(uint64(h.Pid), 10) + "/status")
 	if err != nil {
 		return "", false
 	}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/whiteout/xattrat"
 )
 
 // trimmer gives memory back to the system after the kernel has come to know or
@@ -43,11 +45,11 @@ func Trim() {
 // unmapProgram lets go of the pages of our own program: the kernel maps a dozen around
 // each that is used, and finds those that are used again in its page cache.
 func unmapProgram() {
-	exe, err := os.Readlink("/proc/self/exe")
+	exe, err := os.Readlink(xattrat.Proc() + "/self/exe")
 	if err != nil {
 		return
 	}
-	maps, err := os.Open("/proc/self/maps")
+	maps, err := os.Open(xattrat.Proc() + "/self/maps")
 	if err != nil {
 		return
 	}

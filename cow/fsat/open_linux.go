@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/whiteout/xattrat"
 )
 
 // PATH_MAX counts the final NUL; longer paths are walked in pieces.
@@ -205,7 +207,7 @@ func OpenRegularNoDev(dirfd int, name string, flags int) (int, error) {
 // as needed, but has to wait each time for every thread that may be looking at the old
 // one, some ten milliseconds. It is no error if there may not be so many.
 func ReserveFds(n int) {
-	fd, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC) // nothing that leads anywhere, see package confine
 	if err != nil {
 		return
 	}
@@ -218,7 +220,11 @@ func ReserveFds(n int) {
 // ProcPath names an open descriptor. The magic link leads to the object
 // itself, even where that is a symbolic link, so path calls on it act on
 // exactly what the descriptor holds.
-func ProcPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+func ProcPath(fd int) string { return xattrat.Proc() + "/self/fd/" + strconv.Itoa(fd) }
+
+// ProcIsRoot says that procfs is the root directory of this process from now on. No other
+// call of this package may run meanwhile.
+func ProcIsRoot() { xattrat.ProcIsRoot() }
 
 // Close closes fd; negative values are ignored.
 func Close(fd int) {

@@ -12,7 +12,7 @@ import (
 var may = map[string][]string{
 	"cmd/plyfs":           {"mountd/...", "layers", "layers/registry", "snapshotter", "unionfs", "unionfs/counters", "whiteout"},
 	"snapshotter":         {"mountd", "mountd/holder", "layers", "unionfs"},
-	"mountd":              {"mountd/...", "unionfs/...", "layers", "layers/registry", "metadata", "metadata/chainindex", "whiteout", "whiteout/override", "cow/fsat"},
+	"mountd":              {"mountd/...", "unionfs/...", "layers", "layers/registry", "metadata", "metadata/chainindex", "whiteout", "whiteout/override", "cow/fsat", "cow/fault"},
 	"mountd/metrics":      {},
 	"mountd/sandbox":      {"cow/fsat"},
 	"unionfs/counters":    {},

@@ -37,7 +37,35 @@
 //     after umount(2) knows that the upper has been synced.
 //   - A server of root's is started without any capability that files do not need
 //     (drop_linux.go), and with no_new_privs cannot gain any.
-//   - No path is looked up after the start; the working directory is "/".
+//   - No path is looked up after the start but below procfs; the working directory is "/".
+//   - A server that is confined (confine.go, package confine) starts no process and unmounts
+//     nothing. What has to be done when its holder is killed is done by the spare holder.
+//
+// # The spare holder
+//
+// For a mount that outlives its holder the holder forks a copy of itself and gives the server a
+// socket to that ("spare"). It waits, without any descriptor but that socket and standard error,
+// and ends with the server. What a server starts would be confined as it is, for good: a filter of
+// system calls and a root directory are inherited. When the holder is killed the server writes
+// to the socket what a holder must know ("adopt"), the spare executes the holder's verb, and that makes
+// the next spare. It has the rights of the first holder. A server whose holder and spare are both killed
+// serves until it is unmounted, and cannot unmount by itself. A spare is forked for each server.
+//
+// # Confinement
+//
+//	mount                        its server
+//	---------------------------  ---------------------------------------------------------
+//	root's, in the background    sees procfs, read-only, as root directory, and what is open;
+//	                             filtered calls
+//	root's, in the foreground    filtered calls and umount2(2), for the end of its holder; no
+//	or bound to its starter      CAP_SYS_CHROOT
+//	a user's, in the background  filtered calls, no_new_privs
+//	a user's otherwise           nothing: it may have to execute fusermount3
+//	with GoFuse                  nothing: for comparison only
+//
+// It happens when everything is open and before the first request. What cannot be had is one line
+// in the log. The variables PLYFS_NO_SECCOMP and PLYFS_NO_CHROOT in the environment of
+// whoever starts the mount turn each off.
 //
 // # What a server says about itself
 //
@@ -57,10 +85,11 @@
 //	within a second
 //	server killed or crashed     holder keeps the connection  holder detaches the mount (lazy) and closes
 //	                                                          /dev/fuse: clients get ENOTCONN, not a hang
-//	holder killed                server has its own copy of   server makes another holder and gives it the spec,
-//	                             /dev/fuse                    the connection and what the next server needs
+//	holder killed                server has its own copy of   server gives the spare holder the spec, the
+//	                             /dev/fuse                    connection and what the next server needs
 //	the same in the foreground,  the same                     server goes on until the mount is unmounted
-//	or twice within a second
+//	twice within a second, or
+//	with the spare
 //	both killed                  kernel aborts the connection dead entry in the mount table, removed by
 //	                                                          the next command that lists or mounts
 //	starter killed before live   status socket ends           holder detaches, both exit

@@ -20,6 +20,7 @@ var needed = []int{
 	unix.CAP_SYS_ADMIN,    // trusted.*, files passed through, unmounting without a holder
 	unix.CAP_SYS_RESOURCE, // the blocks that a file system reserves for root
 	unix.CAP_LEASE,
+	unix.CAP_SYS_CHROOT, // until it is confined, see confine.go
 }
 
 // startWithout starts a mount server, as root without what it does not need: whoever finds

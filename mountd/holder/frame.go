@@ -30,6 +30,7 @@ const (
 	kindKeep     kind = "keep"     // server -> holder, and later -> next server: a descriptor
 	kindDrop     kind = "drop"     // server -> holder: it is not needed any more
 	kindRefused  kind = "refused"  // server -> holder: a request has been refused
+	kindSpare    kind = "spare"    // holder -> server: with the socket of a spare holder
 )
 
 // message is one frame: four bytes of length, then JSON. Descriptors travel
@@ -42,7 +43,7 @@ type message struct {
 	Spec  *Spec      `json:"spec,omitempty"`
 	State *State     `json:"state,omitempty"`
 	Error *wireError `json:"error,omitempty"`
-	// Keep, with serve, tells the server to start a new holder when ours is killed.
+	// Keep, with serve, tells the server to see to a new holder when ours is killed.
 	Keep bool `json:"keep,omitempty"`
 	// Resume comes from a live server that another one can take over from, and goes
 	// to that one.

@@ -75,6 +75,8 @@ type holder struct {
 	serverLog *os.File
 	live      func(State)
 
+	keep   bool      // the mount goes on where we are killed
+	spare  *os.File  // the socket of a spare holder, for the next server; may be nil
 	server *exec.Cmd // nil: it is not our child, but has made us
 	ctl    *link
 	dev    *os.File // our copy of /dev/fuse: the connection lives while it is open
@@ -118,14 +120,14 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 			}
 		}
 	}
-	live := h.dev != nil // adopted
+	live := h.dev != nil                            // adopted
+	h.keep = live || parent != nil && !h.spec.Bound // in the foreground the mount is to end with us
 	if !live {
 		if err := h.startServer(); err != nil {
 			tell(parent, message{Kind: kindError, Error: toWire(err)})
 			return err
 		}
 	}
-	keep := live || parent != nil // in the foreground the mount is to end with us
 	go listen(h.ctl)
 	if parent != nil {
 		go listen(parent)
@@ -163,7 +165,7 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 					h.letGo()
 				}
 			case e.from == parent && e.m.Kind == kindGo:
-				if err := h.mount(keep); err != nil {
+				if err := h.mount(); err != nil {
 					tell(parent, message{Kind: kindError, Error: toWire(err)})
 					h.end()
 					return err
@@ -197,13 +199,13 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 				}
 				return e.m.Error
 			case e.m.Kind == kindPrepared && h.dev != nil:
-				if err := h.handOver(keep); err != nil { // its end is an event, too
+				if err := h.handOver(); err != nil { // its end is an event, too
 					h.log.Warn("another mount server", zap.Error(err))
 				}
 			case e.m.Kind == kindPrepared:
 				if parent != nil {
 					tell(parent, message{Kind: kindPrepared})
-				} else if err := h.mount(keep); err != nil {
+				} else if err := h.mount(); err != nil {
 					h.end()
 					return err
 				}
@@ -241,6 +243,8 @@ func (h *holder) adopt(ctl *link, m message, with files) {
 	}
 	h.state.Target, h.state.Holder, h.state.Server = h.spec.Target, Self(), m.State.Server
 	h.log.Warn("the holder of a mount was killed; this is another one", zap.String("target", h.spec.Target), zap.Int("server", h.state.Server.Pid))
+	h.makeSpare()
+	h.giveSpare() // before anybody hears of us, and may kill us
 	h.recordState()
 }
 
@@ -285,10 +289,40 @@ func (h *holder) startServer() error {
 	h.ctl = l
 	h.state.Target, h.state.Holder = h.spec.Target, Self()
 	h.state.Server, _ = Lookup(h.server.Process.Pid) // empty if it died at once: seen as an event
-	return l.send(message{Kind: kindSpec, Spec: &h.spec, Restarts: h.state.Restarts}, h.upper)
+	if err := l.send(message{Kind: kindSpec, Spec: &h.spec, Restarts: h.state.Restarts}, h.upper); err != nil {
+		return err
+	}
+	if h.keep {
+		h.makeSpare() // while the server opens the layers
+	}
+	return nil
 }
 
-func (h *holder) mount(keep bool) error {
+// makeSpare makes a spare holder for the next server. Without, the mount does not outlive us.
+func (h *holder) makeSpare() {
+	h.closeSpare()
+	var err error
+	if h.spare, err = forkSpare(h.spec.Target); err != nil {
+		h.log.Warn("this mount will not outlive its holder", zap.String("target", h.spec.Target), zap.Error(err))
+	}
+}
+
+// giveSpare leaves it to the server, with which it ends.
+func (h *holder) giveSpare() {
+	if h.spare != nil {
+		_ = h.ctl.send(message{Kind: kindSpare}, h.spare) // a server that is gone needs none
+		h.closeSpare()
+	}
+}
+
+func (h *holder) closeSpare() {
+	if h.spare != nil {
+		_ = h.spare.Close() // nothing is buffered in it
+		h.spare = nil
+	}
+}
+
+func (h *holder) mount() error {
 	dev, err := transport.Mount(h.spec.mountOptions())
 	if err != nil {
 		return err
@@ -297,19 +331,20 @@ func (h *holder) mount(keep bool) error {
 	if m, err := ownMount(h.spec.Target); err == nil {
 		h.state.Major, h.state.Minor = m.Major, m.Minor
 	}
-	return h.handOver(keep)
+	return h.handOver()
 }
 
 // handOver lets the server serve. Requests wait in the kernel until it answers.
-func (h *holder) handOver(keep bool) error {
+func (h *holder) handOver() error {
 	for node, with := range h.kept {
 		if err := h.ctl.send(message{Kind: kindKeep, Node: node}, with...); err != nil {
 			return fmt.Errorf("hand over what has no name: %w", err)
 		}
 	}
-	if err := h.ctl.send(message{Kind: kindServe, Resume: h.resume, Keep: keep && !h.spec.Bound, Restarts: h.state.Restarts, Crashed: h.crashed}, h.dev, h.ledger); err != nil {
+	if err := h.ctl.send(message{Kind: kindServe, Resume: h.resume, Keep: h.keep, Restarts: h.state.Restarts, Crashed: h.crashed}, h.dev, h.ledger); err != nil {
 		return fmt.Errorf("hand over /dev/fuse: %w", err)
 	}
+	h.giveSpare()
 	return nil
 }
 
@@ -453,6 +488,7 @@ func (h *holder) detach() {
 
 // closeDev lets go of the connection and of what was for the next server.
 func (h *holder) closeDev() {
+	h.closeSpare()
 	for node := range h.kept {
 		h.drop(node)
 	}

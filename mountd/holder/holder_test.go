@@ -160,6 +160,10 @@ func TestServerHasFewPrivileges(t *testing.T) {
 				if has, err := strconv.ParseUint(value, 16, 64); err != nil || has&^keep != 0 || key != "CapInh" && has&(1<<unix.CAP_CHOWN) == 0 {
 					t.Errorf("%s: %s is %s, expected nothing beyond %x", task, key, value, keep)
 				}
+			case "Seccomp":
+				if value != "2" {
+					t.Errorf("%s: seccomp is %s, expected a filter", task, value)
+				}
 			case "NoNewPrivs":
 				if value != "1" {
 					t.Errorf("%s: no_new_privs is %s", task, value)
@@ -543,8 +547,8 @@ func TestUsers(t *testing.T) {
 	for _, p := range ProcessesOf(s.Target) {
 		got[p] = true
 	}
-	if len(got) != 2 || !got[st.Holder] || !got[st.Server] {
-		t.Errorf("processes %v, want %v and %v", got, st.Holder, st.Server)
+	if len(got) != 3 || !got[st.Holder] || !got[st.Server] {
+		t.Errorf("processes %v, want %v, %v and the spare holder", got, st.Holder, st.Server)
 	}
 	runtime.KeepAlive(f)
 }

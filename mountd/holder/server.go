@@ -35,7 +35,7 @@ func ServerMain(logger *zap.Logger) int {
 		logger.Error("no mount spec received", zap.Error(err))
 		return 1
 	}
-	s := &server{spec: m.Spec, restarts: m.Restarts, upper: with.at(0), ctl: ctl, log: logger.With(zap.String("mount_id", m.Spec.ID))}
+	s := &server{self: Self(), spec: m.Spec, restarts: m.Restarts, upper: with.at(0), ctl: ctl, log: logger.With(zap.String("mount_id", m.Spec.ID))}
 	s.watchSignals()
 	if err := s.run(); err != nil {
 		if s.orphan.Load() { // else the holder has been told, and says it
@@ -48,6 +48,7 @@ func ServerMain(logger *zap.Logger) int {
 
 // server answers the requests of one mount.
 type server struct {
+	self     Process
 	spec     *Spec
 	restarts int      // how many servers have died before
 	upper    *os.File // the mount that the upper lies in; nil: none of its own, or not known yet
@@ -58,11 +59,12 @@ type server struct {
 	suspects map[uint64]int // see transport.ServeOptions
 
 	orphan atomic.Bool // the holder is gone
-	keep   bool        // then a new one is made
+	keep   bool        // then a spare one takes its place
 	ending atomic.Bool // nobody needs one any more
 
 	mu     sync.Mutex
 	ctl    *link             // guarded by mu
+	spare  *link             // guarded by mu; to a holder that waits; nil: none
 	resume *transport.Resume // guarded by mu; nil before the mount is live, or if nobody can take over
 	live   bool              // guarded by mu
 }
@@ -129,7 +131,6 @@ func (s *server) run() error {
 		_ = s.send(message{Kind: kindError, Error: toWire(err)})
 		return errors.Join(err, dev.Close(), fs.Close())
 	}
-	go s.watchHolder()
 	go func() { // lives as long as the process
 		for range counts {
 			// In the words of fuse-overlayfs, whose users ask this way.
@@ -144,10 +145,12 @@ func (s *server) run() error {
 	}
 	stopStats := s.answerStats(func() Stats {
 		return Stats{
-			ID: s.spec.ID, Target: s.spec.Target, Server: Self(), Restarts: serve.Restarts,
+			ID: s.spec.ID, Target: s.spec.Target, Server: s.self, Restarts: serve.Restarts,
 			IO: fs.IO().String(), Since: fs.Counters().Since(), Counters: fs.Counters().Snapshot(),
 		}
 	})
+	s.confine()
+	go s.watchHolder()
 	err = transport.Serve(dev, fs, transport.ServeOptions{
 		Resume: serve.Resume,
 		Ready: func(r *transport.Resume) {
@@ -183,6 +186,7 @@ func (s *server) run() error {
 	if cerr := fs.Close(); cerr != nil {
 		err = errors.Join(err, fmt.Errorf("close the union of %q: %w", s.spec.Target, cerr))
 	}
+	s.closeSpare()
 	m := message{Kind: kindDone}
 	if err != nil {
 		m.Error = toWire(err)
@@ -264,7 +268,11 @@ func (s *server) watchHolder() {
 		s.mu.Lock()
 		ctl := s.ctl
 		s.mu.Unlock()
-		_, with, err := ctl.recv()
+		m, with, err := ctl.recv()
+		if err == nil && m.Kind == kindSpare && len(with) == 1 {
+			s.setSpare(with[0])
+			continue
+		}
 		with.close() // not ours to keep
 		if err == nil {
 			continue
@@ -296,16 +304,12 @@ func (s *server) newHolder() error {
 	if !s.live {
 		return errors.New("the mount is not live yet")
 	}
-	l, theirs, err := socketPair()
-	if err != nil {
-		return err
+	l := s.spare
+	if l == nil {
+		return errors.New("there is no spare one")
 	}
-	cmd, err := spawn(VerbHolder, s.spec.Target, theirs, os.Stderr)
-	_ = theirs.Close() // the child has its copy
-	if err == nil {
-		go func() { _ = cmd.Wait() }() // it is killed, or ends after us
-		err = l.send(message{Kind: kindAdopt, Spec: s.spec, State: &State{Server: Self()}, Resume: s.resume}, s.dev, s.ledger.File(), s.upper)
-	}
+	s.spare = nil
+	err := l.send(message{Kind: kindAdopt, Spec: s.spec, State: &State{Server: s.self}, Resume: s.resume}, s.dev, s.ledger.File(), s.upper)
 	if err == nil {
 		s.fs.Kept(func(node uint64, fd int) {
 			err = errors.Join(err, l.sendFds(message{Kind: kindKeep, Node: node}, fd))

@@ -148,7 +148,7 @@ func UsersElsewhere(major, minor int) []User {
 	return users
 }
 
-// ProcessesOf finds holder and server of a mount without a run directory by
+// ProcessesOf finds holder, spare holder and server of a mount without a run directory by
 // the title they were started with.
 func ProcessesOf(target string) []Process {
 	entries, err := os.ReadDir("/proc")

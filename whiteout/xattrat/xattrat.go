@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -206,4 +207,18 @@ func retry(fn func() error) error {
 	}
 }
 
-func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+func procPath(fd int) string { return Proc() + "/self/fd/" + strconv.Itoa(fd) }
+
+var procRoot atomic.Bool
+
+// Proc is the path of procfs in this process: "/proc", or nothing where procfs is the root.
+func Proc() string {
+	if procRoot.Load() {
+		return ""
+	}
+	return "/proc"
+}
+
+// ProcIsRoot says that the root directory of this process is procfs. No call of this
+// package may run meanwhile.
+func ProcIsRoot() { procRoot.Store(true) }
