@@ -195,7 +195,7 @@ func Listen(socket string) (net.Listener, func(), error) {
 // serve answers on ln until ctx ends, then stops in order: no new connections,
 // running calls get stopGrace, what is left is cancelled.
 func serve(ctx context.Context, ln net.Listener, h http.Handler, ready func()) error {
-	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	base, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), stoppingKey{}, ctx))
 	defer cancel()
 	srv := &http.Server{
 		Handler:           h,

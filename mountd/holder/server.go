@@ -187,7 +187,10 @@ func (s *server) run() error {
 	if err != nil {
 		m.Error = toWire(err)
 	}
-	if serr := s.send(m); serr != nil && !s.orphan.Load() {
+	serr := s.send(m)
+	if s.orphan.Load() {
+		s.ended(err)
+	} else if serr != nil {
 		s.log.Warn("holder not told of the end", zap.Error(serr))
 	}
 	return err

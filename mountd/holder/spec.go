@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/plyfs/plyfs/mountd/events"
 	"github.com/plyfs/plyfs/unionfs"
 	"github.com/plyfs/plyfs/unionfs/transport"
 )
@@ -70,6 +71,14 @@ type Spec struct {
 	Bound bool `json:"bound,omitempty"`
 	// RunDir, if set, is an existing directory for state.json, exit.json and the socket [StatsFile].
 	RunDir string `json:"runDir,omitempty"`
+	// Events, if set, is where to tell what becomes of the mount.
+	Events *EventSource `json:"events,omitempty"`
+}
+
+// EventSource is what events of a mount have in common.
+type EventSource struct {
+	Dir   string            `json:"dir"` // of the log, see package events
+	Mount events.MountEvent `json:"mount"`
 }
 
 // Validate reports what no process could serve.
@@ -167,6 +176,8 @@ type State struct {
 	// Refused counts the requests that were answered with EIO because two servers have
 	// ended while they answered them.
 	Refused int `json:"refused,omitempty"`
+	// Ended: the mount has ended, and its event is written.
+	Ended bool `json:"ended,omitempty"`
 }
 
 // Exit is left in RunDir/exit.json by a holder whose mount did not end well.
