@@ -31,6 +31,8 @@ type LocalOptions struct {
 	// Background has what is removed deleted by a process of its own, the running
 	// binary with [VerbPurge], so that nobody waits for it.
 	Background bool
+	// MaxMounts is how many mounts of the store there may be; 0: any number.
+	MaxMounts int
 	// onTrash is that of a daemon, which does it by itself.
 	onTrash func()
 }

@@ -55,6 +55,12 @@ func (l *Local) Mount(ctx context.Context, r MountRequest) (res MountResult, err
 	if err := l.checkFree(target, alive); err != nil {
 		return res, err
 	}
+	if err := l.checkNumber(len(alive)); err != nil {
+		return res, err
+	}
+	if err := r.Limits.Validate(); err != nil {
+		return res, marked(ErrUsage, err)
+	}
 	sub, err := l.subjectOf(ctx, r, alive)
 	if err != nil {
 		return res, err
@@ -192,6 +198,7 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) (s holder.Spe
 		ReadOnly: sub.stack.Upper == "", AllowOther: r.AllowOther || os.Geteuid() == 0,
 		NoSuid: !r.Suid, NoDev: !r.Dev, NoExec: r.NoExec, NoAtime: r.NoAtime,
 		Volatile: r.Volatile, IO: r.IO, Debug: r.Debug, Bound: l.opts.Bound,
+		Limits: r.Limits,
 	}
 	if sub.container != nil {
 		s.ID = sub.container.MountID
@@ -274,7 +281,13 @@ func (l *Local) start(ctx context.Context, spec holder.Spec, row layers.Live, au
 		return 0, marked(ErrMount, fmt.Errorf("mount on %q: %w", spec.Target, err))
 	}
 	row.Pid, row.StartTime = p.Process.Pid, p.Process.StartTime
-	if err := l.withLiveLock(func() error { return l.store.AddLive(ctx, row) }); err != nil {
+	err = l.withLiveLock(func() error {
+		if err := l.checkRows(ctx); err != nil { // others may have mounted meanwhile
+			return err
+		}
+		return l.store.AddLive(ctx, row)
+	})
+	if err != nil {
 		p.Abort()
 		return 0, err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/layers/registry"
 	"github.com/plyfs/plyfs/mountd/events"
+	"github.com/plyfs/plyfs/mountd/holder"
 	"github.com/plyfs/plyfs/unionfs"
 	"github.com/plyfs/plyfs/unionfs/counters"
 )
@@ -184,6 +185,8 @@ type MountRequest struct {
 	IO         unionfs.IO `json:"io,omitempty"`
 	AllowOther bool       `json:"allowOther,omitempty"`
 	Debug      bool       `json:"debug,omitempty"`
+	// Limits of the mount server.
+	Limits holder.Limits `json:"limits,omitzero"`
 }
 
 // MountResult says what was mounted.

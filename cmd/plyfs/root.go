@@ -125,6 +125,9 @@ func (a *app) openAs(ctx context.Context, o mountd.LocalOptions) (mountd.Service
 	if err != nil {
 		return nil, err
 	}
+	if o.MaxMounts, err = mountd.MaxMounts(); err != nil {
+		return nil, err
+	}
 	return mountd.OpenService(ctx, mountd.OpenOptions{Root: root, RootGiven: given, Socket: a.socketPath(), Local: o})
 }
 

@@ -109,7 +109,11 @@ func (s *server) run() error {
 	signal.Notify(counts, unix.SIGUSR1)
 	o := s.spec.unionOptions()
 	o.Logger, o.Restarts, o.Mount = s.log, s.restarts, s.upper
-	fs, err := unionfs.New(o)
+	err := s.spec.Limits.obey()
+	var fs *unionfs.FS
+	if err == nil {
+		fs, err = unionfs.New(o)
+	}
 	if err != nil {
 		_ = s.send(message{Kind: kindError, Error: toWire(err)}) // a holder that is gone needs no answer
 		return err

@@ -71,6 +71,8 @@ type Spec struct {
 	Bound bool `json:"bound,omitempty"`
 	// RunDir, if set, is an existing directory for state.json, exit.json and the socket [StatsFile].
 	RunDir string `json:"runDir,omitempty"`
+	// Limits of the server.
+	Limits Limits `json:"limits,omitzero"`
 	// Events, if set, is where to tell what becomes of the mount.
 	Events *EventSource `json:"events,omitempty"`
 }
@@ -86,6 +88,8 @@ func (s *Spec) Validate() error {
 	switch {
 	case !filepath.IsAbs(s.Target):
 		return fmt.Errorf("mount point %q is not an absolute path", s.Target)
+	case s.Limits.Validate() != nil:
+		return s.Limits.Validate()
 	case len(s.Lowers) == 0 && s.Upper.Path == "":
 		return errors.New("a mount needs at least one layer")
 	case (s.Upper.Path == "") != (s.Work == ""):
