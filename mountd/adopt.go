@@ -18,5 +18,9 @@ type AdoptRequest struct {
 // part of [Service]: a daemon opens no path that a client names, and whoever adopts a
 // store must be able to read it himself. A daemon of the same store sees the result.
 func (l *Local) Adopt(ctx context.Context, r AdoptRequest, p layers.ProgressFunc) (*layers.AdoptReport, error) {
-	return l.store.Adopt(ctx, r.Path, layers.AdoptOptions{Mode: r.Mode, Verify: r.Verify, DryRun: r.DryRun, Progress: p})
+	rep, err := l.store.Adopt(ctx, r.Path, layers.AdoptOptions{Mode: r.Mode, Verify: r.Verify, DryRun: r.DryRun, Progress: p})
+	if err == nil && !r.DryRun {
+		l.emitAdopted(rep)
+	}
+	return rep, err
 }

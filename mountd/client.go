@@ -88,7 +88,11 @@ func ask[Resp any](ctx context.Context, c *Client, name string, req any) (resp R
 
 // post sends a request and turns every answer but 200 into its error.
 func (c *Client) post(ctx context.Context, path string, body io.Reader) (*http.Response, error) {
-	hreq, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://plyfs/"+apiVersion+path, body)
+	return c.send(ctx, http.MethodPost, path, body)
+}
+
+func (c *Client) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	hreq, err := http.NewRequestWithContext(ctx, method, "http://plyfs/"+apiVersion+path, body)
 	if err != nil {
 		return nil, err
 	}

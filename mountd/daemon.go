@@ -28,6 +28,8 @@ type DaemonOptions struct {
 	// MetricsAddress, if set, is a loopback address where metrics are served over HTTP, to
 	// whoever can connect.
 	MetricsAddress string
+	// MaxMounts is as in LocalOptions.
+	MaxMounts int
 	// Ready is called once the socket accepts connections.
 	Ready func(socket string)
 }
@@ -53,7 +55,8 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 	l, err := OpenLocal(ctx, root, LocalOptions{
 		// A daemon must come up also on a damaged store: it is asked to repair it.
 		Logger: o.Logger, Version: o.Version, Damaged: true, AnyFileSystem: AnyFileSystem(),
-		onTrash: func() { request(purge) },
+		MaxMounts: o.MaxMounts,
+		onTrash:   func() { request(purge) },
 	})
 	if err != nil {
 		return err
@@ -195,7 +198,7 @@ func Listen(socket string) (net.Listener, func(), error) {
 // serve answers on ln until ctx ends, then stops in order: no new connections,
 // running calls get stopGrace, what is left is cancelled.
 func serve(ctx context.Context, ln net.Listener, h http.Handler, ready func()) error {
-	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	base, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), stoppingKey{}, ctx))
 	defer cancel()
 	srv := &http.Server{
 		Handler:           h,

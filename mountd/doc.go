@@ -36,6 +36,10 @@
 // What a server has counted is asked from the server itself, in the run directory
 // (stats.go); the daemon turns it into metrics (prometheus.go, loopback.go).
 //
+// What is done is told in the log of the store (package events): by Local after it has
+// done something (events.go), by the holder for its mount, and for a mount whose processes
+// were both killed by whoever removes its row.
+//
 // Two starts of one container are kept apart by a lock on its name in the run
 // directory, changes of live rows by another; both end with their process.
 //

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/mountd/events"
 )
 
 // Check implements Service.
@@ -31,6 +32,7 @@ func (l *Local) Check(ctx context.Context, r CheckRequest, p layers.ProgressFunc
 		}
 	}
 	rep.Findings = append(rep.Findings, lost...)
+	l.emitChecked(r, rep)
 	return *rep, nil
 }
 
@@ -48,12 +50,16 @@ func (l *Local) Rebuild(ctx context.Context, _ Empty) (layers.RebuildReport, err
 	if err != nil {
 		return rep, err
 	}
+	l.emitStore(events.Rebuild, events.StoreEvent{Images: rep.Images, Layers: rep.Layers})
 	return rep, l.reconcile(ctx) // mounts have lost their rows
 }
 
 // Compact implements Service.
 func (l *Local) Compact(ctx context.Context, _ Empty) (CompactResult, error) {
 	before, after, err := l.store.Compact(ctx)
+	if err == nil {
+		l.emitStore(events.Compact, events.StoreEvent{Reclaimed: before - after})
+	}
 	return CompactResult{Before: before, After: after}, err
 }
 

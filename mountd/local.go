@@ -13,6 +13,7 @@ import (
 
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/layers/registry"
+	"github.com/plyfs/plyfs/mountd/events"
 )
 
 // LocalOptions configure [OpenLocal].
@@ -30,6 +31,8 @@ type LocalOptions struct {
 	// Background has what is removed deleted by a process of its own, the running
 	// binary with [VerbPurge], so that nobody waits for it.
 	Background bool
+	// MaxMounts is how many mounts of the store there may be; 0: any number.
+	MaxMounts int
 	// onTrash is that of a daemon, which does it by itself.
 	onTrash func()
 }
@@ -40,6 +43,7 @@ type Local struct {
 	log    *zap.Logger
 	opts   LocalOptions
 	runDir string // made when the first mount or the daemon needs it
+	events *events.Log
 }
 
 var _ Service = (*Local)(nil)
@@ -63,7 +67,7 @@ func OpenLocal(ctx context.Context, root string, o LocalOptions) (*Local, error)
 	if err != nil {
 		return nil, err
 	}
-	return &Local{store: s, log: o.Logger, opts: o, runDir: RunDir(root)}, nil
+	return &Local{store: s, log: o.Logger, opts: o, runDir: RunDir(root), events: events.In(root)}, nil
 }
 
 // Close releases the store. Mounts stay.
@@ -138,7 +142,15 @@ func notFoundEither(name string, container, image error) error {
 
 // Tag implements Service.
 func (l *Local) Tag(ctx context.Context, r TagRequest) (Empty, error) {
-	return Empty{}, l.store.Tag(ctx, r.Source, r.Target)
+	if err := l.store.Tag(ctx, r.Source, r.Target); err != nil {
+		return Empty{}, err
+	}
+	id := ""
+	if img, err := l.store.ResolveImage(ctx, r.Target); err == nil { // the event names it all the same
+		id = img.ID.String()
+	}
+	l.emitImage(events.Tag, id, r.Target)
+	return Empty{}, nil
 }
 
 // RemoveImage implements Service.
@@ -147,7 +159,15 @@ func (l *Local) RemoveImage(ctx context.Context, r RemoveImageRequest) ([]layers
 	if _, err := l.settledMounts(ctx, func(row layers.Live) bool { return row.ContainerID == "" }); err != nil {
 		return nil, err
 	}
-	return l.store.RemoveImage(ctx, r.Name, layers.RemoveOptions{Force: r.Force, NoPrune: r.NoPrune})
+	actions, err := l.store.RemoveImage(ctx, r.Name, layers.RemoveOptions{Force: r.Force, NoPrune: r.NoPrune})
+	for _, a := range actions {
+		if a.Kind == "Untagged" {
+			l.emitImage(events.Untag, "", a.Ref)
+		} else {
+			l.emitImage(events.Delete, a.Ref)
+		}
+	}
+	return actions, err
 }
 
 // Load implements Service.
@@ -155,21 +175,33 @@ func (l *Local) Load(ctx context.Context, r LoadRequest, src layers.Source, p la
 	if src.Size == 0 {
 		src.Size = r.Size
 	}
-	return l.store.Load(ctx, src, layers.LoadOptions{Progress: p, Platform: r.Platform, Ref: r.Ref})
+	loaded, err := l.store.Load(ctx, src, layers.LoadOptions{Progress: p, Platform: r.Platform, Ref: r.Ref})
+	for _, i := range loaded {
+		l.emitImage(events.Load, i.ID.String(), i.Refs...)
+	}
+	return loaded, err
 }
 
 // Pull implements Service.
 func (l *Local) Pull(ctx context.Context, r PullRequest, p layers.ProgressFunc) (layers.PullResult, error) {
-	return l.store.Pull(ctx, r.Name, r.Access, layers.PullOptions{
+	res, err := l.store.Pull(ctx, r.Name, r.Access, layers.PullOptions{
 		Progress: p, Platform: r.Platform, KeepBlobs: r.KeepBlobs, Registry: registry.Options{UserAgent: l.userAgent()},
 	})
+	if err == nil {
+		l.emitImage(events.Pull, res.ID.String(), res.Ref)
+	}
+	return res, err
 }
 
 // Push implements Service.
 func (l *Local) Push(ctx context.Context, r PushRequest, p layers.ProgressFunc) (layers.PushResult, error) {
-	return l.store.Push(ctx, r.Name, r.Access, layers.PushOptions{
+	res, err := l.store.Push(ctx, r.Name, r.Access, layers.PushOptions{
 		Progress: p, Image: r.Image, Format: r.Format, Registry: registry.Options{UserAgent: l.userAgent()},
 	})
+	if err == nil {
+		l.emitImage(events.Push, res.ID.String(), res.Ref)
+	}
+	return res, err
 }
 
 // userAgent is what registries are told.
@@ -180,14 +212,22 @@ func (l *Local) userAgent() string {
 
 // Import implements Service.
 func (l *Local) Import(ctx context.Context, r ImportRequest, src layers.Source, p layers.ProgressFunc) (layers.Image, error) {
-	return l.store.Import(ctx, src.Reader, r.Ref, layers.ImportOptions{
+	img, err := l.store.Import(ctx, src.Reader, r.Ref, layers.ImportOptions{
 		Message: r.Message, Changes: r.Changes, Platform: r.Platform, Progress: p,
 	})
+	if err == nil {
+		l.emitImage(events.Import, img.ID.String(), r.Ref)
+	}
+	return img, err
 }
 
 // Save implements Service.
 func (l *Local) Save(ctx context.Context, r SaveRequest, w io.Writer, p layers.ProgressFunc) error {
-	return l.store.Save(ctx, w, r.Refs, layers.SaveOptions{Format: r.Format, Progress: p})
+	if err := l.store.Save(ctx, w, r.Refs, layers.SaveOptions{Format: r.Format, Progress: p}); err != nil {
+		return err
+	}
+	l.emitImage(events.Save, "", r.Refs...)
+	return nil
 }
 
 // Export implements Service.
@@ -204,6 +244,7 @@ func (l *Local) Create(ctx context.Context, r CreateRequest) (layers.Container, 
 	if err != nil {
 		return layers.Container{}, err
 	}
+	l.emitContainer(events.Create, c)
 	return *c, nil
 }
 
@@ -229,7 +270,7 @@ func (l *Local) Remove(ctx context.Context, r RemoveRequest) (Empty, error) {
 			return Empty{}, err
 		}
 	}
-	err = l.store.RemoveContainer(ctx, c.ID)
+	err = l.removeContainer(ctx, c.ID)
 	if r.Force && errors.Is(err, layers.ErrNotFound) {
 		err = nil // it was one-shot, and the unmount has removed it
 	}
@@ -262,9 +303,13 @@ func (l *Local) Commit(ctx context.Context, r CommitRequest, p layers.ProgressFu
 	if err := l.syncContainer(ctx, r.Container); err != nil {
 		return layers.Image{}, err
 	}
-	return l.store.Commit(ctx, r.Container, r.Ref, layers.CommitOptions{
+	img, err := l.store.Commit(ctx, r.Container, r.Ref, layers.CommitOptions{
 		Author: r.Author, Message: r.Message, Changes: r.Changes, Progress: p,
 	})
+	if err == nil {
+		l.emitImage(events.Commit, img.ID.String(), r.Ref)
+	}
+	return img, err
 }
 
 // Prune implements Service.
@@ -272,7 +317,11 @@ func (l *Local) Prune(ctx context.Context, r PruneRequest) (layers.GCReport, err
 	if err := l.reconcile(ctx); err != nil {
 		return layers.GCReport{}, err
 	}
-	return l.store.Prune(ctx, layers.PruneOptions{All: r.All, DryRun: r.DryRun})
+	rep, err := l.store.Prune(ctx, layers.PruneOptions{All: r.All, DryRun: r.DryRun})
+	if err == nil {
+		l.emitRemoved(events.Prune, rep)
+	}
+	return rep, err
 }
 
 // GC implements Service.
@@ -280,7 +329,11 @@ func (l *Local) GC(ctx context.Context, r GCRequest) (layers.GCReport, error) {
 	if err := l.reconcile(ctx); err != nil {
 		return layers.GCReport{}, err
 	}
-	return l.store.GC(ctx, r.DryRun)
+	rep, err := l.store.GC(ctx, r.DryRun)
+	if err == nil {
+		l.emitRemoved(events.GC, rep)
+	}
+	return rep, err
 }
 
 // FindBuild implements Service.

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/mountd/events"
 	"github.com/plyfs/plyfs/mountd/holder"
 	"github.com/plyfs/plyfs/unionfs"
 	"github.com/plyfs/plyfs/whiteout/override"
@@ -54,13 +55,19 @@ func (l *Local) Mount(ctx context.Context, r MountRequest) (res MountResult, err
 	if err := l.checkFree(target, alive); err != nil {
 		return res, err
 	}
+	if err := l.checkNumber(len(alive)); err != nil {
+		return res, err
+	}
+	if err := r.Limits.Validate(); err != nil {
+		return res, marked(ErrUsage, err)
+	}
 	sub, err := l.subjectOf(ctx, r, alive)
 	if err != nil {
 		return res, err
 	}
 	defer func() {
 		if err != nil && sub.made { // leave the store as it was
-			if rerr := l.store.RemoveContainer(context.WithoutCancel(ctx), sub.container.ID); rerr != nil {
+			if rerr := l.removeContainer(context.WithoutCancel(ctx), sub.container.ID); rerr != nil {
 				l.log.Warn("container of a failed mount not removed", zap.String("name", sub.container.Name), zap.Error(rerr))
 			}
 		}
@@ -147,9 +154,10 @@ func (l *Local) subjectOf(ctx context.Context, r MountRequest, alive []assessmen
 	if err != nil {
 		return subject{}, err
 	}
+	l.emitContainer(events.Create, c)
 	s := subject{container: c, image: img, made: true}
 	if s.stack, err = l.store.ContainerStack(ctx, c.ID); err != nil {
-		return subject{}, errors.Join(err, l.store.RemoveContainer(context.WithoutCancel(ctx), c.ID))
+		return subject{}, errors.Join(err, l.removeContainer(context.WithoutCancel(ctx), c.ID))
 	}
 	return s, nil
 }
@@ -190,6 +198,7 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) (s holder.Spe
 		ReadOnly: sub.stack.Upper == "", AllowOther: r.AllowOther || os.Geteuid() == 0,
 		NoSuid: !r.Suid, NoDev: !r.Dev, NoExec: r.NoExec, NoAtime: r.NoAtime,
 		Volatile: r.Volatile, IO: r.IO, Debug: r.Debug, Bound: l.opts.Bound,
+		Limits: r.Limits,
 	}
 	if sub.container != nil {
 		s.ID = sub.container.MountID
@@ -255,7 +264,7 @@ func (l *Local) start(ctx context.Context, spec holder.Spec, row layers.Live, au
 			l.removeMountDir(dir)
 		}
 	}()
-	rec := mountRecord{Starter: holder.Self(), ContainerID: row.ContainerID, AutoRemove: autoRemove, Row: &row}
+	rec := mountRecord{Starter: holder.Self(), ContainerID: row.ContainerID, AutoRemove: autoRemove, Row: &row, Events: true}
 	if err := writeRecord(dir, rec); err != nil {
 		return 0, fmt.Errorf("run directory of the mount: %w", err)
 	}
@@ -265,13 +274,20 @@ func (l *Local) start(ctx context.Context, spec holder.Spec, row layers.Live, au
 	}
 	defer logFile.Close()
 	spec.RunDir, row.RunDir = dir, dir
+	spec.Events = &holder.EventSource{Dir: l.events.Dir(), Mount: l.mountEvent(row)}
 
 	p, err := holder.Start(ctx, spec, holder.StartOptions{Log: logFile})
 	if err != nil {
 		return 0, marked(ErrMount, fmt.Errorf("mount on %q: %w", spec.Target, err))
 	}
 	row.Pid, row.StartTime = p.Process.Pid, p.Process.StartTime
-	if err := l.withLiveLock(func() error { return l.store.AddLive(ctx, row) }); err != nil {
+	err = l.withLiveLock(func() error {
+		if err := l.checkRows(ctx); err != nil { // others may have mounted meanwhile
+			return err
+		}
+		return l.store.AddLive(ctx, row)
+	})
+	if err != nil {
 		p.Abort()
 		return 0, err
 	}

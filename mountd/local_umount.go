@@ -79,7 +79,7 @@ func (l *Local) unmount(ctx context.Context, a assessment, lazy bool) (UnmountRe
 		return res, markedf(ErrMount, "%q is unmounted, but not cleanly: %w", a.row.Target, bad)
 	}
 	if rerr == nil && rec.AutoRemove && rec.ContainerID != "" {
-		if err := l.store.RemoveContainer(ctx, rec.ContainerID); err != nil {
+		if err := l.removeContainer(ctx, rec.ContainerID); err != nil {
 			return res, fmt.Errorf("%q is unmounted, but its container was not removed: %w", a.row.Target, err)
 		}
 		res.Removed = true

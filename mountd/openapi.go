@@ -4,6 +4,7 @@ import (
 	"encoding"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"reflect"
 	"slices"
 	"strings"
@@ -23,6 +24,15 @@ type route struct {
 	stream  bool // answered by frames
 	body    bool // of a stream: what comes with the request is an archive
 	secret  bool // of a stream: the request is the body
+	lines   bool // asked for by GET, and answered by a JSON object a line
+}
+
+// method is how the call is asked for.
+func (r route) method() string {
+	if r.lines {
+		return http.MethodGet
+	}
+	return http.MethodPost
 }
 
 // OpenAPI returns the description of the API in the form of OpenAPI 3.1. It is made of the
@@ -31,7 +41,7 @@ func OpenAPI() ([]byte, error) {
 	d := describer{schemas: map[string]any{}, types: map[string]reflect.Type{}}
 	paths := map[string]any{}
 	for _, r := range routes() {
-		paths["/"+apiVersion+"/"+r.name] = map[string]any{"post": d.operation(r)}
+		paths["/"+apiVersion+"/"+r.name] = map[string]any{strings.ToLower(r.method()): d.operation(r)}
 	}
 	d.schema(reflect.TypeFor[layers.Progress]())
 	if d.err != nil {
@@ -67,6 +77,14 @@ func (d *describer) operation(r route) map[string]any {
 	responses := map[string]any{"default": failed}
 	op["responses"] = responses
 	answer := d.schema(r.answer)
+	if r.lines {
+		op["parameters"] = []any{map[string]any{"name": "r", "in": "query", "content": jsonContent(d.schema(r.request))}}
+		responses["200"] = map[string]any{
+			"description": "an object a line, until the time that was asked for, or the daemon stops",
+			"content":     map[string]any{"application/jsonl": map[string]any{"x-line": answer}},
+		}
+		return op
+	}
 	if !r.stream {
 		op["requestBody"] = map[string]any{"required": true, "content": jsonContent(d.schema(r.request))}
 		responses["200"] = map[string]any{"description": "done", "content": jsonContent(answer)}

@@ -76,6 +76,7 @@ func TestOpenAPI(t *testing.T) {
 				Content map[string]struct {
 					Schema any
 					Result any `json:"x-result"`
+					Line   any `json:"x-line"`
 				}
 			}
 		}
@@ -87,13 +88,16 @@ func TestOpenAPI(t *testing.T) {
 	v := validator{doc.Components.Schemas}
 	rng := rand.New(rand.NewPCG(1, 2))
 	for _, r := range routes() {
-		op := doc.Paths["/v1/"+r.name]["post"]
+		op := doc.Paths["/v1/"+r.name][strings.ToLower(r.method())]
 		request, answer := op.RequestBody.Content["application/json"].Schema, op.Responses["200"].Content["application/json"].Schema
 		if r.stream {
 			answer = op.Responses["200"].Content["application/vnd.plyfs.frames"].Result
 			if !r.secret {
 				request = op.Parameters[0].Content["application/json"].Schema
 			}
+		}
+		if r.lines {
+			request, answer = op.Parameters[0].Content["application/json"].Schema, op.Responses["200"].Content["application/jsonl"].Line
 		}
 		for range 200 {
 			for _, c := range []struct {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/mountd/events"
 	"github.com/plyfs/plyfs/mountd/holder"
 )
 
@@ -25,6 +26,8 @@ type mountRecord struct {
 	// Row is the live row, as far as it is known before the mount: a database that
 	// has been made anew gets it back from here.
 	Row *layers.Live `json:"row,omitempty"`
+	// Events: the holder writes events, that of its end too.
+	Events bool `json:"events,omitempty"`
 }
 
 const recordFile = "mount.json"
@@ -315,15 +318,25 @@ func (l *Local) detachDead(a assessment, table []*mountinfo.Info) bool {
 // forget removes a row that is still the one that was looked at, and its run
 // directory.
 func (l *Local) forget(ctx context.Context, a assessment) error {
+	killed := false
 	err := l.withLiveLock(func() error {
 		now, err := l.sameRow(ctx, a.row)
 		if err != nil || !now {
 			return err // gone: somebody else was faster
 		}
-		return l.store.RemoveLive(ctx, a.row.Target)
+		rec, rerr := readRecord(a.row.RunDir)
+		st, serr := holder.ReadState(a.row.RunDir)
+		err = l.store.RemoveLive(ctx, a.row.Target)
+		killed = err == nil && rerr == nil && serr == nil && rec.Events && !st.Ended
+		return err
 	})
 	if err != nil {
 		return err
+	}
+	if killed { // nobody was left to say so
+		e := l.mountEvent(a.row)
+		e.Pid, e.Error = a.row.Pid, "its processes were killed"
+		l.emit(events.Event{Type: events.TypeMount, Action: events.End, Mount: &e})
 	}
 	l.log.Info("forgot a mount", zap.String("op", "reconcile"), zap.String("target", a.row.Target))
 	l.removeMountDir(a.row.RunDir)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/mountd/events"
 )
 
 // NewHandler serves svc as the API of wire.go. Connections must come with the
@@ -83,6 +84,11 @@ func (a *api) register(svc Service) {
 	call(a, "copy-database", "Keep a copy of the database", svc.CopyDatabase)
 	call(a, "df", "Say where the bytes of the store are", svc.DiskUsage)
 
+	follow(a, route{name: "events", summary: "Follow what happens to the store"}, func(ctx context.Context, r *EventsRequest, started func(), f func(events.Event) error) error {
+		r.Started = started
+		return svc.Events(ctx, *r, f)
+	})
+
 	stream(a, route{name: "load", summary: "Load images from an archive, which is the body", body: true}, func(ctx context.Context, r LoadRequest, in io.Reader, f *frameWriter) ([]layers.LoadedImage, error) {
 		return svc.Load(ctx, r, layers.Source{Reader: in, Size: r.Size}, f.progress)
 	})
@@ -109,7 +115,7 @@ func (a *api) register(svc Service) {
 func (a *api) add(r route, h http.HandlerFunc) {
 	a.routes = append(a.routes, r)
 	if a.mux != nil {
-		a.mux.HandleFunc("POST /"+apiVersion+"/"+r.name, h)
+		a.mux.HandleFunc(r.method()+" /"+apiVersion+"/"+r.name, h)
 	}
 }
 

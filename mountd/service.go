@@ -9,6 +9,8 @@ import (
 
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/layers/registry"
+	"github.com/plyfs/plyfs/mountd/events"
+	"github.com/plyfs/plyfs/mountd/holder"
 	"github.com/plyfs/plyfs/unionfs"
 	"github.com/plyfs/plyfs/unionfs/counters"
 )
@@ -68,6 +70,9 @@ type Service interface {
 	// CopyDatabase keeps a copy of the database.
 	CopyDatabase(ctx context.Context, r Empty) (CopyResult, error)
 	DiskUsage(ctx context.Context, r Empty) (layers.DiskUsage, error)
+	// Events calls f for what happens to the store, in order, until r.Until, or the end of
+	// ctx or an error of f, which it returns.
+	Events(ctx context.Context, r EventsRequest, f func(events.Event) error) error
 
 	Close() error
 }
@@ -180,6 +185,8 @@ type MountRequest struct {
 	IO         unionfs.IO `json:"io,omitempty"`
 	AllowOther bool       `json:"allowOther,omitempty"`
 	Debug      bool       `json:"debug,omitempty"`
+	// Limits of the mount server.
+	Limits holder.Limits `json:"limits,omitzero"`
 }
 
 // MountResult says what was mounted.

@@ -18,6 +18,7 @@ import (
 //	                           body {"code", "message"} and a matching status
 //	POST /v1/STREAM?r=JSON     the body, if any, is the archive to read; the
 //	                           answer is a sequence of frames
+//	GET /v1/events?r=JSON      the answer is a JSON object a line, see lines.go
 //	GET /metrics               text for Prometheus, see prometheus.go
 //
 // A frame is one byte of kind, four bytes of length (big endian) and content:

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -68,8 +71,36 @@ are given: an image may come from anywhere.`,
 	f.BoolVar(&r.Volatile, "volatile", false, "never sync: fast, and lost with the machine")
 	f.BoolVar(&r.AllowOther, "allow-other", false, "let other users in (always for root)")
 	pull.add(f)
+	f.Var((*byteSize)(&r.Limits.Memory), "memory", "what the mount's server keeps to in memory, as 64m or 1g (at least 16m; default: no limit)")
+	f.Int64Var(&r.Limits.OpenFiles, "nofile", 0, "how many files the mount's server may have open (at least 64; default: what the system allows)")
 	f.BoolVar(&r.Debug, "debug", false, "log every request (see the log in the run directory)")
 	return cmd
+}
+
+// byteSize is a number of bytes on the command line, as docker writes it: 64m is 64 MiB.
+type byteSize int64
+
+func (b *byteSize) String() string {
+	if *b == 0 {
+		return ""
+	}
+	return strconv.FormatInt(int64(*b), 10)
+}
+
+func (b *byteSize) Type() string { return "SIZE" }
+
+func (b *byteSize) Set(text string) error {
+	digits := strings.TrimRight(strings.ToLower(text), "bkmgi")
+	factor, ok := map[string]int64{
+		"": 1, "b": 1, "k": 1 << 10, "kb": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mb": 1 << 20, "mib": 1 << 20,
+		"g": 1 << 30, "gb": 1 << 30, "gib": 1 << 30,
+	}[strings.ToLower(text)[len(digits):]]
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || !ok || n < 0 || n > math.MaxInt64/2/factor {
+		return errors.New("expected a size in bytes, or with k, m or g")
+	}
+	*b = byteSize(n * factor)
+	return nil
 }
 
 func newUmountCommand(a *app) *cobra.Command {

@@ -11,6 +11,7 @@ import (
 
 func newDaemonCommand(a *app) *cobra.Command {
 	var metricsAddress string
+	var maxMounts int
 	cmd := &cobra.Command{
 		Use:   "daemon",
 		Short: "Serve the store to other commands over a socket",
@@ -34,15 +35,25 @@ at that address, for all users of this machine.`,
 			if socket == mountd.NoSocket {
 				return usagef("a daemon needs a socket: --socket none is for other commands")
 			}
+			if !cmd.Flags().Changed("max-mounts") {
+				if maxMounts, err = mountd.MaxMounts(); err != nil {
+					return err
+				}
+			}
+			if maxMounts < 0 {
+				return usagef("--max-mounts cannot be negative")
+			}
 			if os.Getenv(logLevelEnv) == "" {
 				setLogLevel("info")
 			}
 			return mountd.RunDaemon(cmd.Context(), root, mountd.DaemonOptions{
 				Socket: socket, Logger: newLogger(), Version: versionString(), MetricsAddress: metricsAddress,
+				MaxMounts: maxMounts,
 			})
 		},
 	}
 	cmd.Flags().StringVar(&metricsAddress, "metrics-address", "", "serve metrics over HTTP at this address of the loopback interface, as 127.0.0.1:PORT")
+	cmd.Flags().IntVar(&maxMounts, "max-mounts", 0, "how many mounts of the store there may be, those made without the daemon included; 0: any number (PLYFS_MAX_MOUNTS)")
 	return cmd
 }
 

@@ -28,7 +28,9 @@ func run(args []string) int {
 		case mountd.VerbPurge:
 			return mountd.PurgeMain(localOptions())
 		case sandbox.VerbKeeper:
-			return shellStatus(mountd.KeeperMain(args[2:], localOptions(), tell))
+			o := localOptions()
+			o.MaxMounts, _ = mountd.MaxMounts() // the command that has started us has said what is wrong
+			return shellStatus(mountd.KeeperMain(args[2:], o, tell))
 		case sandbox.VerbInit:
 			return shellStatus(sandbox.InitMain(tell))
 		}

@@ -89,7 +89,7 @@ data, 6 locked or timed out, 7 mount failure, 8 check found problems.`,
 	}
 	add("images", newPullCommand(a), newPushCommand(a), newLoadCommand(a), newSaveCommand(a), newImportCommand(a), newImagesCommand(a), newTagCommand(a),
 		newRmiCommand(a), newHistoryCommand(a), newInspectCommand(a), newLayersCommand(a), newBuildCacheCommand(a))
-	add("mounts", newMountCommand(a), newUmountCommand(a), newCreateCommand(a), newPsCommand(a), newStatsCommand(a), newDiffCommand(a),
+	add("mounts", newMountCommand(a), newUmountCommand(a), newCreateCommand(a), newPsCommand(a), newStatsCommand(a), newEventsCommand(a), newDiffCommand(a),
 		newCommitCommand(a), newRmCommand(a), newExportCommand(a), newShellCommand(a), newBundleCommand(a), newOverlayCommand())
 	add("store", newAdoptCommand(a), newCheckCommand(a), newGCCommand(a), newPruneCommand(a), newDfCommand(a), newStoreCommand(a), newDaemonCommand(a), newSnapshotterCommand(), newDoctorCommand(a), newVersionCommand(a))
 	add("store", newCompletionCommand())
@@ -123,6 +123,9 @@ func (a *app) open(ctx context.Context) (mountd.Service, error) { return a.openA
 func (a *app) openAs(ctx context.Context, o mountd.LocalOptions) (mountd.Service, error) {
 	root, given, err := a.storeRoot()
 	if err != nil {
+		return nil, err
+	}
+	if o.MaxMounts, err = mountd.MaxMounts(); err != nil {
 		return nil, err
 	}
 	return mountd.OpenService(ctx, mountd.OpenOptions{Root: root, RootGiven: given, Socket: a.socketPath(), Local: o})

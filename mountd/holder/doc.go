@@ -135,6 +135,10 @@
 // # Files
 //
 // A spec with a run directory makes the holder keep there, for whoever comes
-// later: state.json ([State]: the pids, the device number of the mount), log
+// later: state.json ([State]: the pids, the device number of the mount, its end), log
 // (standard error of both) and, if the end was not clean, exit.json ([Exit]).
+//
+// A spec with an [EventSource] makes it write what becomes of the mount to the log of the
+// store (package events); the event of the end comes before "ended" in state.json, so that
+// nobody else tells of it.
 package holder

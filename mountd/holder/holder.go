@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/mountd/events"
 	"github.com/plyfs/plyfs/unionfs"
 	"github.com/plyfs/plyfs/unionfs/transport"
 )
@@ -90,6 +91,7 @@ type holder struct {
 	crashed bool              // the last server ended by an error of its own
 	deaths  int               // of servers in a row that have not served for long
 	stuck   *time.Timer       // ends one that takes too long to take over
+	told    bool              // there is an event of the mount's beginning
 }
 
 // event is what the holder's loop waits for.
@@ -103,14 +105,14 @@ type event struct {
 // run goes through the start and then watches until the mount has ended.
 // parent is nil in the foreground.
 func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
-	events := make(chan event)
+	news := make(chan event)
 	quit := make(chan struct{})
 	defer close(quit)
 	listen := func(l *link) {
 		for {
 			m, with, err := l.recv()
 			select {
-			case events <- event{l, m, with, err}:
+			case news <- event{l, m, with, err}:
 			case <-quit:
 				with.close()
 				return
@@ -153,7 +155,7 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 				h.log.Warn("cannot unmount on signal; send it again to detach the mount while it is in use",
 					zap.String("target", h.spec.Target), zap.Error(err))
 			}
-		case e := <-events:
+		case e := <-news:
 			switch {
 			case e.from == parent && e.err != nil:
 				if !live {
@@ -191,11 +193,13 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 			case e.m.Kind == kindRefused:
 				h.state.Refused++
 				h.recordState()
+				h.event(events.Refuse, nil)
 			case e.m.Kind == kindError && e.m.Error != nil:
 				tell(parent, message{Kind: kindError, Error: e.m.Error})
 				h.end()
 				if live {
 					h.recordExit(e.m.Error)
+					h.ended(e.m.Error)
 				}
 				return e.m.Error
 			case e.m.Kind == kindPrepared && h.dev != nil:
@@ -215,11 +219,14 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 				h.since = time.Now()
 				h.log.Info("another mount server goes on", zap.String("target", h.spec.Target), zap.Int("pid", h.state.Server.Pid))
 				h.recordState()
+				h.event(events.Restart, nil)
 			case e.m.Kind == kindLive:
 				live, h.since = true, time.Now()
 				h.resume, h.ledger, h.upper = e.m.Resume, e.with.at(0), e.with.at(1)
 				transport.SetReadAhead(h.state.Major, h.state.Minor)
 				h.recordState()
+				h.told = true
+				h.event(events.Mount, nil)
 				tell(parent, message{Kind: kindLive, State: &h.state})
 				if h.live != nil {
 					h.live(h.state)
@@ -242,6 +249,7 @@ func (h *holder) adopt(ctl *link, m message, with files) {
 		h.state.Major, h.state.Minor = own.Major, own.Minor
 	}
 	h.state.Target, h.state.Holder, h.state.Server = h.spec.Target, Self(), m.State.Server
+	h.told = true
 	h.log.Warn("the holder of a mount was killed; this is another one", zap.String("target", h.spec.Target), zap.Int("server", h.state.Server.Pid))
 	h.makeSpare()
 	h.giveSpare() // before anybody hears of us, and may kill us
@@ -385,8 +393,10 @@ func (h *holder) finished(bad *wireError) error {
 	}
 	h.closeDev()
 	if bad != nil {
+		h.ended(bad)
 		return bad
 	}
+	h.ended(nil)
 	return nil
 }
 
@@ -456,6 +466,7 @@ func (h *holder) lost(err error) error {
 	h.detach()
 	h.closeDev()
 	h.recordExit(err)
+	h.ended(err)
 	return err
 }
 

@@ -111,7 +111,11 @@ func (s *server) run() error {
 	signal.Notify(counts, unix.SIGUSR1)
 	o := s.spec.unionOptions()
 	o.Logger, o.Restarts, o.Mount = s.log, s.restarts, s.upper
-	fs, err := unionfs.New(o)
+	err := s.spec.Limits.obey()
+	var fs *unionfs.FS
+	if err == nil {
+		fs, err = unionfs.New(o)
+	}
 	if err != nil {
 		_ = s.send(message{Kind: kindError, Error: toWire(err)}) // a holder that is gone needs no answer
 		return err
@@ -191,7 +195,10 @@ func (s *server) run() error {
 	if err != nil {
 		m.Error = toWire(err)
 	}
-	if serr := s.send(m); serr != nil && !s.orphan.Load() {
+	serr := s.send(m)
+	if s.orphan.Load() {
+		s.ended(err)
+	} else if serr != nil {
 		s.log.Warn("holder not told of the end", zap.Error(serr))
 	}
 	return err

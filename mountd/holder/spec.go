@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/plyfs/plyfs/mountd/events"
 	"github.com/plyfs/plyfs/unionfs"
 	"github.com/plyfs/plyfs/unionfs/transport"
 )
@@ -70,6 +71,16 @@ type Spec struct {
 	Bound bool `json:"bound,omitempty"`
 	// RunDir, if set, is an existing directory for state.json, exit.json and the socket [StatsFile].
 	RunDir string `json:"runDir,omitempty"`
+	// Limits of the server.
+	Limits Limits `json:"limits,omitzero"`
+	// Events, if set, is where to tell what becomes of the mount.
+	Events *EventSource `json:"events,omitempty"`
+}
+
+// EventSource is what events of a mount have in common.
+type EventSource struct {
+	Dir   string            `json:"dir"` // of the log, see package events
+	Mount events.MountEvent `json:"mount"`
 }
 
 // Validate reports what no process could serve.
@@ -77,6 +88,8 @@ func (s *Spec) Validate() error {
 	switch {
 	case !filepath.IsAbs(s.Target):
 		return fmt.Errorf("mount point %q is not an absolute path", s.Target)
+	case s.Limits.Validate() != nil:
+		return s.Limits.Validate()
 	case len(s.Lowers) == 0 && s.Upper.Path == "":
 		return errors.New("a mount needs at least one layer")
 	case (s.Upper.Path == "") != (s.Work == ""):
@@ -167,6 +180,8 @@ type State struct {
 	// Refused counts the requests that were answered with EIO because two servers have
 	// ended while they answered them.
 	Refused int `json:"refused,omitempty"`
+	// Ended: the mount has ended, and its event is written.
+	Ended bool `json:"ended,omitempty"`
 }
 
 // Exit is left in RunDir/exit.json by a holder whose mount did not end well.
