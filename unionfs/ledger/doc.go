@@ -33,7 +33,8 @@
 //
 // A header of one page, the table of requests that are being answered, then units of 64 bytes. A record takes one or several that
 // follow each other, and keeps that number for ever; free ones are reused for records of
-// the same size. The file grows; it is mapped once, in a larger address space than it has.
+// the same size. The file grows, and never shrinks; it is mapped once, in a larger address
+// space than it has. A name takes one unit up to 32 bytes, so 100 000 objects take 6 to 13 MB.
 //
 // The memory is for processes of one machine, one boot and one version of this package
 // ([version]): all integers are the machine's.
