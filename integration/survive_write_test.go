@@ -157,6 +157,55 @@ func TestPlainDirectoriesSurvive(t *testing.T) {
 	}
 }
 
+// TestRemovedDirectoriesSurvive: a directory that is removed while somebody is in it is the same
+// one afterwards, wherever it came from.
+func TestRemovedDirectoriesSurvive(t *testing.T) {
+	needOracle(t)
+	dir := t.TempDir()
+	stack := harness.Stack{Lowers: []string{filepath.Join(dir, "lower")}, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")}
+	target := filepath.Join(dir, "merged")
+	for _, d := range append(stack.Lowers, stack.Upper, stack.Work, target) {
+		must(t, os.Mkdir(d, 0o755))
+	}
+	for _, d := range []string{"low", "changed", "filled"} {
+		must(t, os.Mkdir(filepath.Join(stack.Lowers[0], d), 0o751))
+	}
+	must(t, os.WriteFile(filepath.Join(stack.Lowers[0], "filled", "x"), nil, 0o600))
+	m, err := subject(t).Mount(stack, target)
+	must(t, err)
+	defer func() { must(t, m.Unmount()) }()
+	must(t, os.Mkdir(filepath.Join(target, "new"), 0o751))
+	must(t, os.Chown(filepath.Join(target, "changed"), 5, 6))
+	must(t, os.Remove(filepath.Join(target, "filled", "x")))
+	var open []*os.File
+	var before []unix.Stat_t
+	for _, d := range []string{"low", "changed", "filled", "new"} {
+		f, err := os.Open(filepath.Join(target, d))
+		must(t, err)
+		defer f.Close()
+		must(t, os.Remove(f.Name()))
+		var st unix.Stat_t
+		must(t, unix.Fstat(int(f.Fd()), &st))
+		open, before = append(open, f), append(before, st)
+	}
+	harness.KillServer(m.Pid())
+	for i, f := range open {
+		must(t, unix.Fchmod(int(f.Fd()), 0o711))
+		var st unix.Stat_t
+		must(t, unix.Fstat(int(f.Fd()), &st))
+		was := before[i]
+		if strings.HasSuffix(f.Name(), "filled") {
+			was.Mtim = st.Mtim // its whiteouts go after it
+		}
+		if st.Ino != was.Ino || st.Uid != was.Uid || st.Gid != was.Gid || st.Mtim != was.Mtim || st.Nlink != 0 || st.Mode != unix.S_IFDIR|0o711 {
+			t.Errorf("%s: %+v, before %+v", f.Name(), st, was)
+		}
+		if err := unix.Mkdirat(int(f.Fd()), "x", 0o700); !errors.Is(err, unix.ENOENT) {
+			t.Errorf("a new name in it: %v", err)
+		}
+	}
+}
+
 // TestRequestRefused: a request that ends two servers by an error of theirs is answered with
 // EIO. Those that were under way with it are not, and nothing else is in the way.
 func TestRequestRefused(t *testing.T) {

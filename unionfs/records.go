@@ -166,7 +166,7 @@ func (fs *FS) loose(n *inode, kind ledger.Kind, text string) (refs [2]ledger.Ref
 	if kind != ledger.Lower {
 		refs[0] = fs.ledger.Add(kind, n.id, 0, text, n.ino)
 	}
-	if n.low != nil && !n.isDir() && (!n.upper || n.meta) {
+	if n.low != nil && (!n.upper || n.meta) {
 		refs[1] = fs.ledger.Add(ledger.Lower, n.id, 0, fs.lowers.path(n.low), n.ino)
 	}
 	return refs

@@ -319,6 +319,9 @@ func (p *past) nameless(id uint64, records []*ledger.Record) (*inode, error) {
 		name = indexed
 	case low != nil:
 		n := newInode(id, ino, uint32(low.typ())<<12, low)
+		if n.isDir() {
+			n.dir.loaded, n.dir.dead = true, true
+		}
 		return n, p.adopt(n, o)
 	default:
 		return nil, errNotKept
