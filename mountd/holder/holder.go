@@ -426,7 +426,10 @@ func (h *holder) serverGone(err error) error {
 const (
 	maxDeaths = 10 // in a row, each of a server
 	tooSoon   = time.Second
-	// resumeTimeout is how long a server may take to take over.
+	// takeOverTimeout is how long a server may take until it answers requests: some
+	// microseconds for each object that the kernel knows.
+	takeOverTimeout = 5 * time.Minute
+	// resumeTimeout is how long it may take to end.
 	resumeTimeout = 30 * time.Second
 )
 
@@ -457,7 +460,7 @@ func (h *holder) startAgain(why error) error {
 		return errors.Join(why, err)
 	}
 	server := h.server.Process
-	h.stuck = time.AfterFunc(resumeTimeout, func() { _ = server.Kill() }) // it may have ended
+	h.stuck = time.AfterFunc(takeOverTimeout, func() { _ = server.Kill() }) // it may have ended
 	return nil
 }
 
