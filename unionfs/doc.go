@@ -31,7 +31,7 @@
 //	fdcache.go          descriptors, a bounded cache
 //	space.go            no space, but some is about to be free
 //	records.go keep.go  what another server has to know; what it cannot find any more
-//	resume.go           going on with the mount of a server that has died
+//	past.go resume.go   going on with the mount of a server that has died
 //	errno.go            the only place that makes a FUSE status
 //
 // Requests, copy-ups and opens are counted by package counters.

@@ -4,15 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"syscall"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
@@ -239,23 +236,6 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 	}
 }
 
-// adopt takes over from a holder that was killed. The server has sent the spec, the
-// connection and what the next server needs.
-func (h *holder) adopt(ctl *link, m message, with files) {
-	h.ctl, h.dev, h.ledger, h.upper, h.resume, h.since = ctl, with.at(0), with.at(1), with.at(2), m.Resume, time.Now()
-	if was, err := ReadState(h.spec.RunDir); err == nil && h.spec.RunDir != "" {
-		h.state = was
-	} else if own, err := ownMount(h.spec.Target); err == nil {
-		h.state.Major, h.state.Minor = own.Major, own.Minor
-	}
-	h.state.Target, h.state.Holder, h.state.Server = h.spec.Target, Self(), m.State.Server
-	h.told = true
-	h.log.Warn("the holder of a mount was killed; this is another one", zap.String("target", h.spec.Target), zap.Int("server", h.state.Server.Pid))
-	h.makeSpare()
-	h.giveSpare() // before anybody hears of us, and may kill us
-	h.recordState()
-}
-
 // waitServer waits for the end of the server and says how it was, as far as can be known.
 func (h *holder) waitServer() error {
 	if h.server != nil {
@@ -304,30 +284,6 @@ func (h *holder) startServer() error {
 		h.makeSpare() // while the server opens the layers
 	}
 	return nil
-}
-
-// makeSpare makes a spare holder for the next server. Without, the mount does not outlive us.
-func (h *holder) makeSpare() {
-	h.closeSpare()
-	var err error
-	if h.spare, err = forkSpare(h.spec.Target); err != nil {
-		h.log.Warn("this mount will not outlive its holder", zap.String("target", h.spec.Target), zap.Error(err))
-	}
-}
-
-// giveSpare leaves it to the server, with which it ends.
-func (h *holder) giveSpare() {
-	if h.spare != nil {
-		_ = h.ctl.send(message{Kind: kindSpare}, h.spare) // a server that is gone needs none
-		h.closeSpare()
-	}
-}
-
-func (h *holder) closeSpare() {
-	if h.spare != nil {
-		_ = h.spare.Close() // nothing is buffered in it
-		h.spare = nil
-	}
 }
 
 func (h *holder) mount() error {
@@ -400,70 +356,6 @@ func (h *holder) finished(bad *wireError) error {
 	return nil
 }
 
-// serverGone says how a server ended that did not say goodbye.
-func (h *holder) serverGone(err error) error {
-	if h.stuck != nil {
-		h.stuck.Stop()
-	}
-	werr := h.waitServer()
-	var exit *exec.ExitError
-	if h.crashed = errors.As(werr, &exit); h.crashed {
-		ws, ok := exit.Sys().(syscall.WaitStatus)
-		h.crashed = !ok || !ws.Signaled() || ws.Signal() != unix.SIGKILL
-	}
-	if !errors.Is(err, io.EOF) {
-		werr = errors.Join(err, werr)
-	}
-	if werr == nil {
-		werr = errors.New("exit status 0")
-	}
-	h.ctl.close()
-	return fmt.Errorf("the mount server of %q ended unexpectedly: %w", h.spec.Target, werr)
-}
-
-// A server that ends as soon as it serves is not started for ever: a request that kills
-// it comes again each time.
-const (
-	maxDeaths = 10 // in a row, each of a server
-	tooSoon   = time.Second
-	// takeOverTimeout is how long a server may take until it answers requests: some
-	// microseconds for each object that the kernel knows.
-	takeOverTimeout = 5 * time.Minute
-	// resumeTimeout is how long it may take to end.
-	resumeTimeout = 30 * time.Second
-)
-
-// mayResume reports whether a new server can go on where one has just ended. Of a mount that
-// has been unmounted meanwhile it does what comes at the end.
-func (h *holder) mayResume() bool {
-	if h.resume == nil || h.dev == nil {
-		return false
-	}
-	if h.since.IsZero() || time.Since(h.since) < tooSoon {
-		h.deaths++
-	} else {
-		h.deaths = 0
-	}
-	h.since = time.Time{}
-	if h.deaths >= maxDeaths {
-		h.log.Error("mount servers end again and again", zap.String("target", h.spec.Target), zap.Int("times", h.deaths))
-		return false
-	}
-	return true
-}
-
-// startAgain starts a new server; why is how the last one ended.
-func (h *holder) startAgain(why error) error {
-	h.log.Warn("another mount server is started", zap.Error(why))
-	h.state.Restarts++
-	if err := h.startServer(); err != nil {
-		return errors.Join(why, err)
-	}
-	server := h.server.Process
-	h.stuck = time.AfterFunc(takeOverTimeout, func() { _ = server.Kill() }) // it may have ended
-	return nil
-}
-
 // lost is the end of a mount that nobody serves any more.
 func (h *holder) lost(err error) error {
 	h.detach()
@@ -479,25 +371,6 @@ func (h *holder) end() {
 	h.ctl.close() // the server ends when it sees this
 	h.closeDev()
 	_ = h.waitServer() // nothing was mounted: nothing to report
-}
-
-// detach takes the mount, if it is ours and still there, out of the tree.
-func (h *holder) detach() {
-	if h.dev == nil {
-		return
-	}
-	table, err := MountTable(0)
-	if err != nil {
-		h.log.Warn("cannot look for the dead mount", zap.Error(err))
-		return
-	}
-	if h.disconnected() && Reused(table, h.state.Major, h.state.Minor) {
-		return // unmounted; while we are connected the number is ours
-	}
-	covered, err := Detach(table, h.state.Major, h.state.Minor)
-	if err != nil || len(covered) > 0 {
-		h.log.Warn("dead mount not detached", zap.String("target", h.spec.Target), zap.Strings("covered", covered), zap.Error(err))
-	}
 }
 
 // closeDev lets go of the connection and of what was for the next server.
@@ -518,44 +391,4 @@ func (h *holder) closeDev() {
 func (h *holder) drop(node uint64) {
 	h.kept[node].close()
 	delete(h.kept, node)
-}
-
-// disconnected reports whether the kernel has ended the connection.
-func (h *holder) disconnected() bool {
-	p := []unix.PollFd{{Fd: int32(h.dev.Fd())}}
-	_, err := unix.Poll(p, 0)
-	return err == nil && p[0].Revents&unix.POLLERR != 0
-}
-
-// deadAnswer bounds how long a mount is given to say that it is dead: the
-// kernel says so without asking anybody.
-const deadAnswer = 2 * time.Second
-
-// Reused reports whether the device number of a mount that has ended belongs to
-// somebody else's by now: numbers are used again after an unmount. A mount that
-// answers, or may yet, is not a dead one. Those below another mount cannot be
-// asked; [Detach] leaves them alone.
-func Reused(table []*mountinfo.Info, major, minor int) bool {
-	for _, m := range DeviceMounts(table, major, minor) {
-		if TopMount(table, m.Mountpoint) == m && !dead(m.Mountpoint) {
-			return true
-		}
-	}
-	return false
-}
-
-// dead reports whether the connection behind a mount point has ended.
-func dead(mountpoint string) bool {
-	answer := make(chan error, 1)
-	go func() { // stays as long as a hanging server does
-		var st unix.Statfs_t
-		answer <- unix.Statfs(mountpoint, &st)
-	}()
-	select {
-	case err := <-answer:
-		// The latter if the connection ended while the question was on its way.
-		return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
-	case <-time.After(deadAnswer):
-		return false
-	}
 }
