@@ -83,6 +83,7 @@ var packaged = map[string]string{
 	"/sbin/mount.fuse.plyfs":                        "../bin/plyfs",
 	"/lib/systemd/system/plyfs.service":             "-rw-r--r--",
 	"/lib/systemd/system/plyfs-snapshotter.service": "-rw-r--r--",
+	"/lib/systemd/system/plyfs-restore.service":     "-rw-r--r--",
 	"/lib/systemd/system/plyfs.socket":              "-rw-r--r--",
 	"/lib/systemd/user/plyfs.service":               "-rw-r--r--",
 	"/share/bash-completion/completions/plyfs":      "-rw-r--r--",
@@ -246,7 +247,7 @@ var hidingOptions = regexp.MustCompile(`(?m)^(Private(Tmp|Devices|Mounts|Users|N
 	`(State|Cache|Logs|Runtime)Directory|LoadCredential\w*)=`)
 
 func checkUnits(t *testing.T, prefix string) {
-	for _, name := range []string{"system/plyfs.service", "system/plyfs-snapshotter.service", "user/plyfs.service"} {
+	for _, name := range []string{"system/plyfs.service", "system/plyfs-snapshotter.service", "system/plyfs-restore.service", "user/plyfs.service"} {
 		kind, file := filepath.Split(name)
 		kind = strings.TrimSuffix(kind, "/")
 		text, err := os.ReadFile(filepath.Join(prefix, "lib/systemd", name))

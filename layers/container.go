@@ -293,6 +293,9 @@ func (s *Store) RemoveContainer(ctx context.Context, nameOrID string) error {
 				return err
 			}
 		}
+		if err := unwantContainer(tx, c.ID, func(metadata.Wanted) bool { return true }); err != nil {
+			return err
+		}
 		if _, err := tx.DeleteContainer(c.ID); err != nil {
 			return err
 		}

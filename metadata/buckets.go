@@ -26,6 +26,7 @@ var (
 	bktManifests  = []byte("manifests")
 	bktBlobs      = []byte("blobs")
 	bktBuildCache = []byte("buildcache")
+	bktWanted     = []byte("wanted")
 
 	idxCacheChain     = []byte("cache_chain")
 	idxCacheDiff      = []byte("cache_diff")
@@ -48,7 +49,7 @@ var (
 
 	primaries = [][]byte{
 		bktMeta, bktLayers, bktCache, bktConfigs, bktImages, bktRefs, bktContainers,
-		bktLive, bktIngests, bktLeases, bktLeaseLayer, bktTrash, bktManifests, bktBlobs, bktBuildCache,
+		bktLive, bktIngests, bktLeases, bktLeaseLayer, bktTrash, bktManifests, bktBlobs, bktBuildCache, bktWanted,
 	}
 	indexes = [][]byte{
 		idxCacheChain, idxCacheDiff, idxLayerChild, idxLayerDiff, idxLayerBlob,
@@ -92,6 +93,8 @@ func decode(raw []byte, v any) error {
 		need, may = []digest.Digest{r.ImageID}, []digest.Digest{r.Chain, r.Top}
 	case *Live:
 		may = []digest.Digest{r.ImageID, r.ChainID}
+	case *Wanted:
+		may = []digest.Digest{r.ImageID}
 	case *Blob:
 		need = []digest.Digest{r.Digest}
 	}

@@ -148,6 +148,35 @@ func (tx *Tx) DeleteLive(bootID, target string) error {
 	return tx.unmark(bktLive, bootID, target)
 }
 
+// Wanted returns the mounts that are to be made again, in the order of their targets.
+func (tx *Tx) Wanted() ([]Wanted, error) {
+	var out []Wanted
+	err := tx.b(bktWanted).ForEach(func(k, raw []byte) error {
+		var w Wanted
+		if err := decode(raw, &w); err != nil {
+			tx.skipped++
+			return nil
+		}
+		w.Target = string(k)
+		out = append(out, w)
+		return nil
+	})
+	return out, err
+}
+
+// WantedAt returns what is to be mounted on target.
+func (tx *Tx) WantedAt(target string) (Wanted, error) {
+	w, err := get[Wanted](tx, bktWanted, target, "wanted mount")
+	w.Target = target
+	return w, err
+}
+
+// PutWanted records a wanted mount, replacing a row for the same target.
+func (tx *Tx) PutWanted(w Wanted) error { return put(tx, bktWanted, []byte(w.Target), w) }
+
+// DeleteWanted forgets a wanted mount.
+func (tx *Tx) DeleteWanted(target string) error { return tx.b(bktWanted).Delete([]byte(target)) }
+
 // AddIngest records a stage.
 func (tx *Tx) AddIngest(i Ingest) error {
 	if tx.b(bktIngests).Get([]byte(i.ID)) != nil || tx.b(bktCache).Get([]byte(i.ID)) != nil {

@@ -22,6 +22,7 @@
 //	manifests      imageID, digest → a manifest of the image, byte for byte
 //	blobs          digest → Blob (a compressed layer that is kept)
 //	buildcache     parent imageID, hash of a config → imageID
+//	wanted         target → Wanted (a mount to be made again when it has ended)
 //
 // Indexes, each a function of the buckets above ([Tx.Check] recomputes them):
 //

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -133,6 +134,19 @@ type Live struct {
 	ReadOnly    bool          `json:"readOnly,omitempty"`
 	RunDir      string        `json:"runDir,omitempty"`
 	Created     time.Time     `json:"created"`
+}
+
+// Wanted is a mount that is to be made again when it has ended.
+type Wanted struct {
+	Target      string          `json:"-"` // the key: it may have any bytes
+	ContainerID string          `json:"containerID,omitempty"`
+	ImageID     digest.Digest   `json:"imageID,omitempty"`
+	ReadOnly    bool            `json:"readOnly,omitempty"`
+	Request     json.RawMessage `json:"request"` // of package mountd
+	// Unmounted is the boot in which others than plyfs have unmounted it.
+	Unmounted string    `json:"unmounted,omitempty"`
+	Problem   string    `json:"problem,omitempty"` // why it could not be made the last time
+	Since     time.Time `json:"since"`
 }
 
 // Ingest is a stage being filled.

@@ -30,6 +30,7 @@ func (tx *Tx) BadRows() (out []BadRow) {
 		{bktLeases, func() any { return &Lease{} }},
 		{bktTrash, func() any { return &Trash{} }},
 		{bktBlobs, func() any { return &Blob{} }},
+		{bktWanted, func() any { return &Wanted{} }},
 	} {
 		_ = tx.b(b.name).ForEach(func(k, v []byte) error {
 			row := b.row()

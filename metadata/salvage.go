@@ -95,8 +95,8 @@ func (s *Salvaged) Trash() (paths map[string]bool) {
 }
 
 // Rest puts into tx what nothing but a database knows: who it is, which compressed
-// layers are kept, what the build cache knows of images that exist. Rows that are
-// there stay. identity says that the database is to be the same one.
+// layers are kept, which mounts are wanted, what the build cache knows of images that
+// exist. Rows that are there stay. identity says that the database is to be the same one.
 func (s *Salvaged) Rest(tx *Tx, identity bool) error {
 	for _, k := range [][]byte{keyUUID, keyCreated, keyPlace} {
 		if !identity {
@@ -114,6 +114,16 @@ func (s *Salvaged) Rest(tx *Tx, identity bool) error {
 			continue
 		}
 		if err := tx.PutBlob(b); err != nil {
+			return err
+		}
+	}
+	wanted, mounts := salvage[Wanted](s, bktWanted)
+	for i, w := range mounts {
+		if !identity { // an older copy has what is not wanted any more
+			break
+		}
+		w.Target = wanted[i]
+		if err := tx.PutWanted(w); err != nil {
 			return err
 		}
 	}

@@ -15,7 +15,7 @@ import (
 // a newer minor: what its writer keeps consistent is not known here.
 const (
 	SchemaMajor = 1
-	SchemaMinor = 2
+	SchemaMinor = 3
 )
 
 // migration takes a database from the minor before to this one. What it does is
@@ -56,6 +56,10 @@ var migrations = []migration{
 			}
 		}
 		return tx.fillIndexes(idxLayerBrief, idxLayerLease, idxLiveChain)
+	}},
+	{3, func(tx *bolt.Tx) error {
+		_, err := tx.CreateBucketIfNotExists(bktWanted)
+		return err
 	}},
 }
 

@@ -241,6 +241,11 @@ func (c *Client) Mount(ctx context.Context, r MountRequest) (MountResult, error)
 	return ask[MountResult](ctx, c, "mount", r)
 }
 
+// Restore implements Service.
+func (c *Client) Restore(ctx context.Context, r Empty) ([]Restored, error) {
+	return ask[[]Restored](ctx, c, "restore", r)
+}
+
 // Unmount implements Service.
 func (c *Client) Unmount(ctx context.Context, r UnmountRequest) (UnmountResult, error) {
 	return ask[UnmountResult](ctx, c, "umount", r)

@@ -95,6 +95,7 @@ func RunDaemon(ctx context.Context, root string, o DaemonOptions) error {
 	} else if err != nil {
 		return fmt.Errorf("look at the mounts of the store: %w", err)
 	}
+	l.restoreAtStart(ctx)
 	request(purge) // what an earlier one has left
 	ln, release := given, func() {}
 	if given != nil {

@@ -29,6 +29,11 @@
 //	7 remove live row                       a run directory                 reconcile
 //	8 remove RunDir                         nothing                         -
 //
+// A mount may be wanted (wanted.go): then step 5 is followed by a row that says how to make
+// it again, which step 6 removes, if it is plyfs that unmounts. A crash between leaves a
+// mount that is not wanted, of a command that has not succeeded, or one that is unmounted
+// and wanted, which stays away for this boot because its holder says how it has ended.
+//
 // The mount of `plyfs shell` (shell.go) has all of this, in a mount namespace of
 // its own: it is bound to the keeper (package sandbox), and ends with it whoever
 // kills whom. Other commands see it as mounted in another namespace.

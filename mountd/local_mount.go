@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
 
 	"github.com/plyfs/plyfs/layers"
@@ -27,7 +28,26 @@ type subject struct {
 }
 
 // Mount implements Service.
-func (l *Local) Mount(ctx context.Context, r MountRequest) (res MountResult, err error) {
+func (l *Local) Mount(ctx context.Context, r MountRequest) (MountResult, error) {
+	if r.Restart {
+		if r.AutoRemove {
+			return MountResult{}, markedf(ErrUsage, "--restart does not go with --rm: a container that is deleted when it is unmounted cannot be mounted again")
+		}
+		target, err := resolveMountPoint(string(r.Target))
+		if err != nil {
+			return MountResult{}, marked(ErrMount, err)
+		}
+		unlock, err := l.lockTarget(ctx, target)
+		if err != nil {
+			return MountResult{}, err
+		}
+		defer unlock()
+	}
+	return l.mount(ctx, r)
+}
+
+// mount is Mount for whoever has the lock of the target, if the mount is to be wanted.
+func (l *Local) mount(ctx context.Context, r MountRequest) (res MountResult, err error) {
 	target, err := resolveMountPoint(string(r.Target))
 	if err != nil {
 		return res, marked(ErrMount, err)
@@ -93,7 +113,27 @@ func (l *Local) Mount(ctx context.Context, r MountRequest) (res MountResult, err
 	if err != nil {
 		return res, err
 	}
+	if r.Restart {
+		if err := l.want(ctx, r, row); err != nil {
+			return res, errors.Join(fmt.Errorf("mark the mount on %q as wanted: %w", target, err), l.undoMount(context.WithoutCancel(ctx), target))
+		}
+	}
 	return MountResult{Target: Path(target), Container: sub.container, ImageID: imageID, ReadOnly: spec.ReadOnly, Pid: pid}, nil
+}
+
+// undoMount unmounts what was just mounted.
+func (l *Local) undoMount(ctx context.Context, target string) error {
+	alive, err := l.liveMounts(ctx)
+	if err != nil {
+		return err
+	}
+	for _, a := range alive {
+		if a.row.Target == target {
+			_, err := l.unmountLocked(ctx, a, true, func() {})
+			return err
+		}
+	}
+	return nil
 }
 
 // checkFree refuses a target that is a mount point already.
@@ -311,6 +351,10 @@ func (l *Local) List(ctx context.Context, _ Empty) ([]Status, error) {
 	if err != nil {
 		return nil, err
 	}
+	wanted, err := l.pendingWanted(ctx, alive)
+	if err != nil {
+		return nil, err
+	}
 	list := []Status{}
 	for i := range containers {
 		c := &containers[i]
@@ -318,27 +362,43 @@ func (l *Local) List(ctx context.Context, _ Empty) ([]Status, error) {
 		if c.State == layers.StateBroken {
 			s.State = StateBroken
 		}
-		mounted := false
+		have := len(list)
 		for _, a := range alive {
 			if a.row.ContainerID == c.ID {
 				list = append(list, mountedStatus(s, a))
-				mounted = true
 			}
 		}
-		if !mounted {
+		wanted = slices.DeleteFunc(wanted, func(w layers.Wanted) bool {
+			if w.ContainerID == c.ID {
+				list = append(list, wantedStatus(s, w))
+			}
+			return w.ContainerID == c.ID
+		})
+		if len(list) == have {
 			list = append(list, s)
 		}
 	}
 	for _, a := range alive {
 		if a.row.ContainerID == "" {
-			s := Status{ImageID: a.row.ImageID}
-			if img, err := l.store.ResolveImage(ctx, a.row.ImageID.String()); err == nil && len(img.Refs) > 0 {
-				s.ImageName = img.Refs[0]
-			}
+			s := l.imageStatus(ctx, a.row.ImageID)
 			list = append(list, mountedStatus(s, a))
 		}
 	}
+	for _, w := range wanted { // of images, and of containers that are gone
+		list = append(list, wantedStatus(l.imageStatus(ctx, w.ImageID), w))
+	}
 	return list, nil
+}
+
+func (l *Local) imageStatus(ctx context.Context, id digest.Digest) Status {
+	s := Status{ImageID: id}
+	if id == "" {
+		return s
+	}
+	if img, err := l.store.ResolveImage(ctx, id.String()); err == nil && len(img.Refs) > 0 {
+		s.ImageName = img.Refs[0]
+	}
+	return s
 }
 
 func mountedStatus(s Status, a assessment) Status {

@@ -32,17 +32,41 @@ func (l *Local) Unmount(ctx context.Context, r UnmountRequest) (UnmountResult, e
 		return UnmountResult{}, err
 	}
 	a, err := l.findMount(ctx, r, alive)
+	if a != nil && err == nil {
+		return l.unmount(ctx, *a, r.Lazy)
+	}
+	if err != nil && !errors.Is(err, layers.ErrNotFound) {
+		return UnmountResult{}, err
+	}
+	res, found, werr := l.unwant(ctx, r)
+	if werr != nil {
+		return UnmountResult{}, werr
+	}
+	if err == nil { // another's may be there
+		var raw UnmountResult
+		if raw, err = UnmountRaw(ctx, r); !found || err == nil {
+			return raw, err
+		}
+	}
+	if found && (errors.Is(err, layers.ErrNotFound) || errors.Is(err, ErrUsage)) {
+		return res, nil
+	}
+	return UnmountResult{}, err
+}
+
+// unmount unmounts a mount, which is not wanted any more.
+func (l *Local) unmount(ctx context.Context, a assessment, lazy bool) (UnmountResult, error) {
+	unlock, err := l.lockTarget(ctx, a.row.Target)
 	if err != nil {
 		return UnmountResult{}, err
 	}
-	if a == nil {
-		return UnmountRaw(ctx, r)
-	}
-	return l.unmount(ctx, *a, r.Lazy)
+	defer unlock()
+	return l.unmountLocked(ctx, a, lazy, unlock)
 }
 
-// unmount goes through steps 6 to 8 of the life of a mount (doc.go).
-func (l *Local) unmount(ctx context.Context, a assessment, lazy bool) (UnmountResult, error) {
+// unmountLocked goes through steps 6 to 8 of the life of a mount (doc.go). It calls unlock
+// before it waits for the end of the processes.
+func (l *Local) unmountLocked(ctx context.Context, a assessment, lazy bool, unlock func()) (UnmountResult, error) {
 	res := UnmountResult{Target: Path(a.target())}
 	if a.row.ContainerID != "" {
 		if c, err := l.store.Container(ctx, a.row.ContainerID); err == nil {
@@ -61,6 +85,13 @@ func (l *Local) unmount(ctx context.Context, a assessment, lazy bool) (UnmountRe
 			return res, err
 		}
 	}
+	// Before its processes have ended: it must not be restored then.
+	if _, err := l.store.WantedAt(ctx, a.row.Target); !errors.Is(err, layers.ErrNotFound) {
+		if err := l.store.Unwant(ctx, a.row.Target); err != nil {
+			return res, fmt.Errorf("%q is unmounted, but still wanted: %w", a.row.Target, err)
+		}
+	}
+	unlock()
 	ps := []holder.Process{{Pid: a.row.Pid, StartTime: a.row.StartTime}, a.holder.Server}
 	by, err := waitEnd(ctx, ps, a.mount, lazy)
 	if err != nil {

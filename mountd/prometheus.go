@@ -104,7 +104,7 @@ func writeStates(w *metrics.Writer, list []Status) {
 		n[s.State]++
 	}
 	w.Family("plyfs_mounts", metrics.Gauge, "Containers and read-only mounts of images by state.")
-	for _, state := range []string{StateCreated, StateStarting, StateMounted, StateDetached, StateDead, StateBroken} {
+	for _, state := range []string{StateCreated, StateStarting, StateMounted, StateDetached, StateDead, StateBroken, StateWanted} {
 		w.Sample(float64(n[state]), metrics.Label{Name: "state", Value: state})
 	}
 }

@@ -318,7 +318,7 @@ func (l *Local) detachDead(a assessment, table []*mountinfo.Info) bool {
 // forget removes a row that is still the one that was looked at, and its run
 // directory.
 func (l *Local) forget(ctx context.Context, a assessment) error {
-	killed := false
+	killed, unmounted := false, false
 	err := l.withLiveLock(func() error {
 		now, err := l.sameRow(ctx, a.row)
 		if err != nil || !now {
@@ -328,10 +328,14 @@ func (l *Local) forget(ctx context.Context, a assessment) error {
 		st, serr := holder.ReadState(a.row.RunDir)
 		err = l.store.RemoveLive(ctx, a.row.Target)
 		killed = err == nil && rerr == nil && serr == nil && rec.Events && !st.Ended
+		unmounted = err == nil && serr == nil && st.Ended && holder.ReadExit(a.row.RunDir) == nil
 		return err
 	})
 	if err != nil {
 		return err
+	}
+	if unmounted {
+		l.unmounted(ctx, a.row)
 	}
 	if killed { // nobody was left to say so
 		e := l.mountEvent(a.row)

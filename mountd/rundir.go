@@ -27,6 +27,8 @@ import (
 //	    daemon.lock                 locked by the daemon for its life
 //	    live.lock                   locked around changes of live rows
 //	    start.lock                  one byte locked per container that is being mounted
+//	    target.lock                 one byte locked per mount point of a wanted mount, and
+//	                                of a mount that is being unmounted
 //	    shell/                      the mounts of `plyfs shell`, each in a namespace of its own
 //	    mounts/<8 hex>/             of one mount: mount.json, and state.json, log, exit.json;
 //	                                stats, where its server answers with its counters

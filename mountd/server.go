@@ -73,6 +73,7 @@ func (a *api) register(svc Service) {
 	call(a, "list", "List containers and mounts with their state", svc.List)
 	call(a, "stats", "Say what mounts are asked for, and how long the answers take", svc.Stats)
 	call(a, "mount", "Mount an image or a container", svc.Mount)
+	call(a, "restore", "Mount again what is wanted and has ended", svc.Restore)
 	call(a, "umount", "Unmount, and wait until everything is on the disk", svc.Unmount)
 	call(a, "diff", "List what a container has changed, or the difference of two images", svc.Diff)
 	call(a, "findbuild", "Find the image that a step of a build has made before", svc.FindBuild)

@@ -50,6 +50,8 @@ type Service interface {
 	// Stats collects what the servers of mounts have counted: of one mount, or of all.
 	Stats(ctx context.Context, r StatsRequest) ([]MountStats, error)
 	Mount(ctx context.Context, r MountRequest) (MountResult, error)
+	// Restore makes wanted mounts again that have ended, and says what has become of all.
+	Restore(ctx context.Context, r Empty) ([]Restored, error)
 	Unmount(ctx context.Context, r UnmountRequest) (UnmountResult, error)
 	// Diff compares a container with its image, or two images.
 	Diff(ctx context.Context, r DiffRequest) ([]Change, error)
@@ -185,6 +187,8 @@ type MountRequest struct {
 	IO         unionfs.IO `json:"io,omitempty"`
 	AllowOther bool       `json:"allowOther,omitempty"`
 	Debug      bool       `json:"debug,omitempty"`
+	// Restart makes the mount a wanted one: see [Service.Restore].
+	Restart bool `json:"restart,omitempty"`
 	// Limits of the mount server.
 	Limits holder.Limits `json:"limits,omitzero"`
 }
@@ -225,6 +229,7 @@ const (
 	StateDetached  = "detached"  // out of the mount table, but still in use
 	StateDead      = "dead"      // in the mount table, nobody answers, and we could not detach it
 	StateBroken    = "broken"    // the store says that its data is damaged
+	StateWanted    = "wanted"    // not mounted, but is to be: Reason says why it is not
 	stateGone      = "gone"      // a row without anything behind it
 	stateElsewhere = "elsewhere" // a row of another boot
 )
@@ -244,6 +249,7 @@ type Status struct {
 	Restarts   int               `json:"restarts,omitempty"`  // servers that have taken over from one that had died
 	Refused    int               `json:"refused,omitempty"`   // requests answered with EIO because they have ended two servers
 	Since      time.Time         `json:"since,omitzero"`      // of the mount, or of the creation
+	Reason     string            `json:"reason,omitempty"`    // why a wanted mount is not there
 }
 
 // StatsRequest names a mount point, or a container that is mounted; without either all

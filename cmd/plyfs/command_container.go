@@ -58,6 +58,7 @@ func newPsCommand(a *app) *cobra.Command {
   detached   unmounted lazily (umount -l), but somebody still uses it
   dead       in the mount table without a server, and it could not be detached
   broken     its data is damaged: see plyfs check
+  wanted     mounted with --restart, but has ended: see plyfs restore
 
 The state is looked up, not remembered: it is true after a crash as well.`,
 		Example: `  plyfs ps
@@ -138,6 +139,9 @@ func psRow(st mountd.Status, full bool) []string {
 	}
 	if st.Refused > 0 {
 		state += fmt.Sprintf(" (%d requests refused)", st.Refused)
+	}
+	if st.Reason != "" {
+		state += " (" + printable(st.Reason) + ")"
 	}
 	return []string{id, name, image, ago(created), state, quoted(string(st.Target))}
 }

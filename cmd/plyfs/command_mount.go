@@ -21,18 +21,23 @@ func newMountCommand(a *app) *cobra.Command {
 	var r mountd.MountRequest
 	var pull pullPolicy
 	cmd := &cobra.Command{
-		Use:   "mount [--ro] [--rm] [--name NAME] IMAGE|NAME DIR",
+		Use:   "mount [--ro] [--rm] [--restart] [--name NAME] IMAGE|NAME DIR",
 		Short: "Mount an image with a fresh writable layer, or a container",
 		Long: `Mount an image on DIR with a fresh writable layer, a container, which is kept until
 plyfs rm (or, with --rm, until it is unmounted); its name is printed. Or mount a
 container that exists. With --ro nothing can be written, and an image needs no container.
 
 Set-user-id bits and device files in the mount have no effect unless --suid and --dev
-are given: an image may come from anywhere.`,
+are given: an image may come from anywhere.
+
+With --restart the mount is wanted: after a reboot, or when all of its processes were
+killed, plyfs restore and the start of plyfs daemon mount it again, with the same options
+and the same container, until plyfs umount or plyfs rm.`,
 		Example: `  plyfs mount debian:12 /mnt
   plyfs mount --name work debian:12 /mnt
   plyfs mount work /mnt
-  plyfs mount --ro debian:12 /mnt`,
+  plyfs mount --ro debian:12 /mnt
+  plyfs mount --restart work /srv/work`,
 		Args:              exactArgs(2, "IMAGE or NAME, and DIR"),
 		ValidArgsFunction: completeArgs(a.imagesAndContainers(), completeDirs),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -62,6 +67,7 @@ are given: an image may come from anywhere.`,
 	f := cmd.Flags()
 	f.BoolVar(&r.ReadOnly, "ro", false, "read-only")
 	f.BoolVar(&r.AutoRemove, "rm", false, "delete the new container when it is unmounted")
+	f.BoolVar(&r.Restart, "restart", false, "mount it again after a reboot, or when its processes were killed (see plyfs restore)")
 	f.StringVar(&r.Name, "name", "", "name of the new container (default: generated)")
 	f.BoolVar(&r.Suid, "suid", false, "obey set-user-id bits and file capabilities")
 	f.BoolVar(&r.Dev, "dev", false, "let device files work")
@@ -111,7 +117,10 @@ func newUmountCommand(a *app) *cobra.Command {
 		Short:   "Unmount, and wait until everything written is on disk",
 		Long: `Unmount a mount point or a container. A busy mount is refused, with the processes
 that use it. With -l it disappears from the tree at once, and the rest follows when
-its last user has ended.`,
+its last user has ended.
+
+A mount made with --restart is not made again after that, whether it was mounted or has
+ended.`,
 		Example: `  plyfs umount /mnt
   plyfs umount work`,
 		Args:              rangeArgs(1, -1, "one DIR or NAME, or more"),
@@ -144,6 +153,51 @@ its last user has ended.`,
 	}
 	cmd.Flags().BoolVarP(&lazy, "lazy", "l", false, "detach now, finish when nobody uses it any more")
 	return cmd
+}
+
+func newRestoreCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "restore",
+		Short: "Mount again what was mounted with --restart and has ended",
+		Long: `Mount again what was mounted with plyfs mount --restart and is not mounted any more: after
+a reboot, or because all processes of a mount were killed. What is mounted stays as it is,
+and what another program has unmounted stays so until the next boot. A mount that cannot be
+made is reported, here and by plyfs ps, and does not keep the others from being made; the exit
+code is that of the first one.
+
+plyfs daemon does the same when it starts.`,
+		Example: `  plyfs restore
+  systemctl enable plyfs-restore`,
+		Args: exactArgs(0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+				all, err := s.Restore(ctx, mountd.Empty{})
+				if err != nil {
+					return err
+				}
+				if a.json {
+					if err := printJSON(list(all)); err != nil {
+						return err
+					}
+				}
+				var first error
+				for _, r := range all {
+					switch err := r.Err(); {
+					case err != nil:
+						tell(sentence(fmt.Errorf("%s is not mounted again: %w", quoted(string(r.Target)), err)))
+						if first == nil {
+							first = statusError{status: exitCode(err)}
+						}
+					case r.Restored && !a.json:
+						fmt.Println(quoted(string(r.Target)))
+					case r.Reason != "" && !a.json:
+						tell(quoted(string(r.Target)) + ": " + r.Reason)
+					}
+				}
+				return first
+			})
+		},
+	}
 }
 
 // unmount asks the service. A raw mount needs no store, so a store that cannot

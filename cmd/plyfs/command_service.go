@@ -18,7 +18,8 @@ func newDaemonCommand(a *app) *cobra.Command {
 		Long: `Serve the store on a unix socket, in the foreground, until SIGTERM or Ctrl-C. Commands
 with the same store find it by themselves. Mounts have processes of their own: they
 stay when the daemon stops. With NOTIFY_SOCKET set, readiness is announced as systemd
-expects (Type=notify; also set KillMode=process, which spares the mounts).
+expects (Type=notify; also set KillMode=process, which spares the mounts). At its start
+mounts made with plyfs mount --restart that have ended are made again (plyfs restore).
 
 Metrics for Prometheus are at GET /metrics on the socket, and with --metrics-address also
 at that address, for all users of this machine.`,

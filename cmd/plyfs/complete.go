@@ -131,7 +131,9 @@ func listContainers(ctx context.Context, s mountd.Service) ([]cobra.Completion, 
 }
 
 func listMounted(ctx context.Context, s mountd.Service) ([]cobra.Completion, error) {
-	return listStates(ctx, s, func(st mountd.Status) bool { return st.State == mountd.StateMounted })
+	return listStates(ctx, s, func(st mountd.Status) bool {
+		return st.State == mountd.StateMounted || st.State == mountd.StateWanted
+	})
 }
 
 func listStates(ctx context.Context, s mountd.Service, want func(mountd.Status) bool) ([]cobra.Completion, error) {

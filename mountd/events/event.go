@@ -46,6 +46,7 @@ const (
 	Unmount = "unmount" // it has ended as it should, and everything is written
 	End     = "end"     // it has ended otherwise; Error says how
 	Restart = "restart" // another server goes on in the place of one that has died
+	Fail    = "fail"    // a wanted mount could not be made again; Error says why
 	Refuse  = "refuse"  // a request was answered with EIO because it has ended two servers
 )
 
