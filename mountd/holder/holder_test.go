@@ -556,9 +556,15 @@ func TestUsers(t *testing.T) {
 func TestParseStat(t *testing.T) {
 	tail := " S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21\n"
 	for _, comm := range []string{"plain", "a b", ") R 1 2 (", "(((", ""} {
-		start, state, err := parseStat([]byte(fmt.Sprintf("42 (%s)%s", comm, tail)))
-		if err != nil || start != 4711 || state != 'S' {
-			t.Errorf("command %q: %d %c %v", comm, start, state, err)
+		start, is, err := parseStat([]byte(fmt.Sprintf("42 (%s)%s", comm, tail)))
+		if err != nil || start != 4711 || is != running {
+			t.Errorf("command %q: %d %v %v", comm, start, is, err)
+		}
+	}
+	zombie := strings.Replace(tail, " S ", " Z ", 1)
+	for threads, want := range map[string]phase{" 16 17 ": ending, " 16 1 ": ended, " 16 0 ": ended} {
+		if _, is, err := parseStat([]byte("1 (x)" + strings.Replace(zombie, " 16 17 ", threads, 1))); err != nil || is != want {
+			t.Errorf("a zombie with threads %q is %d, %v", threads, is, err)
 		}
 	}
 	for _, bad := range []string{"", "1 (x", "1 (x) S 1 2", "1 (x) SS" + tail} {

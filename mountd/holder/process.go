@@ -38,14 +38,32 @@ func Self() Process {
 
 // Lookup returns the process that has this id now.
 func Lookup(pid int) (Process, error) {
-	st, state, err := procStat(pid)
+	st, is, err := procStat(pid)
+	if is == ending {
+		awaitEnd(pid)
+		st, is, err = procStat(pid)
+	}
 	if err != nil {
 		return Process{}, err
 	}
-	if state == 'Z' || state == 'X' {
+	if is == ended {
 		return Process{}, fmt.Errorf("process %d: %w", pid, unix.ESRCH)
 	}
 	return Process{Pid: pid, StartTime: st}, nil
+}
+
+// endLimit is how long the threads of a process that is being killed are waited for.
+const endLimit = time.Second
+
+// awaitEnd waits for the last thread of a process whose first one has ended.
+func awaitEnd(pid int) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return // it has ended
+	}
+	defer unix.Close(fd)
+	// What comes of it shows in /proc.
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(endLimit/time.Millisecond))
 }
 
 // Alive reports whether p still runs. A zombie does not.
@@ -85,28 +103,50 @@ func (p Process) WaitGone(ctx context.Context) error {
 	return nil
 }
 
-// procStat returns start time and state letter of a process.
-func procStat(pid int) (uint64, byte, error) {
+// phase is where a process is in its life.
+type phase int
+
+const (
+	running phase = iota
+	// ending: it has been killed, and its first thread is a zombie, but not the last; its
+	// descriptors are still open.
+	ending
+	ended
+)
+
+// procStat returns start time and phase of a process.
+func procStat(pid int) (uint64, phase, error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0, 0, fmt.Errorf("process %d: %w", pid, err)
+		return 0, ended, fmt.Errorf("process %d: %w", pid, err)
 	}
 	return parseStat(b)
 }
 
 // parseStat finds the fields behind the command name, which may itself hold
 // spaces and parentheses.
-func parseStat(b []byte) (start uint64, state byte, err error) {
+func parseStat(b []byte) (start uint64, is phase, err error) {
 	i := bytes.LastIndexByte(b, ')')
 	if i < 0 {
-		return 0, 0, errors.New("stat of a process: no command name")
+		return 0, ended, errors.New("stat of a process: no command name")
 	}
 	f := strings.Fields(string(b[i+1:])) // f[0] is field 3
 	if len(f) < 20 || len(f[0]) != 1 {
-		return 0, 0, errors.New("stat of a process: too few fields")
+		return 0, ended, errors.New("stat of a process: too few fields")
+	}
+	threads, err := strconv.ParseUint(f[17], 10, 32) // field 20
+	if err != nil {
+		return 0, ended, err
+	}
+	switch {
+	case f[0] != "Z" && f[0] != "X":
+	case threads > 1:
+		is = ending
+	default:
+		is = ended
 	}
 	start, err = strconv.ParseUint(f[19], 10, 64)
-	return start, f[0][0], err
+	return start, is, err
 }
 
 // BootID identifies this boot of the machine: process ids of another one mean
