@@ -1,14 +1,19 @@
 package transport
 
 import (
+	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
 // buffer is what a worker reads a request into, and makes the reply in. It is large
-// enough for the largest, so it is memory of its own: pages that are never used are
-// never there, which the garbage collector does not promise.
+// enough for the largest, so it is memory of its own: pages of replies that are never used
+// are never there, which the garbage collector does not promise.
+//
+// Those of requests are always there. If this process is killed while the kernel copies a
+// request to a page that is not, the page cannot be had any more, and the request fails with
+// EIO (fs/fuse/dev.c: fuse_dev_do_read) instead of being sent to the next server.
 type buffer struct {
 	in, out []byte
 	memory  []byte
@@ -22,7 +27,13 @@ func newBuffer(number int) (*buffer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &buffer{m[:bufferSize:bufferSize], m[bufferSize:], m, number}, nil
+	b := &buffer{m[:bufferSize:bufferSize], m[bufferSize:], m, number}
+	if unix.Madvise(b.in, unix.MADV_POPULATE_WRITE) != nil { // before Linux 5.14
+		for i := 0; i < len(b.in); i += os.Getpagesize() {
+			b.in[i] = 0
+		}
+	}
+	return b, nil
 }
 
 // bufferPool keeps a few for workers to come.
