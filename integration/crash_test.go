@@ -320,38 +320,15 @@ func killCases() map[string][]*crash.Trial {
 // it makes to the upper for a request, and expects the state before or after the
 // request from plyfs and from the kernel, and that work can go on from there.
 func TestKillServerAtEveryStep(t *testing.T) {
-	needOracle(t)
-	sub, ok := subject(t).(harness.FUSE)
-	if !ok || sub.Name() != "plyfs" {
-		harness.Skip(t, "needs the fault points of plyfs")
-	}
-	fastDir(t) // made here, not by several stories at once
-	k := &kills{count: make(map[string]int)}
-	t.Run("stories", func(t *testing.T) {
-		for name, trials := range killCases() {
-			for _, tr := range trials {
-				t.Run(name+"/"+tr.Story.Name, func(t *testing.T) {
-					t.Parallel()
-					tr.Subject, tr.Dir = sub, fastTempDir(t)
-					arrivals, err := tr.Trace()
-					if err != nil {
-						t.Fatal(err)
-					}
-					for _, a := range k.choose(arrivals) {
-						by := []harness.Mounter{sub, harness.Kernel{}}
-						switch {
-						case tr.Lame:
-							by[1] = sub
-						case rand.IntN(2) == 0:
-							slices.Reverse(by)
-						}
-						if err := tr.Kill(a, by...); err != nil {
-							t.Error(err)
-						}
-					}
-				})
-			}
+	k := atEveryStep(t, func(tr *crash.Trial, a crash.Arrival) error {
+		by := []harness.Mounter{tr.Subject, harness.Kernel{}}
+		switch {
+		case tr.Lame:
+			by[1] = tr.Subject
+		case rand.IntN(2) == 0:
+			slices.Reverse(by)
 		}
+		return tr.Kill(a, by...)
 	})
 	total := 0
 	for _, p := range fault.Points {
@@ -367,6 +344,19 @@ func TestKillServerAtEveryStep(t *testing.T) {
 // the upper for a request, and expects that the program that plays the story does not
 // notice: every operation has happened once.
 func TestSurviveAtEveryStep(t *testing.T) {
+	atEveryStep(t, func(tr *crash.Trial, a crash.Arrival) error {
+		switch {
+		case a.Point == "work.swept" || a.Point == "close.synced":
+			return nil // before or after all requests
+		case tr.Lame:
+			return tr.Survive(a, tr.Subject)
+		}
+		return tr.Survive(a, harness.Kernel{})
+	})
+}
+
+// atEveryStep plays the stories and calls kill for the arrivals at fault points.
+func atEveryStep(t *testing.T, kill func(*crash.Trial, crash.Arrival) error) *kills {
 	needOracle(t)
 	sub, ok := subject(t).(harness.FUSE)
 	if !ok || sub.Name() != "plyfs" {
@@ -385,14 +375,7 @@ func TestSurviveAtEveryStep(t *testing.T) {
 						t.Fatal(err)
 					}
 					for _, a := range k.choose(arrivals) {
-						if a.Point == "work.swept" || a.Point == "close.synced" {
-							continue // before or after all requests
-						}
-						by := harness.Mounter(harness.Kernel{})
-						if tr.Lame {
-							by = sub
-						}
-						if err := tr.Survive(a, by); err != nil {
+						if err := kill(tr, a); err != nil {
 							t.Error(err)
 						}
 					}
@@ -400,6 +383,7 @@ func TestSurviveAtEveryStep(t *testing.T) {
 			}
 		}
 	})
+	return k
 }
 
 func startsWithAny(s string, prefixes []string) bool {

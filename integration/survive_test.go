@@ -24,24 +24,30 @@ import (
 	"github.com/plyfs/plyfs/integration/oracle"
 )
 
-// readOnlyMount is an image of a store, mounted without a writable layer.
-type readOnlyMount struct {
+// imageMount is an image of a store, mounted.
+type imageMount struct {
 	t      testing.TB
 	s      *store
 	target string
 	kills  atomic.Int64
 }
 
-func newReadOnlyMount(t testing.TB, r oracle.Recipe) *readOnlyMount {
+func newReadOnlyMount(t testing.TB, r oracle.Recipe) *imageMount {
+	t.Helper()
+	return newImageMount(t, r, "--ro")
+}
+
+// newImageMount mounts an image of the layers with options.
+func newImageMount(t testing.TB, r oracle.Recipe, options ...string) *imageMount {
 	t.Helper()
 	harness.NeedFUSE(t)
 	s := newStore(t)
 	file := filepath.Join(t.TempDir(), "a.tar")
-	must(t, imageOf(t, "ro:1", r).Write(file, archive.Options{}))
+	must(t, imageOf(t, "image:1", r).Write(file, archive.Options{}))
 	s.run("load", "-i", file)
-	m := &readOnlyMount{t: t, s: s, target: filepath.Join(t.TempDir(), "m")}
+	m := &imageMount{t: t, s: s, target: filepath.Join(t.TempDir(), "m")}
 	must(t, os.Mkdir(m.target, 0o755))
-	s.run("mount", "--ro", "ro:1", m.target)
+	s.run(append(append([]string{"mount"}, options...), "image:1", m.target)...)
 	t.Cleanup(func() {
 		if out, err := s.try("umount", m.target); err != nil {
 			t.Errorf("umount: %v: %s", err, out)
@@ -51,7 +57,7 @@ func newReadOnlyMount(t testing.TB, r oracle.Recipe) *readOnlyMount {
 }
 
 // pids returns the processes of the mount.
-func (m *readOnlyMount) pids() (holder, server int) {
+func (m *imageMount) pids() (holder, server int) {
 	m.t.Helper()
 	var rows []struct{ Pid, ServerPid int }
 	must(m.t, json.Unmarshal([]byte(m.s.run("ps", "--json")), &rows))
@@ -63,7 +69,7 @@ func (m *readOnlyMount) pids() (holder, server int) {
 
 // kill kills whatever serves the mount now, and returns its pid. It may be called by
 // any goroutine.
-func (m *readOnlyMount) kill(holder, last int) (int, error) {
+func (m *imageMount) kill(holder, last int) (int, error) {
 	for until := time.Now().Add(20 * time.Second); time.Now().Before(until); <-time.After(time.Millisecond) {
 		pid, err := child(holder)
 		if err != nil {
@@ -244,7 +250,7 @@ func TestReadOnlyServerLoop(t *testing.T) {
 		t.Errorf("given up after %d", n)
 	}
 	waitFor(t, "the end of the mount", func() bool { return len(harness.MountsBelow(filepath.Dir(m.target))) == 0 })
-	m.s.run("mount", "--ro", "ro:1", m.target)
+	m.s.run("mount", "--ro", "image:1", m.target)
 	if _, err := os.ReadDir(m.target); err != nil {
 		t.Error(err)
 	}

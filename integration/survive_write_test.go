@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fault"
-	"github.com/plyfs/plyfs/integration/archive"
 	"github.com/plyfs/plyfs/integration/harness"
 	"github.com/plyfs/plyfs/integration/oracle"
 )
@@ -85,15 +84,7 @@ func surviveFor(t *testing.T) time.Duration {
 // TestContainerSurvives: nothing that works in a container notices that servers of its
 // mount are killed.
 func TestContainerSurvives(t *testing.T) {
-	harness.NeedFUSE(t)
-	s := newStore(t)
-	file := filepath.Join(t.TempDir(), "a.tar")
-	must(t, imageOf(t, "rw:1", oracle.Recipe{Lowers: []oracle.Layer{workshop()}}).Write(file, archive.Options{}))
-	s.run("load", "-i", file)
-	m := &readOnlyMount{t: t, s: s, target: filepath.Join(t.TempDir(), "m")}
-	must(t, os.Mkdir(m.target, 0o755))
-	s.run("mount", "rw:1", m.target)
-	t.Cleanup(func() { s.run("umount", m.target) })
+	m := newImageMount(t, oracle.Recipe{Lowers: []oracle.Layer{workshop()}})
 	holder, _ := m.pids()
 	survive(t, m.target, holder, surviveFor(t))
 	if h, _ := m.pids(); h != holder {
@@ -103,8 +94,8 @@ func TestContainerSurvives(t *testing.T) {
 		return
 	}
 	before := snapshotOf(t, m.target)
-	s.run("umount", m.target)
-	s.run("mount", strings.Fields(s.run("ps", "-q"))[0], m.target)
+	m.s.run("umount", m.target)
+	m.s.run("mount", strings.Fields(m.s.run("ps", "-q"))[0], m.target)
 	if after := snapshotOf(t, m.target); before.Out != after.Out {
 		t.Error("the tree is another one after a remount")
 	}
@@ -184,15 +175,8 @@ func TestRemovedDirectoriesSurvive(t *testing.T) {
 // TestRequestRefused: a request that ends two servers by an error of theirs is answered with
 // EIO. Those that were under way with it are not, and nothing else is in the way.
 func TestRequestRefused(t *testing.T) {
-	harness.NeedFUSE(t)
-	s := newStore(t)
-	file := filepath.Join(t.TempDir(), "a.tar")
-	must(t, imageOf(t, "rw:1", oracle.Recipe{Lowers: []oracle.Layer{workshop()}}).Write(file, archive.Options{}))
-	s.run("load", "-i", file)
-	m := &readOnlyMount{t: t, s: s, target: filepath.Join(t.TempDir(), "m")}
-	must(t, os.Mkdir(m.target, 0o755))
 	t.Setenv(fault.Env, "crash:complete.copied")
-	s.run("mount", "rw:1", m.target)
+	m := newImageMount(t, oracle.Recipe{Lowers: []oracle.Layer{workshop()}})
 	poisoned := filepath.Join(m.target, "data", "low1")
 	must(t, os.Chmod(poisoned, 0o600)) // without its data
 	stop, done := make(chan struct{}), make(chan error, 1)
@@ -210,8 +194,7 @@ func TestRequestRefused(t *testing.T) {
 	if b, err := os.ReadFile(poisoned); err != nil || !bytes.Equal(b, []byte(oracle.Pattern(1, 20000))) {
 		t.Errorf("%d bytes, %v", len(b), err)
 	}
-	if out := s.run("ps"); !strings.Contains(out, "(restarted 2 times) (1 requests refused)") {
+	if out := m.s.run("ps"); !strings.Contains(out, "(restarted 2 times) (1 requests refused)") {
 		t.Errorf("ps does not tell: %s", out)
 	}
-	s.run("umount", m.target)
 }

@@ -113,7 +113,7 @@ func TestSuccessors(t *testing.T) {
 					rt.Fatal(d)
 				}
 				for u := range pending {
-					if o := l.Begin(u, Request{}); !o.Had(Armed|Done) || o.Had(Present) {
+					if o := l.Begin(u, Request{}); !o.Had(Armed|Done) || o.Had(Passed) {
 						rt.Fatalf("request %d: marks %b", u, o.Before)
 					}
 				}

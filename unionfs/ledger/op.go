@@ -23,9 +23,6 @@ const (
 	// Armed: everything has been checked, and the system call that makes the change
 	// visible may have been done.
 	Armed Mark = 1 << iota
-	// Present: what the request wants to remove was there, or what it wants to make
-	// was not, when it was armed.
-	Present
 	// Passed, Cached, Writer: a handle of this kind has been counted.
 	Passed
 	Cached
