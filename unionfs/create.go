@@ -268,7 +268,9 @@ func (fs *FS) makeNode(op string, h *fuse.InHeader, name string, o newObject, ou
 		return fuse.Status(unix.ESTALE)
 	}
 	o.uid, o.gid = h.Uid, h.Gid
-	o.op = fs.begin(h, ledger.Request{})
+	if o.op == nil {
+		o.op = fs.begin(h, ledger.Request{})
+	}
 	fs.resent(h, p)
 	seen := look{pid: h.Pid}
 	n, err := fs.create(p, name, o, &seen)
@@ -302,10 +304,10 @@ func (fs *FS) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name string, 
 
 // Create implements CREATE: a new regular file, open.
 func (fs *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	o := newObject{mode: in.Mode&0o7777 | unix.S_IFREG, umask: in.Umask}
+	o := newObject{mode: in.Mode&0o7777 | unix.S_IFREG, umask: in.Umask, op: fs.begin(&in.InHeader, ledger.Request{})}
 	st := fs.makeNode("create", &in.InHeader, name, o, &out.EntryOut)
 	if st == fuse.OK {
-		fs.opened(in, out, fs.begin(&in.InHeader, ledger.Request{}))
+		fs.opened(in, out, o.op)
 	}
 	return st
 }
