@@ -456,6 +456,39 @@ func (s *Store) AddLive(ctx context.Context, l Live) error {
 	})
 }
 
+// MoveLive makes the row of one mount point that of another one of the same mount. If it
+// has gone meanwhile, nothing happens.
+func (s *Store) MoveLive(ctx context.Context, from, to string) error {
+	if !filepath.IsAbs(to) {
+		return fmt.Errorf("%w: mount point %q is not an absolute path", ErrInvalid, to)
+	}
+	boot, err := BootID()
+	if err != nil {
+		return err
+	}
+	dead, err := s.deadMounts(ctx)
+	if err != nil {
+		return err
+	}
+	return s.update(ctx, func(tx *metadata.Tx) error {
+		l, err := tx.Live(boot, from)
+		if errors.Is(err, metadata.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if o, err := tx.Live(boot, to); err == nil && !dead[liveKey(o)] {
+			return fmt.Errorf("mountpoint %q: %w: process %d has a mount there", to, ErrInUse, o.Pid)
+		}
+		if err := tx.DeleteLive(boot, from); err != nil {
+			return err
+		}
+		l.Target = to
+		return tx.PutLive(l)
+	})
+}
+
 // RemoveLive forgets a mount. Unknown targets are not an error.
 func (s *Store) RemoveLive(ctx context.Context, target string) error {
 	boot, err := BootID()

@@ -53,7 +53,8 @@
 //   - A live row is written before the mount exists and removed after it is gone.
 //   - State is never stored, always derived: from the holder's pid and start
 //     time, the boot id and the mount table the holder sees (see reconcile.go).
-//   - A container is mounted at most once.
+//   - The writable layer of a container has at most one server. More mount points of the
+//     container are bind mounts of the first (local_share.go), and it ends with the last.
 //   - Data of a mounted container is read (commit, diff, export) only after syncfs(2).
 //   - The daemon opens no file a client names; archives travel over the socket.
 //     A mount point is the exception: it is what the request is about.

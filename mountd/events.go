@@ -126,6 +126,14 @@ func (l *Local) emitAdopted(rep *layers.AdoptReport) {
 	}
 }
 
+// unmountedPoint tells that a mount has one mount point less, and goes on with the others.
+func (l *Local) unmountedPoint(a assessment) {
+	row := a.row
+	row.Target, row.ReadOnly = a.target(), a.readOnly()
+	e := l.mountEvent(row)
+	l.emit(events.Event{Type: events.TypeMount, Action: events.Unmount, Mount: &e})
+}
+
 // mountEvent names a mount in events.
 func (l *Local) mountEvent(row layers.Live) events.MountEvent {
 	e := events.MountEvent{Target: row.Target, ContainerID: row.ContainerID, ImageID: row.ImageID.String(), ReadOnly: row.ReadOnly}

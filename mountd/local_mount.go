@@ -9,8 +9,10 @@ import (
 	"slices"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd/events"
@@ -72,8 +74,19 @@ func (l *Local) mount(ctx context.Context, r MountRequest) (res MountResult, err
 	if err != nil {
 		return res, err
 	}
+	if err := l.freeRow(ctx, target, alive); err != nil {
+		return res, err
+	}
 	if err := l.checkFree(target, alive); err != nil {
 		return res, err
+	}
+	if cerr == nil && r.Name == "" && !r.AutoRemove {
+		if a := l.shareable(c, r.ReadOnly, alive); a != nil {
+			res, err := l.share(ctx, r, c, target, *a)
+			if !errors.Is(err, unix.EPERM) {
+				return res, err
+			} // without privileges there are only mounts with a server of their own
+		}
 	}
 	if err := l.checkNumber(len(alive)); err != nil {
 		return res, err
@@ -143,7 +156,7 @@ func (l *Local) checkFree(target string, alive []assessment) error {
 			return markedf(layers.ErrInUse, "mount point %q is in use: %s was unmounted lazily there, and its last user%s has not ended",
 				target, l.describe(a.row), holderHint(a))
 		}
-		if a.row.Target == target || a.target() == target {
+		if a.row.Target == target || a.target() == target || slices.ContainsFunc(a.mounts, func(m *mountinfo.Info) bool { return m.Mountpoint == target }) {
 			return markedf(layers.ErrInUse, "mount point %q is in use: %s is mounted there; unmount it with `plyfs umount %s`",
 				target, l.describe(a.row), target)
 		}
@@ -216,8 +229,8 @@ func (l *Local) containerSubject(ctx context.Context, c *layers.Container, readO
 		if l.inShell(a) {
 			return subject{}, l.inShellError(a)
 		}
-		return subject{}, markedf(layers.ErrInUse, "container %q is mounted on %q: unmount it there first (`plyfs umount %s`)",
-			c.Name, a.row.Target, c.Name)
+		return subject{}, markedf(layers.ErrInUse, "container %q is mounted on %q: unmount it there first (`plyfs umount %s`); more mount points for one container need root",
+			c.Name, a.target(), c.Name)
 	}
 	st, err := l.store.ContainerStack(ctx, c.ID)
 	if err != nil {
@@ -255,13 +268,21 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) (s holder.Spe
 		// Nobody but us and root writes these uppers.
 		s.Redirect, s.Metacopy = unionfs.RedirectOn, true
 	}
-	if mayUseTrusted() && (r.Suid || r.Dev) && (ofUser(sub.stack) || !onlyRootWrites(l.store.Root())) {
-		return s, markedf(ErrRefused, "store %q is one of a user, who decides what is set-user-id in it: mount without --suid and --dev, or as that user", l.store.Root())
+	if err := l.checkSetuid(r, sub.stack); err != nil {
+		return s, err
 	}
 	if ofUser(sub.stack) {
 		s.Owners, err = ownersHere()
 	}
 	return s, err
+}
+
+// checkSetuid refuses root to run what a user can make set-user-id.
+func (l *Local) checkSetuid(r MountRequest, st layers.Stack) error {
+	if mayUseTrusted() && (r.Suid || r.Dev) && (ofUser(st) || !onlyRootWrites(l.store.Root())) {
+		return markedf(ErrRefused, "store %q is one of a user, who decides what is set-user-id in it: mount without --suid and --dev, or as that user", l.store.Root())
+	}
+	return nil
 }
 
 // ofUser reports whether the layers are those of a store without privileges.
@@ -364,8 +385,11 @@ func (l *Local) List(ctx context.Context, _ Empty) ([]Status, error) {
 		}
 		have := len(list)
 		for _, a := range alive {
-			if a.row.ContainerID == c.ID {
-				list = append(list, mountedStatus(s, a))
+			if a.row.ContainerID != c.ID {
+				continue
+			}
+			for _, p := range a.points() {
+				list = append(list, mountedStatus(s, p))
 			}
 		}
 		wanted = slices.DeleteFunc(wanted, func(w layers.Wanted) bool {
@@ -381,7 +405,9 @@ func (l *Local) List(ctx context.Context, _ Empty) ([]Status, error) {
 	for _, a := range alive {
 		if a.row.ContainerID == "" {
 			s := l.imageStatus(ctx, a.row.ImageID)
-			list = append(list, mountedStatus(s, a))
+			for _, p := range a.points() {
+				list = append(list, mountedStatus(s, p))
+			}
 		}
 	}
 	for _, w := range wanted { // of images, and of containers that are gone
@@ -402,7 +428,7 @@ func (l *Local) imageStatus(ctx context.Context, id digest.Digest) Status {
 }
 
 func mountedStatus(s Status, a assessment) Status {
-	s.State, s.Target, s.ReadOnly, s.Since = a.state, Path(a.target()), a.row.ReadOnly, a.row.Created
+	s.State, s.Target, s.ReadOnly, s.Since = a.state, Path(a.target()), a.readOnly(), a.row.Created
 	s.Pid, s.ServerPid, s.Restarts, s.Refused = a.row.Pid, a.holder.Server.Pid, a.holder.Restarts, a.holder.Refused
 	s.Elsewhere = a.state == StateMounted && a.mount == nil
 	if rec, err := readRecord(a.row.RunDir); err == nil {

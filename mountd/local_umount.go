@@ -56,7 +56,7 @@ func (l *Local) Unmount(ctx context.Context, r UnmountRequest) (UnmountResult, e
 
 // unmount unmounts a mount, which is not wanted any more.
 func (l *Local) unmount(ctx context.Context, a assessment, lazy bool) (UnmountResult, error) {
-	unlock, err := l.lockTarget(ctx, a.row.Target)
+	unlock, err := l.lockTarget(ctx, a.known())
 	if err != nil {
 		return UnmountResult{}, err
 	}
@@ -86,12 +86,21 @@ func (l *Local) unmountLocked(ctx context.Context, a assessment, lazy bool, unlo
 		}
 	}
 	// Before its processes have ended: it must not be restored then.
-	if _, err := l.store.WantedAt(ctx, a.row.Target); !errors.Is(err, layers.ErrNotFound) {
-		if err := l.store.Unwant(ctx, a.row.Target); err != nil {
-			return res, fmt.Errorf("%q is unmounted, but still wanted: %w", a.row.Target, err)
+	if _, err := l.store.WantedAt(ctx, a.known()); !errors.Is(err, layers.ErrNotFound) {
+		if err := l.store.Unwant(ctx, a.known()); err != nil {
+			return res, fmt.Errorf("%q is unmounted, but still wanted: %w", a.known(), err)
 		}
 	}
+	rest, err := l.left(ctx, a)
 	unlock()
+	if err != nil {
+		return res, fmt.Errorf("%q is unmounted: %w", a.target(), err)
+	}
+	if len(rest) > 0 {
+		l.unmountedPoint(a)
+		res.StillInUse, res.By = true, bindOn(rest[0])
+		return res, nil
+	}
 	ps := []holder.Process{{Pid: a.row.Pid, StartTime: a.row.StartTime}, a.holder.Server}
 	by, err := waitEnd(ctx, ps, a.mount, lazy)
 	if err != nil {
@@ -124,7 +133,12 @@ func (l *Local) findMount(ctx context.Context, r UnmountRequest, alive []assessm
 	target := canonicalTarget(string(r.Target))
 	for i := range alive {
 		a := &alive[i]
-		if target != "" && (a.row.Target == target || a.mount != nil && a.mount.Mountpoint == target) {
+		for _, p := range a.points() {
+			if target != "" && p.mount != nil && p.mount.Mountpoint == target {
+				return &p, nil
+			}
+		}
+		if target != "" && a.row.Target == target {
 			return a, nil
 		}
 	}
@@ -138,7 +152,7 @@ func (l *Local) findMount(ctx context.Context, r UnmountRequest, alive []assessm
 				if alive[i].row.ContainerID != c.ID {
 					continue
 				}
-				if found != nil {
+				if found != nil || len(alive[i].mounts) > 1 {
 					return nil, markedf(ErrUsage, "container %q is mounted more than once: name the mount point", c.Name)
 				}
 				found = &alive[i]
@@ -261,6 +275,8 @@ func waitEnd(ctx context.Context, ps []holder.Process, m *mountinfo.Info, lazy b
 		syncTimeout, context.DeadlineExceeded)
 }
 
+func bindOn(m *mountinfo.Info) string { return fmt.Sprintf("its bind mount on %q", m.Mountpoint) }
+
 // keptBy names what keeps an unmounted file system alive.
 func keptBy(m *mountinfo.Info) string {
 	if m == nil {
@@ -268,7 +284,7 @@ func keptBy(m *mountinfo.Info) string {
 	}
 	if table, err := holder.MountTable(0); err == nil {
 		if ms := holder.DeviceMounts(table, m.Major, m.Minor); len(ms) > 0 {
-			return fmt.Sprintf("its bind mount on %q", ms[0].Mountpoint)
+			return bindOn(ms[0])
 		}
 	}
 	for _, u := range append(holder.UsersElsewhere(m.Major, m.Minor), holder.Users(m)...) {

@@ -81,7 +81,8 @@ type assessment struct {
 	row    layers.Live
 	state  string
 	holder holder.State
-	mount  *mountinfo.Info // in our own table, if we see it
+	mount  *mountinfo.Info   // in our own table, if we see it
+	mounts []*mountinfo.Info // the same on all its mount points
 }
 
 // target is where the mount is now: a directory above it may have been renamed.
@@ -121,6 +122,9 @@ func assess(row layers.Live, own []*mountinfo.Info) assessment {
 		return nil
 	}
 	a.mount = find(own)
+	if a.mount != nil {
+		a.mounts = pointsOf(own, a.mount.Major, a.mount.Minor)
+	}
 	f.inTable = a.mount != nil
 	for _, p := range []holder.Process{hp, a.holder.Server} {
 		if f.inTable || !p.Alive() {
@@ -163,7 +167,7 @@ func (l *Local) reconciled(ctx context.Context, lost func(layers.Finding)) ([]as
 	for _, row := range rows {
 		a := assess(row, table)
 		if a.state == StateDead && (holder.Reused(table, a.mount.Major, a.mount.Minor) || l.detachDead(a, table)) {
-			a.state, a.mount = stateGone, nil
+			a.state, a.mount, a.mounts = stateGone, nil, nil
 		}
 		switch a.state {
 		case stateGone, stateElsewhere:

@@ -200,6 +200,9 @@ type MountResult struct {
 	ImageID   digest.Digest     `json:"imageID"`
 	ReadOnly  bool              `json:"readOnly"`
 	Pid       int               `json:"pid"` // of the holder
+	// SharedWith is an earlier mount point of the container, with which this one shares
+	// its server; empty if it has a server of its own.
+	SharedWith Path `json:"sharedWith,omitempty"`
 }
 
 // UnmountRequest names a mount point, or a container that is mounted.

@@ -61,6 +61,16 @@ func (l *Local) restoreEach(ctx context.Context, next func()) ([]Restored, error
 	if err != nil {
 		return nil, err
 	}
+	// A container that is mounted read-only first could not be mounted writable.
+	slices.SortStableFunc(wanted, func(a, b layers.Wanted) int {
+		switch {
+		case a.ReadOnly == b.ReadOnly:
+			return 0
+		case b.ReadOnly:
+			return -1
+		}
+		return 1
+	})
 	for _, w := range wanted {
 		next()
 		r, err := l.restore(ctx, w.Target)
@@ -200,7 +210,8 @@ func isMountedAsWanted(alive []assessment, w layers.Wanted) bool {
 	return slices.ContainsFunc(alive, func(a assessment) bool {
 		same := w.ContainerID != "" && a.row.ContainerID == w.ContainerID ||
 			w.ContainerID == "" && a.row.ContainerID == "" && a.row.ImageID == w.ImageID
-		return same && a.row.Target == w.Target && a.row.ReadOnly == w.ReadOnly && (a.state == StateMounted || a.state == StateStarting)
+		return same && (a.state == StateMounted || a.state == StateStarting) &&
+			slices.ContainsFunc(a.points(), func(p assessment) bool { return p.known() == w.Target && p.readOnly() == w.ReadOnly })
 	})
 }
 

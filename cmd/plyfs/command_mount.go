@@ -27,6 +27,9 @@ func newMountCommand(a *app) *cobra.Command {
 plyfs rm (or, with --rm, until it is unmounted); its name is printed. Or mount a
 container that exists. With --ro nothing can be written, and an image needs no container.
 
+A container that is mounted already gets one more mount point (root only), be it a read-only
+one: all are served by one server, and the mount ends with the last of them.
+
 Set-user-id bits and device files in the mount have no effect unless --suid and --dev
 are given: an image may come from anywhere.
 

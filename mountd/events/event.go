@@ -43,7 +43,7 @@ const (
 // Actions of mounts.
 const (
 	Mount   = "mount"   // it is live
-	Unmount = "unmount" // it has ended as it should, and everything is written
+	Unmount = "unmount" // it has ended as it should, and everything is written; or it goes on at other mount points
 	End     = "end"     // it has ended otherwise; Error says how
 	Restart = "restart" // another server goes on in the place of one that has died
 	Fail    = "fail"    // a wanted mount could not be made again; Error says why

@@ -7,6 +7,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/transport"
 )
 
 // detach takes the mount, if it is ours and still there, out of the tree.
@@ -26,6 +28,19 @@ func (h *holder) detach() {
 	if err != nil || len(covered) > 0 {
 		h.log.Warn("dead mount not detached", zap.String("target", h.spec.Target), zap.Strings("covered", covered), zap.Error(err))
 	}
+}
+
+// unmountAll unmounts the mount from all its mount points that we see, the last one first.
+func (h *holder) unmountAll(lazy bool) error {
+	table, err := MountTable(0)
+	ms := DeviceMounts(table, h.state.Major, h.state.Minor)
+	if err != nil || len(ms) == 0 {
+		return transport.Unmount(h.spec.Target, lazy)
+	}
+	for i := len(ms) - 1; i >= 0 && err == nil; i-- {
+		err = transport.Unmount(ms[i].Mountpoint, lazy)
+	}
+	return err
 }
 
 // disconnected reports whether the kernel has ended the connection.

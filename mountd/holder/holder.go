@@ -148,7 +148,7 @@ func (h *holder) run(parent *link, sigs <-chan os.Signal) (err error) {
 				return fmt.Errorf("stopped by %v before it was mounted", s)
 			}
 			signals++
-			if err := transport.Unmount(h.spec.Target, signals > 1); err != nil {
+			if err := h.unmountAll(signals > 1); err != nil {
 				h.log.Warn("cannot unmount on signal; send it again to detach the mount while it is in use",
 					zap.String("target", h.spec.Target), zap.Error(err))
 			}
@@ -334,7 +334,7 @@ func (h *holder) recordExit(err error) {
 // when the last process that has it elsewhere, which the starter has started, does.
 func (h *holder) letGo() {
 	h.log.Info("the process that the mount belongs to has ended", zap.String("target", h.spec.Target))
-	if err := transport.Unmount(h.spec.Target, true); err != nil && !errors.Is(err, unix.EINVAL) { // it has unmounted first
+	if err := h.unmountAll(true); err != nil && !errors.Is(err, unix.EINVAL) { // it has unmounted first
 		h.log.Warn("cannot detach the mount", zap.String("target", h.spec.Target), zap.Error(err))
 	}
 }
