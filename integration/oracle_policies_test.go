@@ -15,10 +15,13 @@ import (
 
 // policies are the ways in which data reaches programs and requests reach the union,
 // as mount options; "" is the default.
-var policies = []string{"", "io=cache", "transport=gofuse", "io=noopen", written}
+var policies = []string{"", "io=cache", "transport=gofuse", "io=noopen", written, complete}
 
 // written is the policy under which owners, modes and types stand in an attribute.
 const written = "xattr_permissions=2"
+
+// complete is the policy under which the kernel keeps nothing.
+const complete = "trace=complete"
 
 // noOpen is the policy under which opening a file is not asked for. What opening does
 // otherwise is done by the first write, so a writable union differs from the kernel in

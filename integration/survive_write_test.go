@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fault"
@@ -97,7 +98,7 @@ func TestContainerSurvives(t *testing.T) {
 	m.s.run("umount", m.target)
 	m.s.run("mount", strings.Fields(m.s.run("ps", "-q"))[0], m.target)
 	if after := snapshotOf(t, m.target); before.Out != after.Out {
-		t.Error("the tree is another one after a remount")
+		t.Errorf("the tree is another one after a remount: %s", cmp.Diff(before.Out, after.Out))
 	}
 }
 

@@ -94,6 +94,9 @@ func (l *Local) mount(ctx context.Context, r MountRequest) (res MountResult, err
 	if err := r.Limits.Validate(); err != nil {
 		return res, marked(ErrUsage, err)
 	}
+	if r.Complete && r.IO != unionfs.IOAuto {
+		return res, markedf(ErrUsage, "--io and --trace do not go together: every read and write is to be asked for")
+	}
 	sub, err := l.subjectOf(ctx, r, alive)
 	if err != nil {
 		return res, err
@@ -250,7 +253,7 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) (s holder.Spe
 		ID: sub.image.ID.String(), Target: target,
 		ReadOnly: sub.stack.Upper == "", AllowOther: r.AllowOther || os.Geteuid() == 0,
 		NoSuid: !r.Suid, NoDev: !r.Dev, NoExec: r.NoExec, NoAtime: r.NoAtime,
-		Volatile: r.Volatile, IO: r.IO, Debug: r.Debug, Bound: l.opts.Bound,
+		Volatile: r.Volatile, IO: r.IO, Debug: r.Debug, Complete: r.Complete, Bound: l.opts.Bound,
 		Limits: r.Limits,
 	}
 	if sub.container != nil {

@@ -20,11 +20,14 @@ func RawMount(ctx context.Context, o *RawOptions, target string) error {
 	if err != nil {
 		return marked(ErrMount, err)
 	}
+	_ = giveRunDir(&spec) // without: who wants to watch learns that nobody answers
 	p, err := holder.Start(ctx, spec, holder.StartOptions{})
-	if err != nil {
-		return marked(ErrMount, err)
+	if err == nil {
+		_, err = p.Go(ctx)
 	}
-	_, err = p.Go(ctx)
+	if err != nil {
+		dropRunDir(&spec)
+	}
 	return marked(ErrMount, err)
 }
 
@@ -47,5 +50,9 @@ func RawServe(ctx context.Context, o *RawOptions, target string, logger *zap.Log
 	if err != nil {
 		return marked(ErrMount, err)
 	}
+	if err := giveRunDir(&spec); err != nil {
+		logger.Warn("nobody will be able to watch this mount", zap.Error(err))
+	}
+	defer dropRunDir(&spec)
 	return marked(ErrMount, holder.Foreground(ctx, spec, logger, nil))
 }

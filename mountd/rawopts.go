@@ -40,6 +40,8 @@ type RawOptions struct {
 	FSName  string
 	Subtype string
 	Debug   bool
+	// Complete is of trace=complete.
+	Complete bool
 
 	// Owners are of uidmapping=, gidmapping= and squash_to_….
 	Owners unionfs.Owners
@@ -349,6 +351,11 @@ func (o *RawOptions) setUnion(key, val string) (known bool, err error) {
 		if err := o.IO.UnmarshalText([]byte(val)); err != nil {
 			return true, fmt.Errorf("mount option io=%s: %w", val, err)
 		}
+	case "trace":
+		if val != "complete" && val != "partial" {
+			return true, fmt.Errorf("mount option trace=%s: expected complete or partial", val)
+		}
+		o.Complete = val == "complete"
 	case "transport":
 		if val != "own" && val != "gofuse" {
 			return true, fmt.Errorf("mount option transport=%s: expected own or gofuse", val)
@@ -390,6 +397,8 @@ func (o *RawOptions) check() error {
 			"a file whose data stayed in a lower can be renamed only with redirect_dir=on", o.Redirect)
 	case o.Timeout != 0 && o.IO == unionfs.IONoOpen:
 		return errors.New("timeout= and io=noopen contradict each other: a file that is opened without asking is never looked at again")
+	case o.Complete && (o.IO != unionfs.IOAuto && o.IO != unionfs.IOCache || o.GoFuse):
+		return errors.New("trace=complete does not go with io= or transport=: every read and write is to be asked for")
 	case o.Override == override.Privileged && !mayUseTrusted():
 		return errors.New("xattr_permissions=1 is for root: use xattr_permissions=2")
 	}

@@ -20,7 +20,9 @@ import (
 
 // A run directory holds what a reboot may forget:
 //
-//	/run/plyfs/                     root; else $XDG_RUNTIME_DIR/plyfs, else /tmp/plyfs-UID
+//	/run/plyfs/                     root; a user, and root of a user namespace, $XDG_RUNTIME_DIR/plyfs,
+//	                                else /tmp/plyfs-UID
+//	  raw/PID-TIME-<random>/        of one mount without a store: state.json, stats, control
 //	  snapshotter.sock              `plyfs snapshotter`
 //	  <12 hex of the store root>/   so that stores do not meet
 //	    plyfs.sock                  the daemon
@@ -31,7 +33,7 @@ import (
 //	                                of a mount that is being unmounted
 //	    shell/                      the mounts of `plyfs shell`, each in a namespace of its own
 //	    mounts/<8 hex>/             of one mount: mount.json, and state.json, log, exit.json;
-//	                                stats, where its server answers with its counters
+//	                                stats and control, where its server answers
 //
 // RunDirEnv overrides the first line.
 const RunDirEnv = "PLYFS_RUN_DIR"
@@ -88,11 +90,11 @@ func RunBase() string {
 	if d := os.Getenv(RunDirEnv); filepath.IsAbs(d) {
 		return d
 	}
-	if os.Geteuid() == 0 {
-		if unix.Access("/run", unix.W_OK) == nil {
-			return "/run/plyfs"
-		}
-	} else if d := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(d) {
+	if os.Geteuid() == 0 && unix.Access("/run", unix.W_OK) == nil {
+		return "/run/plyfs"
+	}
+	// Also for root in the user namespace of a user.
+	if d := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(d) {
 		if st, err := os.Stat(d); err == nil && st.IsDir() {
 			return filepath.Join(d, "plyfs")
 		}

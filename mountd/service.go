@@ -187,6 +187,8 @@ type MountRequest struct {
 	IO         unionfs.IO `json:"io,omitempty"`
 	AllowOther bool       `json:"allowOther,omitempty"`
 	Debug      bool       `json:"debug,omitempty"`
+	// Complete: the kernel keeps nothing, so that a trace shows everything.
+	Complete bool `json:"complete,omitempty"`
 	// Restart makes the mount a wanted one: see [Service.Restore].
 	Restart bool `json:"restart,omitempty"`
 	// Limits of the mount server.

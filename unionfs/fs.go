@@ -19,6 +19,7 @@ import (
 	"github.com/plyfs/plyfs/cow/fault"
 	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/unionfs/counters"
+	"github.com/plyfs/plyfs/unionfs/inject"
 	"github.com/plyfs/plyfs/unionfs/ledger"
 	"github.com/plyfs/plyfs/whiteout/override"
 )
@@ -70,8 +71,10 @@ type FS struct {
 	root  *inode
 	trim  *trimmer
 
-	layers    []*layer // the lowers; immutable
-	io        IO       // resolved; immutable
+	complete  bool           // the kernel keeps nothing; immutable
+	faults    *inject.Faults // what requests meet; nil: nothing. Immutable once requests come
+	layers    []*layer       // the lowers; immutable
+	io        IO             // resolved; immutable
 	backing   backing
 	store     store
 	resumed   bool         // the kernel may know objects from an earlier server
@@ -91,6 +94,13 @@ type FS struct {
 
 // Counters are what the union counts in; the transport counts requests there.
 func (fs *FS) Counters() *counters.Counters { return fs.counts }
+
+// Caching is how long the kernel may keep names and attributes.
+func (fs *FS) Caching() time.Duration { return fs.ttl }
+
+// SetFaults tells the union of faults that its files are to meet. The holder of the
+// connection calls it before the first request.
+func (fs *FS) SetFaults(f *inject.Faults) { fs.faults = f }
 
 // forever is how long the kernel may keep what we tell it.
 const forever = 365 * 24 * time.Hour
@@ -142,6 +152,9 @@ func New(o Options) (*FS, error) {
 	fs.ttl, fs.changing = forever, o.Timeout != 0
 	if fs.changing {
 		fs.ttl = max(o.Timeout, 0)
+	}
+	if fs.complete = o.Complete; fs.complete {
+		fs.ttl, fs.changing, o.IO = 0, true, IOCache
 	}
 	fs.staticNlink, fs.shortInodes, fs.noXattrs, fs.noACL = o.StaticNlink, o.ShortInodes, o.NoXattrs, o.NoACL
 	fs.countsDirs = o.CountSubdirs && !o.StaticNlink

@@ -163,6 +163,7 @@ func (fs *FS) mirror(n *inode, f *fileIO) {
 const (
 	handleCached = 0
 	handlePassed = 1
+	handleDirect = 2 // every read and write is a request; the kernel counts it as neither
 )
 
 // maxIdleBacking is how many files stay registered in total while nobody has them
@@ -186,10 +187,25 @@ func (fs *FS) openHandle(n *inode, write bool, out *fuse.OpenOut) {
 		fs.counts.OpenedCached() // the kernel asks once, then it opens files by itself
 		return
 	}
+	direct := fs.direct(n)
 	f := n.ioState()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	defer fs.mirror(n, f)
+	if direct && f.passed > 0 {
+		// The kernel wants the registered file named as long as others have it; reads and
+		// writes are requests all the same.
+		f.passed++
+		fs.counts.OpenedCached()
+		out.Fh, out.OpenFlags, out.BackingID = handlePassed, fuse.FOPEN_PASSTHROUGH|fuse.FOPEN_DIRECT_IO|fuse.FOPEN_NOFLUSH, f.backing
+		return
+	}
+	if direct {
+		f.stale = true
+		fs.counts.OpenedCached()
+		out.Fh, out.OpenFlags = handleDirect, fuse.FOPEN_DIRECT_IO|fuse.FOPEN_NOFLUSH
+		return
+	}
 	if f.passed > 0 || fs.io == IOPassthrough && f.cached == 0 && fs.mayPass(n, write) && fs.register(n, f) {
 		f.passed++
 		fs.counts.OpenedPassed()
@@ -208,6 +224,18 @@ func (fs *FS) openHandle(n *inode, write bool, out *fuse.OpenOut) {
 		out.OpenFlags &^= fuse.FOPEN_KEEP_CACHE
 		f.stale = false
 	}
+}
+
+// direct reports whether every read and write of a file that is being opened has to be a
+// request.
+func (fs *FS) direct(n *inode) bool {
+	if fs.complete || fs.faults == nil || !fs.faults.HasData() {
+		return fs.complete
+	}
+	n.mu.RLock()
+	at := n.where
+	n.mu.RUnlock()
+	return fs.faults.Direct(fs.pathOf(n, at))
 }
 
 // mayPass reports whether the file may be passed through: never one of the lowers
@@ -316,7 +344,10 @@ func (fs *FS) closeHandle(n *inode, fh uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	defer fs.mirror(n, f)
-	if fh == handleCached {
+	switch fh {
+	case handleDirect:
+		return
+	case handleCached:
 		f.cached--
 		return
 	}

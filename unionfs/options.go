@@ -122,6 +122,9 @@ type Options struct {
 
 	// IO is how data reaches programs.
 	IO IO
+	// Complete has the kernel ask for everything, so that who watches misses nothing: it keeps
+	// no names, attributes, links or data. IO and Timeout do not matter then.
+	Complete bool
 
 	// Volatile drops every durability promise: no fsync reaches the disk.
 	Volatile bool

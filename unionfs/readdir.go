@@ -9,8 +9,11 @@ import (
 
 // OpenDir implements OPENDIR. ENOSYS tells the kernel that directories need no
 // handle: it stops asking, and keeps listings in its page cache, for ever.
-func (fs *FS) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status {
+func (fs *FS) OpenDir(_ <-chan struct{}, _ *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	if fs.changing {
+		// Kept while it is read, so that names that come and go meanwhile do not confuse
+		// anybody, but read anew by who opens it next.
+		out.OpenFlags = fuse.FOPEN_CACHE_DIR
 		return fuse.OK
 	}
 	return fuse.ENOSYS

@@ -126,8 +126,11 @@ func (fs *FS) unclaim(id uint64) {
 
 // counted notes in op that a handle has been counted.
 func counted(op *ledger.Op, fh uint64, write bool) {
-	mark := ledger.Cached
-	if fh == handlePassed {
+	var mark ledger.Mark
+	switch fh {
+	case handleCached:
+		mark = ledger.Cached
+	case handlePassed:
 		mark = ledger.Passed
 	}
 	if write {

@@ -44,6 +44,7 @@ func HolderMain(logger *zap.Logger) int {
 		h.adopt(parent, m, with)
 		parent = nil
 	}
+	defer h.removeRunDir()
 	if err := h.run(parent, sigs); err != nil {
 		h.log.Error("mount ended", zap.String("target", h.spec.Target), zap.Error(err))
 		return 1
@@ -310,6 +311,16 @@ func (h *holder) handOver() error {
 	}
 	h.giveSpare()
 	return nil
+}
+
+// removeRunDir removes a run directory that is the mount's own.
+func (h *holder) removeRunDir() {
+	if !h.spec.OwnRunDir {
+		return
+	}
+	if err := os.RemoveAll(h.spec.RunDir); err != nil {
+		h.log.Warn("run directory not removed", zap.String("name", h.spec.RunDir), zap.Error(err))
+	}
 }
 
 func (h *holder) recordState() {

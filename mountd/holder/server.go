@@ -15,7 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/unionfs"
+	"github.com/plyfs/plyfs/unionfs/inject"
 	"github.com/plyfs/plyfs/unionfs/ledger"
+	"github.com/plyfs/plyfs/unionfs/trace"
 	"github.com/plyfs/plyfs/unionfs/transport"
 )
 
@@ -147,12 +149,20 @@ func (s *server) run() error {
 	if fs.IO() == unionfs.IOPassthrough {
 		depth = fs.StackDepth()
 	}
-	stopStats := s.answerStats(func() Stats {
+	watch := &control{hub: new(trace.Hub), faults: new(inject.Faults), fs: fs, ending: make(chan struct{})}
+	watch.describe = func() Description {
+		return Description{
+			ID: s.spec.ID, Target: s.spec.Target, Server: s.self, IO: fs.IO().String(),
+			Complete: s.spec.Complete, Caching: fs.Caching(), ReadOnly: s.spec.Upper.Path == "", Spec: *s.spec,
+		}
+	}
+	fs.SetFaults(watch.faults)
+	stopAnswering := s.answer(func() Stats {
 		return Stats{
 			ID: s.spec.ID, Target: s.spec.Target, Server: s.self, Restarts: serve.Restarts,
 			IO: fs.IO().String(), Since: fs.Counters().Since(), Counters: fs.Counters().Snapshot(),
 		}
-	})
+	}, watch)
 	s.confine()
 	go s.watchHolder()
 	err = transport.Serve(dev, fs, transport.ServeOptions{
@@ -180,8 +190,11 @@ func (s *server) run() error {
 		Debug:      s.spec.Debug,
 		Logger:     s.log,
 		Counters:   fs.Counters(),
+		Complete:   s.spec.Complete,
+		Trace:      watch.hub,
+		Faults:     watch.faults,
 	})
-	stopStats()
+	stopAnswering()
 	if err != nil {
 		err = fmt.Errorf("serve %q: %w", s.spec.Target, err)
 	}

@@ -48,6 +48,9 @@ type Spec struct {
 	NoACL        bool           `json:"noACL,omitempty"`
 	NoDevices    bool           `json:"noDevices,omitempty"`
 
+	// Complete is as in unionfs.Options.
+	Complete bool `json:"complete,omitempty"`
+
 	// Comm, if set, is the name of the holder's process.
 	Comm        string `json:"comm,omitempty"`
 	FSName      string `json:"fsName,omitempty"`
@@ -69,8 +72,11 @@ type Spec struct {
 	Debug bool `json:"debug,omitempty"`
 	// Bound: the mount ends with the process that has asked for it.
 	Bound bool `json:"bound,omitempty"`
-	// RunDir, if set, is an existing directory for state.json, exit.json and the socket [StatsFile].
+	// RunDir, if set, is an existing directory for state.json, exit.json and the sockets [StatsFile]
+	// and [ControlFile].
 	RunDir string `json:"runDir,omitempty"`
+	// OwnRunDir: nobody but the processes of the mount has a use for RunDir; they remove it.
+	OwnRunDir bool `json:"ownRunDir,omitempty"`
 	// Limits of the server.
 	Limits Limits `json:"limits,omitzero"`
 	// Events, if set, is where to tell what becomes of the mount.
@@ -147,6 +153,7 @@ func (s *Spec) unionOptions() unionfs.Options {
 		NoXattrs:     s.NoXattrs,
 		NoACL:        s.NoACL,
 		NoDevices:    s.NoDevices,
+		Complete:     s.Complete,
 	}
 }
 

@@ -45,26 +45,39 @@ const (
 	maxStats = 4 << 20
 )
 
-// answerStats makes the socket and answers there until the returned function is called. A
-// mount without it is worth more than none: what goes wrong is logged.
-func (s *server) answerStats(doc func() Stats) (stop func()) {
+// answer makes both sockets and answers there until the returned function is called. A
+// mount without them is worth more than none: what goes wrong is logged.
+func (s *server) answer(doc func() Stats, c *control) (stop func()) {
 	if s.spec.RunDir == "" {
 		return func() {}
 	}
-	made := make(chan net.Listener, 1)
+	type listeners struct{ stats, control net.Listener }
+	made := make(chan listeners, 1)
 	go func() {
-		ln, err := listenStats(s.spec.RunDir)
-		if err != nil {
+		var l listeners
+		var err error
+		if l.stats, err = listen(s.spec.RunDir, StatsFile); err != nil {
 			s.log.Warn("nobody can ask this mount for its counters", zap.Error(err))
 		} else {
-			go serveStats(ln, statsPatience, doc)
+			go serveStats(l.stats, statsPatience, doc)
 		}
-		made <- ln
+		if l.control, err = listen(s.spec.RunDir, ControlFile); err != nil {
+			s.log.Warn("nobody can watch this mount", zap.Error(err))
+		} else {
+			go c.serve(l.control)
+		}
+		made <- l
 	}()
 	select {
-	case ln := <-made:
-		if ln != nil {
-			return func() { _ = ln.Close() } // the file is removed with the run directory
+	case l := <-made:
+		return func() { // the files are removed with the run directory
+			if l.stats != nil {
+				_ = l.stats.Close()
+			}
+			if l.control != nil {
+				_ = l.control.Close()
+				c.end()
+			}
 		}
 	case <-time.After(statsStart):
 		s.log.Warn("the run directory of the mount does not answer", zap.String("name", s.spec.RunDir))
@@ -72,8 +85,8 @@ func (s *server) answerStats(doc func() Stats) (stop func()) {
 	return func() {}
 }
 
-// listenStats puts a socket in the place of that of an earlier server.
-func listenStats(runDir string) (net.Listener, error) {
+// listen puts a socket in the place of that of an earlier server.
+func listen(runDir, name string) (net.Listener, error) {
 	dir, err := unix.Open(runDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("run directory %q: %w", runDir, err)
@@ -81,37 +94,37 @@ func listenStats(runDir string) (net.Listener, error) {
 	defer unix.Close(dir)
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("socket for counters: %w", err)
+		return nil, fmt.Errorf("socket %q: %w", name, err)
 	}
-	f := os.NewFile(uintptr(fd), "socket for counters")
+	f := os.NewFile(uintptr(fd), name)
 	defer f.Close() // the listener has a copy
-	const fresh = StatsFile + ".new"
+	fresh := name + ".new"
 	if err := unix.Unlinkat(dir, fresh, 0); err != nil && !errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("socket for counters: %w", err)
+		return nil, fmt.Errorf("socket %q: %w", name, err)
 	}
 	// Nobody can connect before listen, and nobody finds it before the rename.
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: statsAddress(dir, fresh)}); err != nil {
-		return nil, fmt.Errorf("bind the socket for counters: %w", err)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: socketAddress(dir, fresh)}); err != nil {
+		return nil, fmt.Errorf("bind the socket %q: %w", name, err)
 	}
 	if err := unix.Fchmodat(dir, fresh, 0o600, 0); err != nil {
-		return nil, fmt.Errorf("socket for counters: %w", err)
+		return nil, fmt.Errorf("socket %q: %w", name, err)
 	}
 	if err := unix.Listen(fd, 4*statsClients); err != nil {
-		return nil, fmt.Errorf("listen for questions about counters: %w", err)
+		return nil, fmt.Errorf("listen on the socket %q: %w", name, err)
 	}
-	if err := unix.Renameat(dir, fresh, dir, StatsFile); err != nil {
-		return nil, fmt.Errorf("socket for counters: %w", err)
+	if err := unix.Renameat(dir, fresh, dir, name); err != nil {
+		return nil, fmt.Errorf("socket %q: %w", name, err)
 	}
 	ln, err := net.FileListener(f)
 	if err != nil {
-		return nil, fmt.Errorf("socket for counters: %w", err)
+		return nil, fmt.Errorf("socket %q: %w", name, err)
 	}
 	return ln, nil
 }
 
-// statsAddress names a socket in a directory that is open: the path of the directory may
+// socketAddress names a socket in a directory that is open: the path of the directory may
 // be longer than an address (sun_path).
-func statsAddress(dir int, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", dir, name) }
+func socketAddress(dir int, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", dir, name) }
 
 // serveStats answers until ln is closed, each client for no longer than patience.
 func serveStats(ln net.Listener, patience time.Duration, doc func() Stats) {
@@ -164,15 +177,9 @@ func betweenServers(err error) bool {
 }
 
 func askStats(ctx context.Context, runDir string) (st Stats, err error) {
-	dir, err := unix.Open(runDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	c, err := dial(ctx, runDir, StatsFile)
 	if err != nil {
-		return st, fmt.Errorf("run directory %q: %w", runDir, err)
-	}
-	defer unix.Close(dir)
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", statsAddress(dir, StatsFile))
-	if err != nil {
-		return st, fmt.Errorf("ask the mount server: %w", err)
+		return st, err
 	}
 	defer c.Close()
 	if until, ok := ctx.Deadline(); ok {
@@ -184,4 +191,19 @@ func askStats(ctx context.Context, runDir string) (st Stats, err error) {
 		return st, fmt.Errorf("answer of the mount server: %w", err)
 	}
 	return st, nil
+}
+
+// dial connects to a socket in a run directory.
+func dial(ctx context.Context, runDir, name string) (net.Conn, error) {
+	dir, err := unix.Open(runDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("run directory %q: %w", runDir, err)
+	}
+	defer unix.Close(dir)
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", socketAddress(dir, name))
+	if err != nil {
+		return nil, fmt.Errorf("ask the mount server: %w", err)
+	}
+	return c, nil
 }

@@ -19,7 +19,7 @@ import (
 // answering serves a document in a run directory until the test ends.
 func answering(t *testing.T, dir string, patience time.Duration, doc func() Stats) net.Listener {
 	t.Helper()
-	ln, err := listenStats(dir)
+	ln, err := listen(dir, StatsFile)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,9 @@ func slot(opcode uint32) uint32 {
 	return opcode
 }
 
+// OpName returns the name of an operation.
+func OpName(opcode uint32) string { return opNames[slot(opcode)] }
+
 // OpNames returns the names of all operations, so that who shows them knows how many
 // there may be.
 func OpNames() []string {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/plyfs/plyfs/unionfs/counters"
 	"github.com/plyfs/plyfs/unionfs/ledger"
+	"github.com/plyfs/plyfs/unionfs/trace"
 )
 
 const (
@@ -62,6 +63,7 @@ type loop struct {
 	running *ledger.Ledger
 	suspect *suspects // nil: none
 	refused func()
+	eyes    watchers
 
 	// inline is the number of the work that the reader does while it keeps the
 	// token; 0: none, or the watch has taken the token from it.
@@ -86,6 +88,7 @@ func newLoop(fs fuse.RawFileSystem, mo *fuse.MountOptions, o ServeOptions, log *
 		token:  make(chan struct{}, 1), stirred: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	l.running, l.refused = o.Ledger, o.Refused
+	l.eyes = newWatchers(fs, o)
 	if len(o.Suspects) > 0 {
 		l.suspect = &suspects{deaths: o.Suspects}
 		l.suspect.left.Store(int32(len(o.Suspects)))
@@ -352,11 +355,18 @@ func (l *loop) handle(b *buffer, n int) (reply []byte, more bool) {
 		defer done()
 	}
 	l.running.Run(b.number, unique, deaths)
+	var call *trace.Call
+	if l.eyes.on() {
+		call = l.eyes.begin(op, b.in[:n])
+	}
 	began := l.counts.Begin()
-	if deaths < maxEnds {
-		reply, more = l.respond(b, n)
-	} else {
+	switch {
+	case deaths >= maxEnds:
 		reply, more = l.refuse(b.in, b.out), true
+	case call != nil:
+		reply, more = l.meetFaults(b, n, call)
+	default:
+		reply, more = l.respond(b, n)
 	}
 	if deaths > 0 {
 		l.running.Acquit(unique)
@@ -366,6 +376,9 @@ func (l *loop) handle(b *buffer, n int) (reply []byte, more bool) {
 		errno = unix.ENOENT
 	}
 	l.counts.End(op, began, errno)
+	if call != nil {
+		call.End(reply, errno)
+	}
 	if errno == 0 {
 		l.countData(op, reply)
 	}

@@ -10,7 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/unionfs/counters"
+	"github.com/plyfs/plyfs/unionfs/inject"
 	"github.com/plyfs/plyfs/unionfs/ledger"
+	"github.com/plyfs/plyfs/unionfs/trace"
 )
 
 // ServeOptions tune the request loop.
@@ -34,6 +36,8 @@ type ServeOptions struct {
 	NoOpen bool
 	// NoACL leaves POSIX ACLs alone: the kernel does not ask for any.
 	NoACL bool
+	// Complete has the kernel keep no links.
+	Complete bool
 	// StackDepth is how many file systems may lie on each other if files are
 	// passed through; 0 if none are.
 	StackDepth int
@@ -45,6 +49,10 @@ type ServeOptions struct {
 	Logger *zap.Logger
 	// Counters, if not nil, count what is asked for; GoFuse has none of requests.
 	Counters *counters.Counters
+	// Trace, if not nil, is who tells those that watch, and Faults what requests meet. Both
+	// need a file system that is a [trace.Resolver]; GoFuse has neither.
+	Trace  *trace.Hub
+	Faults *inject.Faults
 }
 
 const (
@@ -131,7 +139,7 @@ func (o *ServeOptions) fuseOptions(log *zap.Logger) *fuse.MountOptions {
 		MaxWrite:                 maxWrite,
 		MaxBackground:            maxBackground,
 		EnableAcl:                !o.NoACL,
-		EnableSymlinkCaching:     true,
+		EnableSymlinkCaching:     !o.Complete,
 		ExplicitDataCacheControl: true,
 		Debug:                    o.Debug,
 		Logger:                   zap.NewStdLog(log.Named("fuse")),

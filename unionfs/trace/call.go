@@ -1,0 +1,267 @@
+package trace
+
+import (
+	"encoding/binary"
+	"fmt"
+	"path"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Call is a request that is being answered while somebody listens.
+type Call struct {
+	hub      *Hub
+	resolver Resolver
+	event    Event
+	opcode   uint32
+	node     uint64 // of the header
+	object   uint64 // whose layer counts; 0: not known yet
+	layer    int    // of object
+	dirLayer int    // of node
+	began    time.Time
+}
+
+// Opcodes (include/uapi/linux/fuse.h).
+const (
+	opLookup, opForget, opGetattr, opSetattr, opReadlink, opSymlink = 1, 2, 3, 4, 5, 6
+	opMknod, opMkdir, opUnlink, opRmdir, opRename, opLink           = 8, 9, 10, 11, 12, 13
+	opOpen, opRead, opWrite, opStatfs, opRelease, opFsync           = 14, 15, 16, 17, 18, 20
+	opSetxattr, opGetxattr, opListxattr, opRemovexattr              = 21, 22, 23, 24
+	opFlush, opInit, opOpendir, opReaddir, opReleasedir, opFsyncdir = 25, 26, 27, 28, 29, 30
+	opAccess, opCreate, opInterrupt, opDestroy, opIoctl             = 34, 35, 36, 38, 39
+	opNotifyReply, opBatchForget, opFallocate, opReaddirplus        = 41, 42, 43, 44
+	opRename2, opLseek, opCopyFileRange, opSyncfs, opTmpfile        = 45, 46, 47, 50, 51
+)
+
+const (
+	headerIn  = 40
+	headerOut = 16
+)
+
+// Begin notes a request before it is carried out. It returns nil for what the kernel says on
+// its own account. in is not kept.
+func (h *Hub) Begin(opcode uint32, op string, in []byte, r Resolver) *Call {
+	switch opcode {
+	case opForget, opBatchForget, opInit, opInterrupt, opDestroy, opNotifyReply:
+		return nil
+	}
+	if len(in) < headerIn {
+		return nil
+	}
+	now := time.Now()
+	c := &Call{hub: h, resolver: r, opcode: opcode, began: now, node: binary.NativeEndian.Uint64(in[16:]), layer: -1, dirLayer: -1}
+	e := &c.event
+	e.Time, e.Op = now, op
+	e.UID, e.GID, e.Thread = binary.NativeEndian.Uint32(in[24:]), binary.NativeEndian.Uint32(in[28:]), binary.NativeEndian.Uint32(in[32:])
+	who := h.people.of(e.Thread, now)
+	e.Pid, e.Command, e.Container = who.pid, who.command, who.container
+	e.Path, c.dirLayer = r.Where(c.node)
+	c.decode(body(in[headerIn:]))
+	if c.object != 0 {
+		_, c.layer = r.Where(c.object)
+	}
+	return c
+}
+
+// body is what follows the header of a request. Reading past its end gives zeros.
+type body []byte
+
+func (b body) u32(at int) uint32 {
+	if len(b) < at+4 {
+		return 0
+	}
+	return binary.NativeEndian.Uint32(b[at:])
+}
+
+func (b body) u64(at int) uint64 {
+	if len(b) < at+8 {
+		return 0
+	}
+	return binary.NativeEndian.Uint64(b[at:])
+}
+
+// names returns the strings from at on, each with a NUL at its end.
+func (b body) names(at int) (first, second string) {
+	if len(b) <= at {
+		return "", ""
+	}
+	first, rest, _ := strings.Cut(string(b[at:]), "\x00")
+	second, _, _ = strings.Cut(rest, "\x00")
+	return first, second
+}
+
+// named makes the event one about a name in the directory of the header.
+func (c *Call) named(name string) {
+	c.object = c.resolver.Child(c.node, name)
+	c.event.Path = join(c.event.Path, name)
+}
+
+// join is a name in a directory; "" if the directory has no path.
+func join(dir, name string) string {
+	if dir == "" {
+		return ""
+	}
+	return path.Join(dir, name)
+}
+
+// decode takes out of a request what an event says.
+func (c *Call) decode(b body) {
+	e := &c.event
+	switch c.opcode {
+	case opLookup, opUnlink, opRmdir:
+		name, _ := b.names(0)
+		c.named(name)
+	case opSymlink:
+		name, target := b.names(0)
+		c.named(name)
+		e.To = target
+	case opMknod:
+		name, _ := b.names(16)
+		c.named(name)
+		e.Detail = modeText(b.u32(0))
+	case opMkdir:
+		name, _ := b.names(8)
+		c.named(name)
+		e.Detail = modeText(unix.S_IFDIR | b.u32(0))
+	case opCreate:
+		name, _ := b.names(16)
+		c.named(name)
+		e.Detail = openText(b.u32(0)) + " " + modeText(b.u32(4))
+	case opTmpfile:
+		c.object = 0
+		e.Detail = openText(b.u32(0)) + " " + modeText(b.u32(4))
+	case opRename, opRename2:
+		at := 8
+		if c.opcode == opRename2 {
+			at = 16
+			e.Detail = flagText(b.u32(8), renameFlags)
+		}
+		from, to := b.names(at)
+		c.named(from)
+		dir, _ := c.resolver.Where(b.u64(0))
+		e.To = join(dir, to)
+	case opLink:
+		name, _ := b.names(8)
+		e.To = join(e.Path, name)
+		c.object = b.u64(0)
+		e.Path, _ = c.resolver.Where(c.object)
+	case opSetxattr:
+		e.Detail, _ = b.names(16)
+		e.Size = int64(b.u32(0))
+	case opGetxattr:
+		e.Detail, _ = b.names(8)
+	case opRemovexattr:
+		e.Detail, _ = b.names(0)
+	case opOpen, opOpendir, opRelease, opReleasedir:
+		at := 0
+		if c.opcode == opRelease || c.opcode == opReleasedir {
+			at = 8
+		}
+		e.Detail = openText(b.u32(at))
+	case opRead, opWrite, opReaddir, opReaddirplus:
+		e.Offset, e.Size = int64(b.u64(8)), int64(b.u32(16))
+	case opFallocate:
+		e.Offset, e.Size, e.Detail = int64(b.u64(8)), int64(b.u64(16)), flagText(b.u32(24), fallocFlags)
+	case opLseek:
+		e.Offset, e.Detail = int64(b.u64(8)), whenceText(b.u32(16))
+	case opCopyFileRange:
+		e.Offset, e.Size = int64(b.u64(8)), int64(b.u64(40))
+		c.object = b.u64(16) // what is written to
+		e.To, _ = c.resolver.Where(c.object)
+	case opFsync, opFsyncdir:
+		if b.u32(8)&1 != 0 {
+			e.Detail = "data only"
+		}
+	case opSetattr:
+		e.Detail = attrText(b)
+		if b.u32(0)&1<<3 != 0 {
+			e.Size = int64(b.u64(16))
+		}
+	case opAccess:
+		e.Detail = fmt.Sprintf("mask %o", b.u32(0))
+	case opIoctl:
+		e.Detail = fmt.Sprintf("command %#x", b.u32(12))
+	}
+	if !c.hasName() && c.object == 0 && c.opcode != opTmpfile {
+		c.object, c.layer = c.node, c.dirLayer
+	}
+}
+
+// hasName reports whether the request is about a name in a directory.
+func (c *Call) hasName() bool {
+	switch c.opcode {
+	case opLookup, opUnlink, opRmdir, opSymlink, opMknod, opMkdir, opCreate, opRename, opRename2:
+		return true
+	}
+	return false
+}
+
+// Path is the object of the request, as in Event.Path.
+func (c *Call) Path() string { return c.event.Path }
+
+// Event is what is known before the request is carried out.
+func (c *Call) Event() *Event { return &c.event }
+
+// Injected notes that the request met a fault that somebody has asked for.
+func (c *Call) Injected() { c.event.Injected = true }
+
+// End tells the listeners. reply is the whole answer; errno what it says, also for a name
+// that is absent.
+func (c *Call) End(reply []byte, errno syscall.Errno) {
+	e := &c.event
+	e.Latency = time.Since(c.began)
+	e.Errno, e.Error = errno, errorName(errno)
+	if errno == 0 {
+		c.result(reply)
+	}
+	e.Node = c.object
+	if e.Node == 0 {
+		e.Node = c.node
+	}
+	e.Layer = LayerName(c.layer)
+	e.CopiedUp = c.copied(c.object, c.layer) || c.copied(c.node, c.dirLayer)
+	c.hub.emit(e)
+}
+
+// copied reports whether an object has come to the upper since the request came.
+func (c *Call) copied(node uint64, before int) bool {
+	if node == 0 || before <= 0 {
+		return false
+	}
+	_, now := c.resolver.Where(node)
+	return now == 0
+}
+
+// result takes out of an answer what an event says.
+func (c *Call) result(reply []byte) {
+	b := body(reply[min(headerOut, len(reply)):])
+	switch c.opcode {
+	case opLookup, opSymlink, opMknod, opMkdir, opCreate, opTmpfile:
+		if c.object == 0 {
+			c.object = b.u64(0) // struct fuse_entry_out
+			_, c.layer = c.resolver.Where(c.object)
+		}
+	case opRead, opReaddir, opReaddirplus:
+		c.event.Bytes = int64(len(b))
+	case opWrite, opCopyFileRange:
+		c.event.Bytes = int64(b.u32(0))
+	case opReadlink:
+		c.event.To = string(b)
+	case opLseek:
+		c.event.Bytes = int64(b.u64(0))
+	}
+}
+
+// LayerName is the name of a layer in events: 0 is the upper, 1 the topmost lower.
+func LayerName(layer int) string {
+	switch {
+	case layer < 0:
+		return ""
+	case layer == 0:
+		return "upper"
+	}
+	return fmt.Sprintf("lower:%d", layer)
+}
