@@ -417,3 +417,40 @@ func TestTraceRecords(t *testing.T) {
 		t.Errorf("recorded over a recording: %v: %s", err, out)
 	}
 }
+
+// TestHistory: it is written down beside the container who has copied what up, also by the
+// server that comes after one that was killed, and nobody sees it in the mount.
+func TestHistory(t *testing.T) {
+	harness.NeedFUSE(t)
+	m := newImageMount(t, oracle.Recipe{Lowers: []oracle.Layer{workshop()}}, "--name", "box")
+	at := func(p string) string { return filepath.Join(m.target, p) }
+	must(t, os.Chmod(at("data/low1"), 0o600))
+	must(t, os.Rename(at("names/deep/low1"), at("names/low100")))
+	must(t, os.WriteFile(at("locks/deep/new"), nil, 0o644))
+	must(t, os.WriteFile(at("locks/deep/again"), nil, 0o644))
+	_, server := m.pids()
+	must(t, unix.Kill(server, unix.SIGKILL))
+	must(t, os.Truncate(at("maps/low2"), 3))
+	files, err := filepath.Glob(filepath.Join(m.s.root, "rw", "*", "history"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("histories: %v, %v", files, err)
+	}
+	b, err := os.ReadFile(files[0])
+	must(t, err)
+	var got []string
+	for line := range strings.Lines(string(b)) {
+		var c trace.Copied
+		must(t, json.Unmarshal([]byte(line), &c))
+		if c.Command == "" || c.Pid != uint32(os.Getpid()) || time.Since(c.Time) > time.Minute {
+			t.Errorf("who and when: %s", line)
+		}
+		got = append(got, fmt.Sprintf("%s %s %d", c.Op, c.Path, c.Dirs))
+	}
+	want := []string{"setattr /data/low1 1", "rename /names/deep/low1 2", "create /locks/deep 1", "setattr /maps/low2 1"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if st, err := os.Stat(files[0]); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("history: %v, %v", st, err)
+	}
+}

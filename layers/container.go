@@ -343,6 +343,7 @@ func (s *Store) containerStackTx(tx *metadata.Tx, c metadata.Container) (Stack, 
 	}
 	rw := filepath.Join(s.root, rwName, c.MountID)
 	st := Stack{Upper: filepath.Join(rw, upperName), Work: filepath.Join(rw, workName), Dialect: d, Override: upperOverride(d), ChainID: c.Chain}
+	st.History = filepath.Join(rw, historyName)
 	if st.Lowers, err = s.stackTx(tx, c.Chain); err != nil {
 		return Stack{}, err
 	}

@@ -14,6 +14,8 @@
 //	blobs/partial/<hex>            a download, or what one has left; a cache
 //	rw/<mountID>/{upper,work}      a container's writable layer
 //	rw/<mountID>/container.json    sidecar: the container's row
+//	rw/<mountID>/history           what was copied up, when and by whom: written by the server of
+//	                               its mount, bounded, and of no meaning to anything but explain
 //	images/<imageID>.json          sidecar: everything the database knows of an image
 //	copies/plyfs.db.<time>         the last three copies of the database
 //	plyfs.db.damaged-<time>        a database that was made anew, as it was before

@@ -33,6 +33,7 @@ const (
 	sidecarName = "layer.json"
 	upperName   = "upper"
 	workName    = "work"
+	historyName = "history" // beside them: what was copied up, and by whom
 )
 
 // What a content directory's row says about owners.

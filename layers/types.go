@@ -272,6 +272,9 @@ type Stack struct {
 	Override override.Form `json:"override,omitempty"`
 	// ChainID is the chain that Lowers are, if they are one.
 	ChainID digest.Digest `json:"chainID,omitempty"`
+	// History is the file that says what was copied up to the upper, and by whom. It need
+	// not exist.
+	History string `json:"history,omitempty"`
 
 	ids *foreign.IDs // of the upper, see encoding
 }

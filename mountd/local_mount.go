@@ -267,7 +267,7 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) (s holder.Spe
 	}
 	if sub.stack.Upper != "" {
 		s.Upper = unionfs.Layer{Path: sub.stack.Upper, Dialect: sub.stack.Dialect, Override: sub.stack.Override}
-		s.Work = sub.stack.Work
+		s.Work, s.History = sub.stack.Work, sub.stack.History
 		// Nobody but us and root writes these uppers.
 		s.Redirect, s.Metacopy = unionfs.RedirectOn, true
 	}

@@ -77,3 +77,32 @@ func (fs *FS) Child(node uint64, name string) uint64 {
 	}
 	return child.id
 }
+
+// Lower reports whether an object that the kernel knows is in a lower of a writable union,
+// and how many of the directories above it are.
+func (fs *FS) Lower(node uint64) (lower bool, above int) {
+	if fs.readOnly() {
+		return false, 0
+	}
+	n := fs.nodes.get(node)
+	if n == nil {
+		return false, 0
+	}
+	n.mu.RLock()
+	at, upper := n.where.parent, n.upper
+	n.mu.RUnlock()
+	if upper {
+		return false, 0
+	}
+	for at != nil && above < maxDepth { // what is in the upper has nothing but the upper above it
+		at.mu.RLock()
+		up, next := at.upper, at.where.parent
+		at.mu.RUnlock()
+		if up {
+			break
+		}
+		above++
+		at = next
+	}
+	return true, above
+}

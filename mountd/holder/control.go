@@ -8,8 +8,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/unionfs"
 	"github.com/plyfs/plyfs/unionfs/counters"
@@ -303,4 +307,23 @@ func talk(ctx context.Context, runDir string, r Control, f func(Answer) error) e
 		return fmt.Errorf("answer of the mount server: %w", err)
 	}
 	return fmt.Errorf("the mount server has ended: %w", io.ErrUnexpectedEOF)
+}
+
+// keepHistory has the hub write down what is copied up, if that is wanted, until the returned
+// function is called. A mount without history is worth more than none.
+func (s *server) keepHistory(hub *trace.Hub) (stop func()) {
+	if s.spec.History == "" {
+		return func() {}
+	}
+	f, err := os.OpenFile(s.spec.History, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err == nil {
+		var h *trace.History
+		if h, err = trace.NewHistory(f); err == nil {
+			hub.Keep(h)
+			return func() { _ = h.Close() } // nothing is held back
+		}
+		_ = f.Close() // nothing was written
+	}
+	s.log.Warn("it is not written down what is copied up", zap.Error(err))
+	return func() {}
 }

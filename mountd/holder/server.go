@@ -157,6 +157,7 @@ func (s *server) run() error {
 		}
 	}
 	fs.SetFaults(watch.faults)
+	defer s.keepHistory(watch.hub)()
 	stopAnswering := s.answer(func() Stats {
 		return Stats{
 			ID: s.spec.ID, Target: s.spec.Target, Server: s.self, Restarts: serve.Restarts,

@@ -51,6 +51,9 @@ type Spec struct {
 	// Complete is as in unionfs.Options.
 	Complete bool `json:"complete,omitempty"`
 
+	// History, if set, is the file for a history of what is copied up (trace.History).
+	History string `json:"history,omitempty"`
+
 	// Comm, if set, is the name of the holder's process.
 	Comm        string `json:"comm,omitempty"`
 	FSName      string `json:"fsName,omitempty"`

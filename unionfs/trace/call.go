@@ -63,7 +63,28 @@ func (h *Hub) Begin(opcode uint32, op string, in []byte, r Resolver) *Call {
 	if c.object != 0 {
 		_, c.layer = r.Where(c.object)
 	}
+	if c.dirLayer > 0 || c.layer > 0 {
+		c.countDirs()
+	}
 	return c
+}
+
+// countDirs notes how many directories above what may be copied up would be, too.
+func (c *Call) countDirs() {
+	target := c.node // of a new name, its directory
+	if c.layer > 0 && c.object != 0 && c.copies() {
+		target = c.object
+	}
+	_, c.event.Dirs = c.resolver.Lower(target)
+}
+
+// copies reports whether the request is one that copies up the object, not its directory.
+func (c *Call) copies() bool {
+	switch c.opcode {
+	case opUnlink, opRmdir:
+		return false
+	}
+	return true
 }
 
 // body is what follows the header of a request. Reading past its end gives zeros.
@@ -222,8 +243,65 @@ func (c *Call) End(reply []byte, errno syscall.Errno) {
 		e.Node = c.node
 	}
 	e.Layer = LayerName(c.layer)
-	e.CopiedUp = c.copied(c.object, c.layer) || c.copied(c.node, c.dirLayer)
+	object, dir := c.copied(c.object, c.layer), c.copied(c.node, c.dirLayer)
+	if e.CopiedUp = object || dir; !e.CopiedUp {
+		e.Dirs = 0
+	}
+	if e.CopiedUp && c.hub.history != nil {
+		c.hub.history.Add(c.line(object))
+	}
 	c.hub.emit(e)
+}
+
+// line is the line of the history about a copy: of the object, or else of its directory.
+func (c *Call) line(object bool) Copied {
+	e := &c.event
+	l := Copied{
+		Time: e.Time.Round(0).UTC(), Path: e.Path, Op: e.Op, Detail: e.Detail, Pid: e.Pid, Command: e.Command, Container: e.Container, UID: e.UID,
+		From: LayerName(c.layer), Dirs: e.Dirs,
+	}
+	if !object && c.hasName() {
+		l.Path, l.From = path.Dir(l.Path), LayerName(c.dirLayer)
+	}
+	return l
+}
+
+// MayCopy reports whether a request may copy something up: then it is worth a line of the history.
+func (h *Hub) MayCopy(opcode uint32, in []byte, r Resolver) bool {
+	if h.history == nil || len(in) < headerIn {
+		return false
+	}
+	node := binary.NativeEndian.Uint64(in[16:])
+	b := body(in[headerIn:])
+	switch opcode {
+	case opSetattr, opSymlink, opMknod, opMkdir, opUnlink, opRmdir, opWrite, opSetxattr, opRemovexattr, opCreate, opTmpfile, opFallocate, opIoctl:
+	case opOpen:
+		if b.u32(0)&unix.O_ACCMODE == unix.O_RDONLY {
+			return false
+		}
+	case opRename, opRename2:
+		at := 8
+		if opcode == opRename2 {
+			at = 16
+		}
+		if lower, _ := r.Lower(b.u64(0)); lower {
+			return true
+		}
+		from, _ := b.names(at)
+		if lower, _ := r.Lower(r.Child(node, from)); lower {
+			return true
+		}
+	case opLink:
+		if lower, _ := r.Lower(b.u64(0)); lower {
+			return true
+		}
+	case opCopyFileRange:
+		node = b.u64(16)
+	default:
+		return false
+	}
+	lower, _ := r.Lower(node)
+	return lower
 }
 
 // copied reports whether an object has come to the upper since the request came.

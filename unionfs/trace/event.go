@@ -38,6 +38,8 @@ type Event struct {
 	// CopiedUp: after the request the object, or the directory that a new one is in, is in the
 	// upper, and was not before.
 	CopiedUp bool `json:"copiedUp,omitempty"`
+	// Dirs is how many directories above it were copied up for that.
+	Dirs int `json:"dirs,omitempty"`
 
 	// Detail is what else the request says: flags, modes, the name of an attribute.
 	Detail string `json:"detail,omitempty"`

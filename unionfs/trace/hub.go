@@ -16,6 +16,9 @@ type Resolver interface {
 	Where(node uint64) (path string, layer int)
 	// Child returns the object that has this name in a directory, if the kernel knows it; else 0.
 	Child(node uint64, name string) uint64
+	// Lower reports whether an object that the kernel knows is in a lower of a writable union,
+	// and how many of the directories above it are.
+	Lower(node uint64) (lower bool, above int)
 }
 
 // Hub is where the events of one mount come together. Its zero value has no listeners.
@@ -24,7 +27,11 @@ type Hub struct {
 	mu       sync.Mutex
 	sessions atomic.Pointer[[]*Session] // replaced, never changed; guarded by mu for writing
 	people   people
+	history  *History // nil: none; immutable once requests come
 }
+
+// Keep has the hub write down what is copied up. It is called before the first request.
+func (h *Hub) Keep(history *History) { h.history = history }
 
 // On reports whether anybody listens.
 func (h *Hub) On() bool { return h.on.Load() }

@@ -120,6 +120,8 @@ func (r *tree) Child(node uint64, name string) uint64 {
 	return 0
 }
 
+func (r *tree) Lower(node uint64) (bool, int) { return node == 2 && !r.copied, 0 }
+
 // request makes a request of a thread that does not exist.
 func request(opcode uint32, node uint64, rest string) []byte {
 	b := make([]byte, headerIn, headerIn+len(rest))

@@ -356,7 +356,7 @@ func (l *loop) handle(b *buffer, n int) (reply []byte, more bool) {
 	}
 	l.running.Run(b.number, unique, deaths)
 	var call *trace.Call
-	if l.eyes.on() {
+	if l.eyes.on() || l.eyes.hub.MayCopy(op, b.in[:n], l.eyes.resolver) {
 		call = l.eyes.begin(op, b.in[:n])
 	}
 	began := l.counts.Begin()
