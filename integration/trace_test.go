@@ -454,3 +454,53 @@ func TestHistory(t *testing.T) {
 		t.Errorf("history: %v, %v", st, err)
 	}
 }
+
+// TestLayerXattrs: where it was asked for, attributes that are in no list say of which layer
+// files are.
+func TestLayerXattrs(t *testing.T) {
+	harness.NeedFUSE(t)
+	get := func(path, attr string) (string, error) {
+		b := make([]byte, 1000)
+		n, err := unix.Lgetxattr(path, attr, b)
+		return string(b[:max(n, 0)]), err
+	}
+	m := newImageMount(t, oracle.Recipe{Lowers: []oracle.Layer{workshop()}}, "--layer-xattrs")
+	low := filepath.Join(m.target, "data", "low1")
+	must(t, os.Chmod(filepath.Join(m.target, "data", "low2"), 0o600))
+	must(t, os.WriteFile(filepath.Join(m.target, "new"), nil, 0o644))
+	for name, want := range map[string][2]string{
+		"data/low1": {"lower:2", `directory: "`}, // below the layer of the container's own
+		"data/low2": {"upper", `copied up: from lower:2, "/data/low2"`},
+		"new":       {"upper", `path: "/new"`},
+		"data":      {"upper", `merged: with "/data" of the lowers`},
+		"names":     {"lower:2", `layer: lower:2`},
+	} {
+		path := filepath.Join(m.target, name)
+		if got, err := get(path, "user.plyfs.layer"); got != want[0] || err != nil {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+		if got, err := get(path, "user.plyfs.explain"); !strings.Contains(got, want[1]) || err != nil {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	if n, err := unix.Lgetxattr(low, "user.plyfs.layer", nil); n != len("lower:2") || err != nil {
+		t.Errorf("size %d, %v", n, err)
+	}
+	if _, err := unix.Lgetxattr(low, "user.plyfs.layer", make([]byte, 2)); !errors.Is(err, unix.ERANGE) {
+		t.Errorf("too short: %v", err)
+	}
+	if n, err := unix.Llistxattr(low, nil); n != 0 || err != nil {
+		t.Errorf("%d bytes of names, %v", n, err)
+	}
+	if err := unix.Lsetxattr(low, "user.plyfs.layer", []byte("x"), 0); !errors.Is(err, unix.EPERM) {
+		t.Errorf("set: %v", err)
+	}
+	if err := unix.Lremovexattr(low, "user.plyfs.explain"); !errors.Is(err, unix.EPERM) {
+		t.Errorf("removed: %v", err)
+	}
+	m.s.run("umount", m.target)
+	m.s.run("mount", "image:1", m.target)
+	if got, err := get(low, "user.plyfs.layer"); !errors.Is(err, unix.ENODATA) {
+		t.Errorf("nobody has asked for it: %q, %v", got, err)
+	}
+}

@@ -253,7 +253,7 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) (s holder.Spe
 		ID: sub.image.ID.String(), Target: target,
 		ReadOnly: sub.stack.Upper == "", AllowOther: r.AllowOther || os.Geteuid() == 0,
 		NoSuid: !r.Suid, NoDev: !r.Dev, NoExec: r.NoExec, NoAtime: r.NoAtime,
-		Volatile: r.Volatile, IO: r.IO, Debug: r.Debug, Complete: r.Complete, Bound: l.opts.Bound,
+		Volatile: r.Volatile, IO: r.IO, Debug: r.Debug, Complete: r.Complete, TellLayers: r.TellLayers, Bound: l.opts.Bound,
 		Limits: r.Limits,
 	}
 	if sub.container != nil {

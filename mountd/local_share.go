@@ -82,8 +82,8 @@ func (l *Local) share(ctx context.Context, r MountRequest, c *layers.Container, 
 	if err := l.checkSetuid(r, st); err != nil {
 		return res, err
 	}
-	if r.IO != unionfs.IOAuto || r.Volatile || r.Debug || r.Complete || r.Limits != (holder.Limits{}) {
-		return res, markedf(ErrUsage, "container %q is mounted on %q, and another mount point is served by the same server: --io, --volatile, --debug, --trace and limits are those of the first mount, leave them out",
+	if r.IO != unionfs.IOAuto || r.Volatile || r.Debug || r.Complete || r.TellLayers || r.Limits != (holder.Limits{}) {
+		return res, markedf(ErrUsage, "container %q is mounted on %q, and another mount point is served by the same server: --io, --volatile, --debug, --trace, --layer-xattrs and limits are those of the first mount, leave them out",
 			c.Name, a.target())
 	}
 	if err := bindMount(a.mount, target, r); err != nil {

@@ -40,8 +40,8 @@ type RawOptions struct {
 	FSName  string
 	Subtype string
 	Debug   bool
-	// Complete is of trace=complete.
-	Complete bool
+	// Complete is of trace=complete, TellLayers of layer_xattrs.
+	Complete, TellLayers bool
 
 	// Owners are of uidmapping=, gidmapping= and squash_to_….
 	Owners unionfs.Owners
@@ -351,6 +351,8 @@ func (o *RawOptions) setUnion(key, val string) (known bool, err error) {
 		if err := o.IO.UnmarshalText([]byte(val)); err != nil {
 			return true, fmt.Errorf("mount option io=%s: %w", val, err)
 		}
+	case "layer_xattrs":
+		o.TellLayers = true
 	case "trace":
 		if val != "complete" && val != "partial" {
 			return true, fmt.Errorf("mount option trace=%s: expected complete or partial", val)

@@ -31,7 +31,7 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 	s := holder.Spec{
 		IO: o.IO, GoFuse: o.GoFuse, Spin: o.Spin, Volatile: o.Volatile, FSName: o.FSName, Subtype: o.Subtype, ReadOnly: o.ReadOnly,
 		AllowOther: o.AllowOther, NoSuid: o.NoSuid, NoDev: o.NoDev, NoExec: o.NoExec,
-		NoAtime: o.NoAtime, StrictAtime: o.StrictAtime, NoDirAtime: o.NoDirAtime, Debug: o.Debug, Complete: o.Complete, Metacopy: o.Metacopy, NoIndex: o.NoIndex,
+		NoAtime: o.NoAtime, StrictAtime: o.StrictAtime, NoDirAtime: o.NoDirAtime, Debug: o.Debug, Complete: o.Complete, TellLayers: o.TellLayers, Metacopy: o.Metacopy, NoIndex: o.NoIndex,
 		Owners: o.Owners, Timeout: o.Timeout, StaticNlink: o.StaticNlink, CountSubdirs: o.Peer, ShortInodes: o.ShortInodes,
 		NoXattrs: o.NoXattrs, NoACL: o.NoACL, NoDevices: o.NoDevices,
 	}

@@ -189,6 +189,8 @@ type MountRequest struct {
 	Debug      bool       `json:"debug,omitempty"`
 	// Complete: the kernel keeps nothing, so that a trace shows everything.
 	Complete bool `json:"complete,omitempty"`
+	// TellLayers: extended attributes say of which layer objects are.
+	TellLayers bool `json:"tellLayers,omitempty"`
 	// Restart makes the mount a wanted one: see [Service.Restore].
 	Restart bool `json:"restart,omitempty"`
 	// Limits of the mount server.

@@ -71,15 +71,16 @@ type FS struct {
 	root  *inode
 	trim  *trimmer
 
-	complete  bool           // the kernel keeps nothing; immutable
-	faults    *inject.Faults // what requests meet; nil: nothing. Immutable once requests come
-	layers    []*layer       // the lowers; immutable
-	io        IO             // resolved; immutable
-	backing   backing
-	store     store
-	resumed   bool         // the kernel may know objects from an earlier server
-	noBacking atomic.Bool  // the kernel refuses
-	backings  atomic.Int64 // how many files are registered
+	tellLayers bool           // see Options; immutable
+	complete   bool           // the kernel keeps nothing; immutable
+	faults     *inject.Faults // what requests meet; nil: nothing. Immutable once requests come
+	layers     []*layer       // the lowers; immutable
+	io         IO             // resolved; immutable
+	backing    backing
+	store      store
+	resumed    bool         // the kernel may know objects from an earlier server
+	noBacking  atomic.Bool  // the kernel refuses
+	backings   atomic.Int64 // how many files are registered
 
 	// orphans counts those that are held by descriptor; from maxOrphans on
 	// others get a name in the workdir.
@@ -156,6 +157,7 @@ func New(o Options) (*FS, error) {
 	if fs.complete = o.Complete; fs.complete {
 		fs.ttl, fs.changing, o.IO = 0, true, IOCache
 	}
+	fs.tellLayers = o.TellLayers
 	fs.staticNlink, fs.shortInodes, fs.noXattrs, fs.noACL = o.StaticNlink, o.ShortInodes, o.NoXattrs, o.NoACL
 	fs.countsDirs = o.CountSubdirs && !o.StaticNlink
 	fs.io = o.IO.resolve(o.Upper == "" && !fs.changing, fs.euid == 0)

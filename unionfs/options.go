@@ -116,6 +116,9 @@ type Options struct {
 	ShortInodes bool
 	// NoXattrs refuses extended attributes, NoACL those that are ACLs.
 	NoXattrs, NoACL bool
+	// TellLayers gives files and directories attributes that say where they are: user.plyfs.layer and
+	// user.plyfs.explain.
+	TellLayers bool
 	// NoDevices makes whiteouts that are markers, files of the name .wh.NAME, also where
 	// devices can be made. The upper's dialect must read them.
 	NoDevices bool

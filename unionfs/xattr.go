@@ -41,6 +41,9 @@ func (fs *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string, dest []
 	if err := fs.refused(attr); err != fuse.OK {
 		return 0, err
 	}
+	if fs.tells(attr) {
+		return fs.tellXattr(n, attr, dest)
+	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	if fs.layerLocked(n).isPrefix(attr) {
@@ -124,6 +127,9 @@ func (fs *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data
 	if err := fs.refused(attr); err != fuse.OK {
 		return err
 	}
+	if fs.tells(attr) {
+		return fuse.EPERM
+	}
 	if isACL(attr) {
 		if n := fs.node(in.NodeId); attr == aclDefault && n != nil && !n.isDir() {
 			return fuse.EACCES // kernel: set_posix_acl
@@ -165,6 +171,9 @@ func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse
 	}
 	if err := fs.refused(attr); err != fuse.OK {
 		return err
+	}
+	if fs.tells(attr) {
+		return fuse.EPERM
 	}
 	var err error
 	if attr == aclAccess {

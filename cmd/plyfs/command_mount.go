@@ -83,6 +83,7 @@ and the same container, until plyfs umount or plyfs rm.`,
 	f.Var((*byteSize)(&r.Limits.Memory), "memory", "what the mount's server keeps to in memory, as 64m or 1g (at least 16m; default: no limit)")
 	f.Int64Var(&r.Limits.OpenFiles, "nofile", 0, "how many files the mount's server may have open (at least 64; default: what the system allows)")
 	f.BoolVar(&r.Complete, "trace", false, "let the kernel keep nothing, so that plyfs trace shows everything; slow")
+	f.BoolVar(&r.TellLayers, "layer-xattrs", false, "give files the attributes user.plyfs.layer and user.plyfs.explain, for getfattr -n")
 	f.BoolVar(&r.Debug, "debug", false, "log every request (see the log in the run directory)")
 	return cmd
 }

@@ -32,6 +32,8 @@ func newOverlayCommand() *cobra.Command {
   xattr_permissions=2
                     owners, modes and types stand in an attribute of the upper
   timeout=SECONDS   how long the kernel keeps names and attributes (default: for ever)
+  trace=complete    the kernel keeps nothing, so that plyfs trace shows everything
+  layer_xattrs      attributes user.plyfs.layer and user.plyfs.explain say where a file is
   static_nlink ino32_t noacl noxattrs=1
   ro nosuid nodev noexec noatime nodiratime strictatime allow_other fsname=NAME debug
   @FILE             more options, one on each line of a file

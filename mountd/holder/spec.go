@@ -51,6 +51,8 @@ type Spec struct {
 	// Complete is as in unionfs.Options.
 	Complete bool `json:"complete,omitempty"`
 
+	// TellLayers is as in unionfs.Options.
+	TellLayers bool `json:"tellLayers,omitempty"`
 	// History, if set, is the file for a history of what is copied up (trace.History).
 	History string `json:"history,omitempty"`
 
@@ -157,6 +159,7 @@ func (s *Spec) unionOptions() unionfs.Options {
 		NoACL:        s.NoACL,
 		NoDevices:    s.NoDevices,
 		Complete:     s.Complete,
+		TellLayers:   s.TellLayers,
 	}
 }
 
