@@ -37,7 +37,13 @@ func ServerMain(logger *zap.Logger) int {
 	}
 	s := &server{self: Self(), spec: m.Spec, restarts: m.Restarts, upper: with.at(0), ctl: ctl, log: logger.With(zap.String("mount_id", m.Spec.ID))}
 	s.watchSignals()
-	if err := s.run(); err != nil {
+	published, err := m.Spec.publish()
+	if err != nil {
+		s.log.Warn("plyfs explain will not know of what the mount is made", zap.Error(err))
+	}
+	err = s.run()
+	_ = published.Close() // it was only to be looked at
+	if err != nil {
 		if s.orphan.Load() { // else the holder has been told, and says it
 			s.log.Error("mount server stops", zap.String("target", s.spec.Target), zap.Error(err))
 		}
