@@ -417,7 +417,7 @@ func (c *explainCase) differs(root int, p string, r *explain.Report) string {
 		got += " content " + contentOf(dir+string(e.In))
 	case unix.S_IFLNK:
 		target, _ := fsat.Readlink(fd, "")
-		want, got = want+" to "+target, got+" to "+string(*r.Attr.Target)
+		want, got = want+" to "+target, got+" to "+string(r.Attr.Target)
 	}
 	if want != got {
 		return fmt.Sprintf("kernel: %s\n\texplain: %s", want, got)
@@ -443,7 +443,7 @@ func contentOf(p string) string {
 func entriesText(r *explain.Report) string {
 	var lines []string
 	for _, e := range r.Entries {
-		lines = append(lines, fmt.Sprintf("%s %s %s %s white %q opaque %q redirect %v meta %v: %s", r.Layers[e.Layer].Name, e.In, e.Role, e.Rule, e.Whiteout, e.Opaque, e.Redirect != nil, e.Metacopy, e.Why))
+		lines = append(lines, fmt.Sprintf("%s %s %s %s white %q opaque %q redirect %v meta %v: %s", r.Layers[e.Layer].Name, e.In, e.Role, e.Rule, e.Whiteout, e.Opaque, e.Redirect != "", e.Metacopy, e.Why))
 	}
 	return strings.Join(lines, "\n\t")
 }

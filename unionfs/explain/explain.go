@@ -182,7 +182,7 @@ func (s *Stack) rootFound(root level) (*found, error) {
 func (f *found) component() Component {
 	c := Component{At: Path(f.at)}
 	if f.exists() {
-		c.Kind = kind(f.top().t.st.Mode)
+		c.Kind = Kind(f.top().t.st.Mode)
 	}
 	for i := range f.entries {
 		switch e := &f.entries[i]; e.role {
@@ -199,7 +199,7 @@ func (f *found) component() Component {
 func (s *Stack) attr(e *entry) (*Attr, error) {
 	st := &e.t.st
 	a := &Attr{
-		Kind: kind(st.Mode), Mode: Mode(st.Mode & 0o7777), UID: st.Uid, GID: st.Gid, Size: st.Size,
+		Kind: Kind(st.Mode), Mode: Mode(st.Mode & 0o7777), UID: st.Uid, GID: st.Gid, Size: st.Size,
 		MTime: time.Unix(st.Mtim.Unix()).UTC(),
 	}
 	switch st.Mode & unix.S_IFMT {
@@ -210,8 +210,7 @@ func (s *Stack) attr(e *entry) (*Attr, error) {
 		if err != nil {
 			return nil, err
 		}
-		p := Path(target)
-		a.Target = &p
+		a.Target = Path(target)
 	}
 	return a, nil
 }
@@ -248,7 +247,7 @@ func (s *Stack) entry(f *found, e *entry) (out Entry, err error) {
 		out.Problem = e.t.malformed.Error()
 	}
 	if e.hidden != nil {
-		out.Rule, out.By, out.Why = e.hidden.code(f.at), &e.hidden.by, s.sentence(e.hidden, f.at)
+		out.Rule, out.By, out.Why = e.hidden.code(f.at), &e.hidden.by, s.sentence(e.hidden, f.at, s.said(e.hidden.by))
 	}
 	if e.role == RoleDeletes {
 		out.Rule, out.Why = RuleWhiteout, "it deletes the name in all layers below"
@@ -263,10 +262,7 @@ func (s *Stack) entry(f *found, e *entry) (out Entry, err error) {
 		return out, err
 	}
 	out.Metacopy = e.t.metacopy
-	if e.t.redirect != "" {
-		p := Path(e.t.redirect)
-		out.Redirect = &p
-	}
+	out.Redirect = Path(e.t.redirect)
 	fd, err := s.open(e)
 	if err != nil {
 		return out, s.problem(e.place.layer, e.in(), err)
@@ -325,8 +321,7 @@ func (s *Stack) origin(f *found, fd int) *Origin {
 		have, err := fsat.Origin(low, "", s.layers[e.place.layer].uuid)
 		fsat.Close(low)
 		if err == nil && bytes.Equal(have, v) {
-			p := Path("/" + e.in())
-			o.Layer, o.In = &e.place.layer, &p
+			o.Layer, o.In = &e.place.layer, Path("/"+e.in())
 			return o
 		}
 	}
@@ -346,8 +341,7 @@ func (s *Stack) origin(f *found, fd int) *Origin {
 			continue
 		}
 		if in, ok := strings.CutPrefix(path, strings.TrimSuffix(root, "/")+"/"); ok {
-			i, p := i, Path("/"+in)
-			o.Layer, o.In = &i, &p
+			o.Layer, o.In = &i, Path("/"+in)
 			return o
 		}
 	}

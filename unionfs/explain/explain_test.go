@@ -90,18 +90,18 @@ func TestExplain(t *testing.T) {
 		{"/etc/hosts", "true 0:serves 1:hidden(shadowed)", `"/etc/hosts" is a file from layer 3 (RUN step 3); it hides 1 entry below.`},
 		{"etc", "true 0:serves 1:merged 2:merged", `"/etc" is a directory from layer 3 (RUN step 3), merged with those of layer 2 and layer 1.`},
 		{"/", "true 0:serves 1:merged 2:merged", ""},
-		{"/etc/gone", "false ENOENT whiteout 0:deletes 2:hidden(whiteout)", `"/etc/gone" does not exist: layer 1 has it, but layer 3 deletes it (whiteout: file .wh.gone).`},
+		{"/etc/gone", "false ENOENT whiteout 0:deletes 2:hidden(whiteout)", `"/etc/gone" does not exist: layer 1 has it, but layer 3 (RUN step 3) deletes it (whiteout: file .wh.gone).`},
 		{"/none", "false ENOENT absent", `"/none" does not exist: no layer has anything of this name there.`},
 		{"/none/x", "false ENOENT absent", `"/none/x" does not exist: there is no "/none", and no layer has anything at this path.`},
 		{"/opt", "true 0:serves 1:hidden(opaque) 2:hidden(opaque)", ""},
-		{"/opt/old", "false ENOENT parent-opaque 1:hidden(parent-opaque)", `"/opt/old" does not exist: layer 2 has it, but the directory "/opt" is opaque in layer 3 (file .wh..wh..opq), which hides what layers below have in it.`},
+		{"/opt/old", "false ENOENT parent-opaque 1:hidden(parent-opaque)", `"/opt/old" does not exist: layer 2 has it, but the directory "/opt" is opaque in layer 3 (RUN step 3) (file .wh..wh..opq), which hides what layers below have in it.`},
 		{"/opt/older/deep", "false ENOENT parent-opaque 2:hidden(parent-opaque)", ""},
-		{"/srv/data", "false ENOENT parent-whiteout 1:hidden(parent-whiteout)", `"/srv/data" does not exist: layer 2 has it, but layer 3 deletes "/srv" (whiteout: file .wh.srv).`},
+		{"/srv/data", "false ENOENT parent-whiteout 1:hidden(parent-whiteout)", `"/srv/data" does not exist: layer 2 has it, but layer 3 (RUN step 3) deletes "/srv" (whiteout: file .wh.srv).`},
 		{"/bin/sh", "true 1:serves", `"/usr/bin/sh" is a file from layer 2 (RUN step 2).`},
 		{"/bin", "true 0:serves 2:hidden(shadowed)", ""},
 		{"/up/bin/../bin/sh", "true 1:serves", ""},
 		{"/loop/x", "false ELOOP refused", ""},
-		{"/file/inside", "false ENOTDIR parent-shadowed 1:hidden(parent-shadowed)", `"/file/inside" does not exist: layer 2 has it, but "/file" is a file in layer 3, so no directory of that name below it shows.`},
+		{"/file/inside", "false ENOTDIR parent-shadowed 1:hidden(parent-shadowed)", `"/file/inside" does not exist: layer 2 has it, but "/file" is a file in layer 3 (RUN step 3), so no directory of that name below it shows.`},
 		{"/mix", "true 0:serves 1:hidden(not-a-directory) 2:hidden(merge-ended)", ""},
 		{"/mix/below", "false ENOENT parent-merge-ended 2:hidden(parent-merge-ended)", ""},
 		{"/only/x", "false ENOTDIR parent-shadowed", `"/only/x" does not exist: "/only" is a file, from layer 1 (RUN step 1).`},
@@ -128,7 +128,7 @@ func TestLinksAndComponents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Path != "/usr/bin/sh" || len(r.Links) != 1 || r.Links[0].At != "/bin" || r.Links[0].Hides != 1 || r.Attr.Kind != "symlink" || *r.Attr.Target != "dash" {
+	if r.Path != "/usr/bin/sh" || len(r.Links) != 1 || r.Links[0].At != "/bin" || r.Links[0].Hides != 1 || r.Attr.Kind != "symlink" || r.Attr.Target != "dash" {
 		t.Errorf("%+v", r)
 	}
 	if r, err = s.Explain("/a/x"); err != nil || len(r.Components) != 2 || !slices.Equal(r.Components[1].Layers, []int{0, 2}) || r.CopyUp != CopyNone {

@@ -81,7 +81,7 @@ type Attr struct {
 	Size   int64     `json:"size"`
 	MTime  time.Time `json:"mtime"`
 	Rdev   string    `json:"rdev,omitempty"`   // MAJOR:MINOR
-	Target *Path     `json:"target,omitempty"` // of a symbolic link
+	Target Path      `json:"target,omitempty"` // of a symbolic link
 }
 
 // Entry is what one layer has where the path leads in it.
@@ -94,8 +94,8 @@ type Entry struct {
 	Whiteout string `json:"whiteout,omitempty"`
 	Opaque   string `json:"opaque,omitempty"`
 	// Redirect is where the layers below have the content, or the data.
-	Redirect *Path `json:"redirect,omitempty"`
-	Metacopy bool  `json:"metacopy,omitempty"`
+	Redirect Path `json:"redirect,omitempty"`
+	Metacopy bool `json:"metacopy,omitempty"`
 	// Origin says what an object of the upper was copied from.
 	Origin *Origin `json:"origin,omitempty"`
 	// Ino, Dev and Links are of the file in the layer; the mount shows other numbers.
@@ -117,7 +117,7 @@ type Entry struct {
 type Origin struct {
 	Handle string `json:"handle"` // as it is kept: hexadecimal
 	Layer  *int   `json:"layer,omitempty"`
-	In     *Path  `json:"in,omitempty"`
+	In     Path   `json:"in,omitempty"`
 }
 
 // Link is a symbolic link on the way.

@@ -169,8 +169,6 @@ func (s *Stack) Layers() []LayerInfo {
 	return all
 }
 
-func (s *Stack) name(i int) string { return s.layers[i].Name }
-
 // describe completes what stat(2) says about the file fd by what the object is, as
 // unionfs does, with the owner as the mount shows it.
 func (s *Stack) describe(l *layer, fd int, st *unix.Stat_t) error {

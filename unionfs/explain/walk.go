@@ -131,7 +131,7 @@ func (s *Stack) step(lv level, name string) (*found, error) {
 		case f.served < 0:
 			f.served, e.role = len(f.entries), RoleServes
 			if !t.isDir() {
-				stop = because(RuleShadowed, kind(t.st.Mode))
+				stop = because(RuleShadowed, Kind(t.st.Mode))
 			}
 		case t.isDir():
 			e.role = RoleMerged
@@ -139,7 +139,7 @@ func (s *Stack) step(lv level, name string) (*found, error) {
 			e.role = RoleHidden
 			top := &f.entries[f.served]
 			e.hidden = &reason{rule: RuleNotDirectory, by: top.place.layer, at: f.at, in: top.in(), what: "directory"}
-			stop = because(RuleMergeEnded, kind(t.st.Mode))
+			stop = because(RuleMergeEnded, Kind(t.st.Mode))
 		}
 		if stop == nil && t.isDir() && t.opaque != "" {
 			stop = because(RuleOpaque, t.opaque)

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kind names the type of an object.
-func kind(mode uint32) string {
+// Kind names the type in st_mode of an object.
+func Kind(mode uint32) string {
 	switch mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		return "file"
@@ -36,9 +36,17 @@ func (r *reason) code(at string) string {
 	return r.rule
 }
 
-// sentence says why something at a path is hidden.
-func (s *Stack) sentence(r *reason, at string) string {
-	by := s.name(r.by)
+// said is a layer's name in a sentence.
+func (s *Stack) said(i int) string {
+	name := s.layers[i].Name
+	if strings.HasPrefix(name, "layer ") || strings.HasPrefix(name, "lower ") { // they have a number
+		return name
+	}
+	return "the " + name
+}
+
+// sentence says why something at a path is hidden, by a layer that is called by.
+func (s *Stack) sentence(r *reason, at, by string) string {
 	where := fmt.Sprintf("%q", r.at)
 	if r.at == at {
 		where = "it"
@@ -70,16 +78,21 @@ func (s *Stack) sentence(r *reason, at string) string {
 
 // from names a layer with what has made it.
 func (s *Stack) from(i int) string {
-	l := s.layers[i]
-	by := strings.Join(strings.Fields(l.CreatedBy), " ")
-	if by == "" {
-		return l.Name
-	}
 	const most = 60
-	if r := []rune(by); len(r) > most {
-		by = string(r[:most-1]) + "…"
+	l := s.layers[i]
+	by := []rune(strings.Join(strings.Fields(l.CreatedBy), " "))
+	switch {
+	case len(by) > most:
+		by = append(by[:most-1], '…')
+	case len(by) > 0:
+	case l.DiffID != "" || l.upper:
+		return s.said(i)
+	default: // a plain directory, of whose path the end tells most
+		if by = []rune(l.Path); len(by) > most {
+			by = append([]rune("…"), by[len(by)-most+1:]...)
+		}
 	}
-	return fmt.Sprintf("%s (%s)", l.Name, by)
+	return fmt.Sprintf("%s (%s)", s.said(i), string(by))
 }
 
 // names lists layers.
@@ -91,7 +104,7 @@ func (s *Stack) names(layers []int) string {
 			out = append(out, fmt.Sprintf("%d more", len(layers)-most))
 			break
 		}
-		out = append(out, s.name(l))
+		out = append(out, s.said(l))
 	}
 	if n := len(out); n > 1 {
 		return strings.Join(out[:n-1], ", ") + " and " + out[n-1]
@@ -154,7 +167,7 @@ func (s *Stack) answer(r *Report, f *found, stopped *found) string {
 		}
 		if stopped.at != f.at {
 			if stopped.served >= 0 {
-				return say + fmt.Sprintf(": %q is %s, from %s.", stopped.at, article(kind(stopped.top().t.st.Mode)), s.from(stopped.top().place.layer))
+				return say + fmt.Sprintf(": %q is %s, from %s.", stopped.at, article(Kind(stopped.top().t.st.Mode)), s.from(stopped.top().place.layer))
 			}
 			return say + fmt.Sprintf(": there is no %q, and no layer has anything at this path.", stopped.at)
 		}
@@ -171,7 +184,7 @@ func (s *Stack) answer(r *Report, f *found, stopped *found) string {
 	if len(have) > 1 {
 		verb = " have"
 	}
-	return say + fmt.Sprintf(": %s%s it, but %s.", s.names(have), verb, s.sentence(first.hidden, f.at))
+	return say + fmt.Sprintf(": %s%s it, but %s.", s.names(have), verb, s.sentence(first.hidden, f.at, s.from(first.hidden.by)))
 }
 
 func count(n int, one, many string) string {
