@@ -135,8 +135,8 @@ func (l *Local) labels(ctx context.Context, sub subject) []explain.Label {
 	seen := 0
 	for i, d := range lowers {
 		switch {
-		case d.DiffID == "" && d.CacheID == "":
-			labels[i].Name = "upper" // of a container that is mounted read-only
+		case isUpper(d): // of a container that is mounted read-only
+			labels[i].Name, labels[i].CreatedBy = "upper", "what the container has written"
 		case d.DiffID == "":
 			labels[i].Name, labels[i].CreatedBy = "init layer", "mount points that every container has"
 		default:
