@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -69,12 +71,12 @@ func FindLive(path string) (LivePlace, error) {
 			at.mount = m
 		}
 	}
-	if at.mount == nil || !holder.IsOurs(at.mount) {
+	if at.mount == nil || !holder.IsOurs(at.mount) && at.mount.FSType != overlayType {
 		what := "no mount that can be seen"
 		if at.mount != nil {
 			what = fmt.Sprintf("the %s mount on %q", at.mount.FSType, at.mount.Mountpoint)
 		}
-		return at, markedf(ErrUsage, "%q lies in %s, which is none of plyfs: name an image or a container as well (plyfs explain NAME PATH), or the layers (-o lowerdir=…)",
+		return at, markedf(ErrUsage, "%q lies in %s, which is none of plyfs, nor of overlayfs: name an image or a container as well (plyfs explain NAME PATH), or the layers (-o lowerdir=…)",
 			at.Path, what)
 	}
 	below := strings.TrimPrefix(strings.TrimPrefix(at.Path, at.mount.Mountpoint), "/")
@@ -103,10 +105,54 @@ func (at LivePlace) Look() *LiveObject {
 	}
 }
 
-// ExplainRaw explains a path in a mount that is none of a store, as far as its server tells
-// what it is made of.
+// overlayType is the type of kernel overlayfs, whose mounts can be explained as well: the
+// rules are the same, and the mount table says what they are made of.
+const overlayType = "overlay"
+
+// options are the options of a mount of kernel overlayfs, as [ParseRawOptions] takes them.
+func (at LivePlace) options() []string {
+	var args []string
+	for word := range strings.SplitSeq(at.mount.VFSOptions, ",") {
+		key, val, ok := strings.Cut(word, "=")
+		switch key {
+		case "lowerdir", "lowerdir+", "upperdir", "workdir", "redirect_dir", "metacopy", "index":
+			// Octal is the kernel's way to print special characters; what is left is how
+			// the layers were named.
+			val = octal.ReplaceAllStringFunc(val, func(s string) string {
+				c, _ := strconv.ParseUint(s[1:], 8, 8)
+				return string([]byte{byte(c)})
+			})
+			// Who has used mount(2) had to escape commas, who has used fsconfig(2) not.
+			args = append(args, key+"="+comma.ReplaceAllString(val, `${1}\,`))
+		case "userxattr":
+			if !ok {
+				args = append(args, key)
+			}
+		}
+	}
+	return args
+}
+
+var (
+	octal = regexp.MustCompile(`\\[0-3][0-7]{2}`)
+	comma = regexp.MustCompile(`(^|[^\\]),`)
+)
+
+// ExplainRaw explains a path in a mount that is none of a store, as far as its server, or
+// the kernel, tells what it is made of.
 func ExplainRaw(ctx context.Context, at LivePlace, r ExplainRequest) (Explanation, error) {
 	x := Explanation{Target: r.Target}
+	if at.mount.FSType == overlayType {
+		o, err := ParseRawOptions(OverlayStyle, at.options())
+		if err == nil {
+			x, err = ExplainOptions(ctx, o, r)
+			x.Target = r.Target
+		}
+		if err != nil {
+			err = marked(layers.ErrUnsupported, fmt.Errorf("the overlayfs mount on %q, by the options in the mount table: %w", at.mount.Mountpoint, err))
+		}
+		return x, err
+	}
 	spec, err := holder.PublishedSpec(at.table, at.mount)
 	if err != nil {
 		return x, markedf(layers.ErrUnsupported, "the mount on %q is none of the store, and of which directories it is made cannot be found out: %w. "+

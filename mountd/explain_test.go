@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd/holder"
@@ -104,6 +105,45 @@ func TestExplainRaw(t *testing.T) {
 	}
 	if _, err := ExplainRaw(t.Context(), at, at.Request()); !errors.Is(err, holder.ErrNoSpec) || !errors.Is(err, layers.ErrUnsupported) {
 		t.Errorf("of a mount that is gone: %v", err)
+	}
+}
+
+// TestExplainKernelOverlay: the mount table tells what a mount of kernel overlayfs is made of,
+// in the kernel's way of writing names.
+func TestExplainKernelOverlay(t *testing.T) {
+	f := newFixture(t)
+	dir := mkdirs(t, "a b", `c\:d,e`, "up,per", "wrk")
+	if err := errors.Join(os.WriteFile(dir+"/a b/f", nil, 0o644), os.WriteFile(dir+`/c\:d,e/f`, nil, 0o644), os.WriteFile(dir+`/c\:d,e/g`, nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	options := "lowerdir=" + dir + "/a b:" + dir + `/c\\\:d\,e,upperdir=` + dir + `/up\,per,workdir=` + dir + "/wrk"
+	if err := unix.Mount("overlay", f.mnt, "overlay", 0, options); err != nil {
+		t.Skipf("needs kernel overlayfs: %v", err)
+	}
+	defer func() {
+		if err := unix.Unmount(f.mnt, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := os.WriteFile(f.mnt+"/f", []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, layers := range map[string][]int{"f": {0, 1, 2}, "g": {2}} {
+		at, err := FindLive(f.mnt + "/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, err := ExplainRaw(t.Context(), at, at.Request())
+		if err != nil {
+			t.Fatalf("%q: %v", at.mount.VFSOptions, err)
+		}
+		var have []int
+		for _, e := range x.Report.Entries {
+			have = append(have, e.Layer)
+		}
+		if !cmp.Equal(have, layers) || !x.Report.Exists {
+			t.Errorf("%s: %v, %s", name, have, x.Report.Answer)
+		}
 	}
 }
 
