@@ -108,7 +108,7 @@ func entryLines(r *explain.Report, e explain.Entry, l explain.LayerInfo) (lines 
 		add("copied up from an object that is in no layer any more, or cannot be found without privileges")
 	}
 	if l.CreatedBy != "" || l.DiffID != "" {
-		by := shorten(strings.Join(strings.Fields(l.CreatedBy), " "), 80)
+		by := shorten(explain.Step(l.CreatedBy), 80)
 		if l.DiffID != "" {
 			by = strings.TrimSpace(by + "  (" + shortDiffID(l.DiffID) + ")")
 		}

@@ -94,7 +94,7 @@ func TestExplain(t *testing.T) {
 		{"/none", "false ENOENT absent", `"/none" does not exist: no layer has anything of this name there.`},
 		{"/none/x", "false ENOENT absent", `"/none/x" does not exist: there is no "/none", and no layer has anything at this path.`},
 		{"/opt", "true 0:serves 1:hidden(opaque) 2:hidden(opaque)", ""},
-		{"/opt/old", "false ENOENT parent-opaque 1:hidden(parent-opaque)", `"/opt/old" does not exist: layer 2 has it, but the directory "/opt" is opaque in layer 3 (RUN step 3) (file .wh..wh..opq), which hides what layers below have in it.`},
+		{"/opt/old", "false ENOENT parent-opaque 1:hidden(parent-opaque)", `"/opt/old" does not exist: layer 2 has it, but the directory "/opt" is opaque (file .wh..wh..opq) in layer 3 (RUN step 3), which hides what layers below have in it.`},
 		{"/opt/older/deep", "false ENOENT parent-opaque 2:hidden(parent-opaque)", ""},
 		{"/srv/data", "false ENOENT parent-whiteout 1:hidden(parent-whiteout)", `"/srv/data" does not exist: layer 2 has it, but layer 3 (RUN step 3) deletes "/srv" (whiteout: file .wh.srv).`},
 		{"/bin/sh", "true 1:serves", `"/usr/bin/sh" is a file from layer 2 (RUN step 2).`},
@@ -229,6 +229,20 @@ func TestHostileLayer(t *testing.T) {
 	}
 	if r, err = s.Explain("/d/f"); err != nil || brief(r) != "true 0:serves" {
 		t.Errorf("%v, %v", r, err)
+	}
+}
+
+func TestStep(t *testing.T) {
+	for in, want := range map[string]string{
+		"RUN /bin/sh -c apt-get\tinstall x # buildkit": "RUN apt-get install x",
+		"COPY a /b # buildkit":                         "COPY a /b",
+		"/bin/sh -c #(nop)  CMD [\"sh\"]":              "CMD [\"sh\"]",
+		"/bin/sh -c make\n install":                    "RUN make install",
+		"":                                             "",
+	} {
+		if got := Step(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
 	}
 }
 

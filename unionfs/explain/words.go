@@ -61,9 +61,9 @@ func (s *Stack) sentence(r *reason, at, by string) string {
 		return fmt.Sprintf("%s deletes %s (whiteout: %s)", by, where, r.what)
 	case RuleOpaque:
 		if r.at == at {
-			return fmt.Sprintf("this directory is opaque in %s (%s), which hides it in all layers below", by, r.what)
+			return fmt.Sprintf("this directory is opaque (%s) in %s, which hides it in all layers below", r.what, by)
 		}
-		return fmt.Sprintf("the directory %s is opaque in %s (%s), which hides what layers below have in it", where, by, r.what)
+		return fmt.Sprintf("the directory %s is opaque (%s) in %s, which hides what layers below have in it", where, r.what, by)
 	case RuleNotDirectory:
 		return fmt.Sprintf("%s has a directory of this name, into which only directories are merged", by)
 	case RuleMergeEnded:
@@ -76,11 +76,25 @@ func (s *Stack) sentence(r *reason, at, by string) string {
 	return r.rule
 }
 
+// Step is the text of a step of a history without what builders put around it, on one line.
+func Step(createdBy string) string {
+	s := strings.Join(strings.Fields(createdBy), " ")
+	s = strings.TrimSuffix(s, " # buildkit")
+	s = strings.Replace(s, "RUN /bin/sh -c ", "RUN ", 1)
+	if rest, ok := strings.CutPrefix(s, "/bin/sh -c "); ok {
+		if nop, ok := strings.CutPrefix(rest, "#(nop) "); ok {
+			return strings.TrimSpace(nop)
+		}
+		return "RUN " + rest
+	}
+	return s
+}
+
 // from names a layer with what has made it.
 func (s *Stack) from(i int) string {
 	const most = 60
 	l := s.layers[i]
-	by := []rune(strings.Join(strings.Fields(l.CreatedBy), " "))
+	by := []rune(Step(l.CreatedBy))
 	switch {
 	case len(by) > most:
 		by = append(by[:most-1], '…')
