@@ -38,9 +38,9 @@ func (s *Stack) Explain(path string) (*Report, error) {
 	switch {
 	case stopped == nil && f.exists():
 		r.Exists = true
-		r.Layer = &f.top().place.layer
+		r.Layer = number(f.top().place.layer)
 		if f.data >= 0 {
-			r.Data = &f.entries[f.data].place.layer
+			r.Data = number(f.entries[f.data].place.layer)
 		}
 		r.Attr = r.Entries[f.served].Attr
 		r.CopyUp = s.copyUp(f, r)
@@ -217,7 +217,7 @@ func (s *Stack) attr(e *entry) (*Attr, error) {
 
 // target reads a symbolic link.
 func (s *Stack) target(e *entry) (string, error) {
-	fd, err := s.open(e)
+	fd, err := s.openEntry(e)
 	if err != nil {
 		return "", s.problem(e.place.layer, e.in(), err)
 	}
@@ -247,7 +247,7 @@ func (s *Stack) entry(f *found, e *entry) (out Entry, err error) {
 		out.Problem = e.t.malformed.Error()
 	}
 	if e.hidden != nil {
-		out.Rule, out.By, out.Why = e.hidden.code(f.at), &e.hidden.by, s.sentence(e.hidden, f.at, s.said(e.hidden.by))
+		out.Rule, out.By, out.Why = e.hidden.code(f.at), number(e.hidden.by), s.sentence(e.hidden, f.at, s.said(e.hidden.by))
 	}
 	if e.role == RoleDeletes {
 		out.Rule, out.Why = RuleWhiteout, "it deletes the name in all layers below"
@@ -263,7 +263,7 @@ func (s *Stack) entry(f *found, e *entry) (out Entry, err error) {
 	}
 	out.Metacopy = e.t.metacopy
 	out.Redirect = Path(e.t.redirect)
-	fd, err := s.open(e)
+	fd, err := s.openEntry(e)
 	if err != nil {
 		return out, s.problem(e.place.layer, e.in(), err)
 	}
@@ -314,14 +314,14 @@ func (s *Stack) origin(f *found, fd int) *Origin {
 		if s.layers[e.place.layer].upper || !e.t.object {
 			continue
 		}
-		low, err := s.open(e)
+		low, err := s.openEntry(e)
 		if err != nil {
 			continue
 		}
 		have, err := fsat.Origin(low, "", s.layers[e.place.layer].uuid)
 		fsat.Close(low)
 		if err == nil && bytes.Equal(have, v) {
-			o.Layer, o.In = &e.place.layer, Path("/"+e.in())
+			o.Layer, o.In = number(e.place.layer), Path("/"+e.in())
 			return o
 		}
 	}
@@ -341,7 +341,7 @@ func (s *Stack) origin(f *found, fd int) *Origin {
 			continue
 		}
 		if in, ok := strings.CutPrefix(path, strings.TrimSuffix(root, "/")+"/"); ok {
-			o.Layer, o.In = &i, Path("/"+in)
+			o.Layer, o.In = number(i), Path("/"+in)
 			return o
 		}
 	}

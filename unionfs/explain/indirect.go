@@ -160,7 +160,7 @@ func (s *Stack) lookInIndex(f *found) error {
 	if top.t.typ() != unix.S_IFREG && upper.Dialect.Prefix() == whiteout.UserPrefix {
 		return nil
 	}
-	fd, err := s.open(top)
+	fd, err := s.openEntry(top)
 	if err != nil {
 		return s.problem(top.place.layer, top.in(), err)
 	}

@@ -14,7 +14,7 @@ import (
 
 const (
 	// maxLooks bounds the work of one call: redirects can lead to each other.
-	maxLooks = 1 << 20
+	maxLooks = 1 << 17
 	// maxPlaces bounds the places of one directory, hidden ones included.
 	maxPlaces = 1 << 14
 	// maxLinks is how many symbolic links a path may lead through (as in the kernel).
@@ -69,31 +69,34 @@ type layer struct {
 
 // Open opens the layers. As root it does so through private copies of their mounts, as a
 // mount does, so that it sees what that sees.
-func Open(o Options) (s *Stack, err error) {
-	s = &Stack{redirect: o.Redirect >= unionfs.RedirectFollow, owners: o.Owners, index: -1}
+func Open(o Options) (*Stack, error) {
+	s := &Stack{redirect: o.Redirect >= unionfs.RedirectFollow, owners: o.Owners, index: -1}
 	s.metacopy = s.redirect && o.Metacopy
-	defer func() {
-		if err != nil {
-			s.Close()
-		}
-	}()
+	if err := s.open(o); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Stack) open(o Options) error {
 	if o.Upper != nil {
 		if err := s.add(*o.Upper, true); err != nil {
-			return nil, err
+			return err
 		}
 		if err := s.openWork(o); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	for _, l := range o.Lowers {
 		if err := s.add(l, false); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if len(s.layers) == 0 {
-		return nil, errors.New("explain: a stack needs at least one layer")
+		return errors.New("explain: a stack needs at least one layer")
 	}
-	return s, nil
+	return nil
 }
 
 func (s *Stack) add(l Layer, upper bool) error {

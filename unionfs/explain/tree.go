@@ -122,12 +122,12 @@ func (s *Stack) lineOf(f *found) (l Line, err error) {
 		l.Errno, l.Rule = verdict(f, f, false)
 	}
 	if d := f.deletes(); d != nil {
-		l.Layer = &d.place.layer
+		l.Layer = number(d.place.layer)
 	}
 	for i := range f.entries {
 		switch e := &f.entries[i]; e.role {
 		case RoleServes:
-			l.Layer = &e.place.layer
+			l.Layer = number(e.place.layer)
 			if l.Attr, err = s.attr(e); err != nil {
 				return l, err
 			}
@@ -136,16 +136,19 @@ func (s *Stack) lineOf(f *found) (l Line, err error) {
 			l.Merged = append(l.Merged, e.place.layer)
 			l.Opaque = l.Opaque || e.t.opaque != ""
 		case RoleData:
-			l.Data = &e.place.layer
+			l.Data = number(e.place.layer)
 		case RoleHidden:
 			l.Hidden++
 			if l.Layer == nil {
-				l.Layer = &e.hidden.by
+				l.Layer = number(e.hidden.by)
 			}
 		}
 	}
 	return l, nil
 }
+
+// number is a pointer to a copy, which keeps nothing else in memory.
+func number(i int) *int { return &i }
 
 // list collects the names that any place of a directory has, with the places.
 func (s *Stack) list(lv level) (map[string][]int, error) {

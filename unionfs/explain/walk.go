@@ -107,10 +107,10 @@ func (s *Stack) step(lv level, name string) (*found, error) {
 	for i, p := range lv.places {
 		l := s.layers[p.layer]
 		t, err := s.look(l, p.path, name)
-		if err != nil {
+		if err != nil && (p.hidden == nil || errors.Is(err, errTooMuch)) {
 			return nil, s.problem(p.layer, join(p.path, name), err)
 		}
-		if t == nil {
+		if err != nil || t == nil { // what is hidden may be anything
 			continue
 		}
 		e := entry{place: p, name: name, t: t, hidden: p.hidden}
@@ -252,8 +252,8 @@ func (s *Stack) problem(layer int, path string, err error) error {
 	return &LayerError{Layer: s.layers[layer].Label, Dir: s.layers[layer].Path, Path: "/" + path, Err: err}
 }
 
-// open opens the object of an entry (O_PATH).
-func (s *Stack) open(e *entry) (int, error) {
+// openEntry opens the object of an entry (O_PATH).
+func (s *Stack) openEntry(e *entry) (int, error) {
 	if e.index != "" {
 		return fsat.OpenBeneath(s.index, e.index, unix.O_PATH|unix.O_NOFOLLOW)
 	}
