@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/plyfs/plyfs/cow/fsat"
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd/holder"
 	"github.com/plyfs/plyfs/unionfs/explain"
@@ -29,59 +31,77 @@ type LiveObject struct {
 
 // LivePlace is a path in a live mount.
 type LivePlace struct {
-	Path  string // the whole, links of its directories resolved
-	In    string // in the mount
+	In    string // in the mount, links not resolved
+	below string // In as seen from the mount point, which may show a part only
 	mount *mountinfo.Info
 	table []*mountinfo.Info
 }
 
-// FindLive finds the mount that a path of this machine lies in. The path need not exist;
-// its last component is not followed.
+// FindLive finds the mount that a path of this machine lies in. Symbolic links are followed
+// until it is reached; those in it lead to where they lead for programs whose root it is.
+// The path need not exist.
 func FindLive(path string) (LivePlace, error) {
 	var at LivePlace
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return at, err
 	}
-	// As far as it exists, links are followed.
-	dir, rest := filepath.Dir(abs), filepath.Base(abs)
-	for {
-		real, err := filepath.EvalSymlinks(dir)
-		if err == nil {
-			at.Path = filepath.Join(real, rest)
-			dir = real
-			break
-		}
-		if dir == "/" {
-			return at, fmt.Errorf("find %q: %w", path, reason(err))
-		}
-		dir, rest = filepath.Dir(dir), filepath.Join(filepath.Base(dir), rest)
-	}
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, at.Path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_MNT_ID, &st); err != nil {
-		if err := unix.Statx(unix.AT_FDCWD, dir, 0, unix.STATX_MNT_ID, &st); err != nil {
-			return at, fmt.Errorf("look at %q: %w", dir, err)
-		}
-	}
 	if at.table, err = holder.MountTable(0); err != nil {
 		return at, err
+	}
+	cur, rest := "/", strings.FieldsFunc(abs, func(r rune) bool { return r == '/' })
+	for at.find(cur); !at.explainable() && len(rest) > 0; at.find(cur) {
+		next := filepath.Join(cur, rest[0])
+		st, err := os.Lstat(next)
+		if err != nil {
+			break // it does not exist, and is in none of our mounts
+		}
+		if st.Mode()&os.ModeSymlink != 0 && len(rest) > 1 {
+			if next, err = filepath.EvalSymlinks(next); err != nil {
+				break
+			}
+		}
+		cur, rest = next, rest[1:]
+	}
+	full := filepath.Join(cur, filepath.Join(rest...))
+	for in := at.mount; in != nil; { // another may lie in it, and in that; later ones are on top
+		at.mount, in = in, nil
+		for _, m := range at.table {
+			if m.Parent == at.mount.ID && m.ID != m.Parent && (m.Mountpoint == full || isBelow(full, m.Mountpoint)) {
+				in = m
+			}
+		}
+	}
+	if !at.explainable() {
+		what := "no mount that can be seen"
+		if at.mount != nil {
+			what = fmt.Sprintf("the %s mount on %q", at.mount.FSType, at.mount.Mountpoint)
+		}
+		return at, markedf(ErrUsage, "%q lies in %s, which is none of plyfs, nor of overlayfs: name an image or a container as well (plyfs explain NAME PATH), or the layers (-o lowerdir=…)",
+			full, what)
+	}
+	at.below = strings.Trim(strings.TrimPrefix(full, at.mount.Mountpoint), "/")
+	at.In = filepath.Join("/", at.mount.Root, at.below)
+	return at, nil
+}
+
+// find sets the mount that a path lies in, which is no link.
+func (at *LivePlace) find(path string) {
+	at.mount = nil
+	var st unix.Statx_t
+	if unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_MNT_ID, &st) != nil {
+		return
 	}
 	for _, m := range at.table {
 		if uint64(m.ID) == st.Mnt_id {
 			at.mount = m
 		}
 	}
-	if at.mount == nil || !holder.IsOurs(at.mount) && at.mount.FSType != overlayType {
-		what := "no mount that can be seen"
-		if at.mount != nil {
-			what = fmt.Sprintf("the %s mount on %q", at.mount.FSType, at.mount.Mountpoint)
-		}
-		return at, markedf(ErrUsage, "%q lies in %s, which is none of plyfs, nor of overlayfs: name an image or a container as well (plyfs explain NAME PATH), or the layers (-o lowerdir=…)",
-			at.Path, what)
-	}
-	below := strings.TrimPrefix(strings.TrimPrefix(at.Path, at.mount.Mountpoint), "/")
-	at.In = filepath.Join("/", at.mount.Root, below)
-	return at, nil
+}
+
+// explainable reports whether the mount is one whose layers can be known.
+func (at *LivePlace) explainable() bool {
+	return at.mount != nil && (holder.IsOurs(at.mount) || at.mount.FSType == overlayType)
 }
 
 // Request asks the service about the place.
@@ -92,10 +112,19 @@ func (at LivePlace) Request() ExplainRequest {
 // Look says what the mount itself shows.
 func (at LivePlace) Look() *LiveObject {
 	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, at.Path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS, &st); err != nil {
+	fd, err := fsat.OpenTrusted(at.mount.Mountpoint)
+	if err == nil && at.below != "" {
+		root := fd
+		fd, err = fsat.OpenInRoot(root, at.below, unix.O_PATH|unix.O_NOFOLLOW)
+		fsat.Close(root)
+	}
+	if err == nil {
+		err = fsat.Statx(fd, "", unix.STATX_BASIC_STATS, &st)
+		fsat.Close(fd)
+	}
+	if err != nil {
 		o := &LiveObject{Errno: err.Error()}
-		var errno unix.Errno
-		if errors.As(err, &errno) {
+		if errno, ok := errors.AsType[unix.Errno](err); ok {
 			o.Errno = unix.ErrnoName(errno)
 		}
 		return o
