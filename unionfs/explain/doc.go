@@ -43,7 +43,8 @@
 // # Limits
 //
 // A call looks at most at maxLooks places, follows maxLinks links, and keeps maxNames
-// names of a directory; of an object it reads maxXattrs private attributes. Layers whose
-// files tell neither owner nor mode (stores of users made by old versions) are shown as
-// their files are, and so are the owners of symbolic links in such stores.
+// names of a directory; of an object it shows maxXattrs private attributes. Every layer
+// takes a descriptor. Layers whose files tell neither owner nor mode (stores of users made
+// by old versions) are shown as their files are, and so are the owners of symbolic links
+// in stores of users.
 package explain

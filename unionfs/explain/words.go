@@ -156,6 +156,8 @@ func (s *Stack) answer(r *Report, f *found, stopped *found) string {
 			}
 		case r.Data != nil:
 			say += ", which has its attributes only (metacopy); its data is that of " + s.from(*r.Data)
+		case top.index != "":
+			say += ", copied up under another of its hard links"
 		case r.CopyUp == CopyFull:
 			say += ", copied up with its data"
 		}
