@@ -231,6 +231,11 @@ func (c *Client) List(ctx context.Context, r Empty) ([]Status, error) {
 	return ask[[]Status](ctx, c, "list", r)
 }
 
+// Explain implements Service.
+func (c *Client) Explain(ctx context.Context, r ExplainRequest) (Explanation, error) {
+	return ask[Explanation](ctx, c, "explain", r)
+}
+
 // Stats implements Service.
 func (c *Client) Stats(ctx context.Context, r StatsRequest) ([]MountStats, error) {
 	return ask[[]MountStats](ctx, c, "stats", r)

@@ -260,10 +260,14 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) (s holder.Spe
 		s.ID = sub.container.MountID
 	}
 	for _, d := range sub.stack.Lowers {
+		written := isUpper(d)
 		s.Lowers = append(s.Lowers, unionfs.Layer{
 			Path: d.Path, Dialect: d.Dialect, Override: d.Override,
-			Direct: true, // unpacking escapes the attributes that would say otherwise
+			Direct: !written, // unpacking escapes the attributes that would say otherwise
 		})
+		if written {
+			s.Redirect, s.Metacopy = unionfs.RedirectFollow, true
+		}
 	}
 	if sub.stack.Upper != "" {
 		s.Upper = unionfs.Layer{Path: sub.stack.Upper, Dialect: sub.stack.Dialect, Override: sub.stack.Override}
@@ -287,6 +291,10 @@ func (l *Local) checkSetuid(r MountRequest, st layers.Stack) error {
 	}
 	return nil
 }
+
+// isUpper reports whether a layer is the upper of a container that is mounted read-only:
+// layers of images, and the init layer, lie in directories that the store knows.
+func isUpper(d layers.LayerDir) bool { return d.CacheID == "" }
 
 // ofUser reports whether the layers are those of a store without privileges.
 func ofUser(st layers.Stack) bool {

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/unionfs/explain"
 )
 
 // route is one call of the API.
@@ -116,6 +117,7 @@ var (
 	timeType   = reflect.TypeFor[time.Time]()
 	digestType = reflect.TypeFor[digest.Digest]()
 	pathType   = reflect.TypeFor[Path]()
+	inLayer    = reflect.TypeFor[explain.Path]()
 	changeType = reflect.TypeFor[Change]()
 	rawType    = reflect.TypeFor[json.RawMessage]()
 )
@@ -127,7 +129,7 @@ func (d *describer) schema(t reflect.Type) map[string]any {
 		return map[string]any{"type": "string", "format": "date-time"}
 	case t == digestType:
 		return map[string]any{"type": "string", "pattern": "^([a-z0-9]+:[0-9a-f]+)?$"}
-	case t == pathType:
+	case t == pathType || t == inLayer:
 		object := d.schema(reflect.TypeFor[pathObject]())
 		return map[string]any{"description": "a path of any bytes: an object if it is not valid UTF-8", "anyOf": []any{map[string]any{"type": "string"}, object}}
 	case t == changeType:

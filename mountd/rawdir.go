@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers"
@@ -80,64 +79,66 @@ func sweepRaw(base string) {
 	}
 }
 
-// LiveMount is a mount whose server can be asked about it.
-type LiveMount struct {
+// LiveServer is a mount whose server can be asked about it.
+type LiveServer struct {
+	LivePlace
 	RunDir string
 	State  holder.State
-	// Point is where it is mounted, as far as the path that led to it says.
-	Point *mountinfo.Info
-	// Inside is the path in the mount, "/" its root.
-	Inside string
 }
 
-// FindLive finds the mount that a path lies in, whichever store of this user it is of, or of
-// none. The last component of the path is not followed.
-func FindLive(path string) (LiveMount, error) {
-	abs, err := filepath.Abs(path)
+// FindServer finds the mount that a path lies in (see [FindLive]), and where its server can be
+// asked: whichever store it is of, or of none. Root is led to the servers of users as well.
+func FindServer(path string) (LiveServer, error) {
+	at, err := FindLive(path)
 	if err != nil {
-		return LiveMount{}, err
+		return LiveServer{}, err
 	}
-	abs = canonicalTarget(abs)
-	m, inside, err := liesIn(abs)
-	if err != nil {
-		return LiveMount{}, err
-	}
+	return at.server()
+}
+
+// Mountpoint is where the mount is.
+func (at LivePlace) Mountpoint() string { return at.mount.Mountpoint }
+
+func (at LivePlace) server() (LiveServer, error) {
+	m := at.mount
 	if !holder.IsOurs(m) {
-		return LiveMount{}, markedf(layers.ErrNotFound, "%q lies in a file system of type %s on %q, which is no mount of plyfs", path, m.FSType, m.Mountpoint)
+		return LiveServer{}, markedf(ErrUsage, "%q is a mount of type %s, not of plyfs", m.Mountpoint, m.FSType)
 	}
-	dirs, _ := filepath.Glob(filepath.Join(rawBase(), "*")) // the pattern is right
-	more, _ := filepath.Glob(filepath.Join(RunBase(), "*", "mounts", "*"))
-	dirs = append(dirs, more...)
-	if root, err := DefaultRoot(); err == nil { // the default of `plyfs snapshotter`
-		unions, _ := filepath.Glob(filepath.Join(root, "snapshotter", "snapshots", "*", "run"))
-		dirs = append(dirs, unions...)
-	}
-	for _, dir := range dirs {
+	user := holder.MountUser(m)
+	for _, dir := range runDirs() {
 		st, err := holder.ReadState(dir)
-		if err == nil && st.Major == m.Major && st.Minor == m.Minor && !st.Ended && (st.Holder.Alive() || st.Server.Alive()) {
-			return LiveMount{dir, st, m, inside}, nil
+		if err != nil || st.Major != m.Major || st.Minor != m.Minor || st.Ended || !st.Holder.Alive() && !st.Server.Alive() {
+			continue
+		}
+		// Nobody is to pass for the server of another user's mount.
+		var info unix.Stat_t
+		if unix.Lstat(dir, &info) == nil && user >= 0 && int(info.Uid) == user {
+			return LiveServer{at, dir, st}, nil
 		}
 	}
-	return LiveMount{}, markedf(layers.ErrNotFound, "no server that we can ask has mounted %q: it is of another user, of plyfs with another %s, or no mount of plyfs", m.Mountpoint, RunDirEnv)
+	return LiveServer{}, markedf(layers.ErrNotFound, "the mount on %q has no server that can be asked: it is of another user, of plyfs with another %s, or not of plyfs",
+		m.Mountpoint, RunDirEnv)
 }
 
-// liesIn returns the mount that an absolute path lies in, and the path in the file system.
-func liesIn(path string) (*mountinfo.Info, string, error) {
-	table, err := holder.MountTable(0)
-	if err != nil {
-		return nil, "", err
-	}
-	// Nothing that may hang is asked: the mount with the longest fitting name that is not covered.
-	for at := path; ; at = filepath.Dir(at) {
-		if m := holder.TopMount(table, at); m != nil {
-			rest, err := filepath.Rel(at, path)
-			if err != nil {
-				return nil, "", err
-			}
-			return m, filepath.Join(m.Root, rest), nil
-		}
-		if at == "/" {
-			return nil, "", fmt.Errorf("%q lies in no mount that we see: %w", path, unix.ENOENT)
+// runDirs are the run directories of all mounts that may be asked about.
+func runDirs() (dirs []string) {
+	bases := []string{RunBase()}
+	if os.Geteuid() == 0 {
+		for _, pattern := range []string{"/run/user/*/plyfs", "/tmp/plyfs-*"} {
+			more, _ := filepath.Glob(pattern) // the pattern is right
+			bases = append(bases, more...)
 		}
 	}
+	patterns := []string{}
+	for _, b := range bases {
+		patterns = append(patterns, filepath.Join(b, "raw", "*"), filepath.Join(b, "*", "mounts", "*"))
+	}
+	if root, err := DefaultRoot(); err == nil { // the default of `plyfs snapshotter`
+		patterns = append(patterns, filepath.Join(root, "snapshotter", "snapshots", "*", "run"))
+	}
+	for _, p := range patterns {
+		more, _ := filepath.Glob(p) // a base with odd characters has no mounts that are found
+		dirs = append(dirs, more...)
+	}
+	return dirs
 }

@@ -28,6 +28,32 @@ func (o *RawOptions) LookAtUpper() {
 // Spec resolves every path against the working directory, checks the mount
 // point and returns what to hand to package holder.
 func (o *RawOptions) Spec(target string) (holder.Spec, error) {
+	if o.Peer && o.Upper != "" {
+		_ = os.Mkdir(o.Work, 0o700) // what is wrong with it shows next
+	}
+	s, err := o.union()
+	if err != nil {
+		return s, err
+	}
+	if s.Target, err = resolveMountPoint(target); err != nil {
+		return s, err
+	}
+	var dirs []string
+	trusted := mayUseTrusted()
+	for _, l := range s.Lowers {
+		if trusted && isBelow(s.Target, l.Path) {
+			continue // private copies of the layers' mounts do not show the mount
+		}
+		dirs = append(dirs, l.Path)
+	}
+	if s.Upper.Path != "" {
+		dirs = append(dirs, s.Upper.Path, s.Work)
+	}
+	return s, checkOverlap(s.Target, dirs)
+}
+
+// union is Spec without a mount point.
+func (o *RawOptions) union() (holder.Spec, error) {
 	s := holder.Spec{
 		IO: o.IO, GoFuse: o.GoFuse, Spin: o.Spin, Volatile: o.Volatile, FSName: o.FSName, Subtype: o.Subtype, ReadOnly: o.ReadOnly,
 		AllowOther: o.AllowOther, NoSuid: o.NoSuid, NoDev: o.NoDev, NoExec: o.NoExec,
@@ -71,9 +97,6 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 			s.TakeUnsynced = true
 			s.Upper.Dialect = s.Upper.Dialect.Mixed()
 		}
-		if o.Peer {
-			_ = os.Mkdir(o.Work, 0o700) // what is wrong with it shows next
-		}
 		if s.Work, err = resolveDir(&resolver, "workdir", o.Work); err != nil {
 			return s, err
 		}
@@ -85,25 +108,7 @@ func (o *RawOptions) Spec(target string) (holder.Spec, error) {
 	} else {
 		s.ReadOnly = true
 	}
-	err := o.describe(&s)
-	if err != nil {
-		return s, err
-	}
-	if s.Target, err = resolveMountPoint(target); err != nil {
-		return s, err
-	}
-	var dirs []string
-	trusted := mayUseTrusted()
-	for _, l := range s.Lowers {
-		if trusted && isBelow(s.Target, l.Path) {
-			continue // private copies of the layers' mounts do not show the mount
-		}
-		dirs = append(dirs, l.Path)
-	}
-	if s.Upper.Path != "" {
-		dirs = append(dirs, s.Upper.Path, s.Work)
-	}
-	return s, checkOverlap(s.Target, dirs)
+	return s, o.describe(&s)
 }
 
 // describe finds out in which form the layers say what their objects are, if that was

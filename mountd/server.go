@@ -72,6 +72,7 @@ func (a *api) register(svc Service) {
 	call(a, "rm", "Delete a container with its data", svc.Remove)
 	call(a, "list", "List containers and mounts with their state", svc.List)
 	call(a, "stats", "Say what mounts are asked for, and how long the answers take", svc.Stats)
+	call(a, "explain", "Say which layer serves a path, and what hides the others", svc.Explain)
 	call(a, "mount", "Mount an image or a container", svc.Mount)
 	call(a, "restore", "Mount again what is wanted and has ended", svc.Restore)
 	call(a, "umount", "Unmount, and wait until everything is on the disk", svc.Unmount)

@@ -49,6 +49,8 @@ type Service interface {
 	List(ctx context.Context, r Empty) ([]Status, error)
 	// Stats collects what the servers of mounts have counted: of one mount, or of all.
 	Stats(ctx context.Context, r StatsRequest) ([]MountStats, error)
+	// Explain says which layer serves a path, and why.
+	Explain(ctx context.Context, r ExplainRequest) (Explanation, error)
 	Mount(ctx context.Context, r MountRequest) (MountResult, error)
 	// Restore makes wanted mounts again that have ended, and says what has become of all.
 	Restore(ctx context.Context, r Empty) ([]Restored, error)

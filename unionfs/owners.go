@@ -70,6 +70,13 @@ func (m *IDMap) stored(id uint32) uint32 {
 	return m.Rest
 }
 
+// Shown is what programs see of the id that a layer has, and Stored the inverse, for
+// those who look at the layers themselves.
+func (m *IDMap) Shown(id uint32) uint32 { return m.shown(id) }
+
+// Stored is the inverse of Shown.
+func (m *IDMap) Stored(id uint32) uint32 { return m.stored(id) }
+
 // change is what becomes of the stored id of an object whose owner is changed to id:
 // what it is shown as already is no change. So the owners of an image survive where
 // only one can be shown.

@@ -109,7 +109,7 @@ With --record the operations are also written to a file, which plyfs trace show 
 }
 
 // follow shows the events of a mount until ctx ends, also when another server has taken over.
-func follow(ctx context.Context, m mountd.LiveMount, f trace.Filter, v *traceView) error {
+func follow(ctx context.Context, m mountd.LiveServer, f trace.Filter, v *traceView) error {
 	for first := true; ; first = false {
 		ask := ctx
 		if !first { // another server comes soon, or none

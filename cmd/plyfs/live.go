@@ -20,7 +20,7 @@ import (
 const askTimeout = 5 * time.Second
 
 // live finds the mount that a path, or the name of a container, means.
-func (a *app) live(cmd *cobra.Command, arg string) (m mountd.LiveMount, err error) {
+func (a *app) live(cmd *cobra.Command, arg string) (m mountd.LiveServer, err error) {
 	path := arg
 	if !strings.Contains(arg, "/") {
 		if _, serr := os.Lstat(arg); errors.Is(serr, os.ErrNotExist) { // a name, then
@@ -29,7 +29,7 @@ func (a *app) live(cmd *cobra.Command, arg string) (m mountd.LiveMount, err erro
 			}
 		}
 	}
-	return mountd.FindLive(path)
+	return mountd.FindServer(path)
 }
 
 // targetOf returns a mount point of a container.
@@ -51,7 +51,7 @@ func (a *app) targetOf(cmd *cobra.Command, name string) (target string, err erro
 }
 
 // control asks the server of a mount.
-func control(ctx context.Context, m mountd.LiveMount, r holder.Control) (holder.Answer, error) {
+func control(ctx context.Context, m mountd.LiveServer, r holder.Control) (holder.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	a, err := holder.AskControl(ctx, m.RunDir, r)
@@ -59,14 +59,14 @@ func control(ctx context.Context, m mountd.LiveMount, r holder.Control) (holder.
 }
 
 // controlError says what to do.
-func controlError(m mountd.LiveMount, err error) error {
+func controlError(m mountd.LiveServer, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, holder.ErrControl):
 		return usagef("%v", err)
 	case errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("the mount on %q is served by a version that cannot be watched, mount it again: %w", m.Point.Mountpoint, err)
+		return fmt.Errorf("the mount on %q is served by a version that cannot be watched, mount it again: %w", m.Mountpoint(), err)
 	}
-	return fmt.Errorf("mount on %q: %w", m.Point.Mountpoint, err)
+	return fmt.Errorf("mount on %q: %w", m.Mountpoint(), err)
 }

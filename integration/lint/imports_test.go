@@ -10,7 +10,7 @@ import (
 // the directory and all below it. The longest matching key decides. Tests of a package obey the same rule, except that they may
 // use its own subpackages for tests.
 var may = map[string][]string{
-	"cmd/plyfs":           {"mountd/...", "layers", "layers/registry", "snapshotter", "unionfs", "unionfs/counters", "unionfs/inject", "unionfs/trace", "whiteout"},
+	"cmd/plyfs":           {"mountd/...", "layers", "layers/registry", "snapshotter", "unionfs", "unionfs/counters", "unionfs/explain", "unionfs/inject", "unionfs/trace", "whiteout"},
 	"snapshotter":         {"mountd", "mountd/holder", "layers", "unionfs"},
 	"mountd":              {"mountd/...", "unionfs/...", "layers", "layers/registry", "metadata", "metadata/chainindex", "whiteout", "whiteout/override", "cow/fsat", "cow/fault"},
 	"mountd/events":       {},

@@ -104,3 +104,15 @@ func ownMount(target string) (*mountinfo.Info, error) {
 	}
 	return m, nil
 }
+
+// MountUser is the user who has made a FUSE mount, as its options say; -1 if they do not.
+func MountUser(m *mountinfo.Info) int {
+	for o := range strings.SplitSeq(m.VFSOptions, ",") {
+		if v, ok := strings.CutPrefix(o, "user_id="); ok {
+			if id, err := strconv.Atoi(v); err == nil {
+				return id
+			}
+		}
+	}
+	return -1
+}
