@@ -161,8 +161,7 @@ func TestDiff(t *testing.T) {
 	}
 	_, err = s.Commit(t.Context(), "c", "next", CommitOptions{})
 	must(t, err)
-	got, err = s.DiffImages(t.Context(), "base", "next")
-	must(t, err)
+	got = imageChanges(t, s, "base", "next")
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}

@@ -124,7 +124,11 @@ func TestErrorsSurviveTheSocket(t *testing.T) {
 }
 
 func TestCallsSurviveTheSocket(t *testing.T) {
-	f := &fakeService{changes: []Change{{"A", "/plain"}, {"C", "/\xff\xfe"}, {"D", "/new\nline \u202e"}}}
+	f := &fakeService{changes: []Change{
+		{Kind: "A", Path: "/plain"},
+		{Kind: "C", Path: "/\xff\xfe", ChangeDetail: ChangeDetail{Type: "file", Size: 2, OldSize: 1, LinkTo: "/\xff", Why: []string{"size"}, Details: []string{"size 1 -> 2"}}},
+		{Kind: "D", Path: "/new\nline \u202e"},
+	}}
 	c := serveFake(t, f)
 	images, err := c.Images(t.Context(), ImagesRequest{Filter: "x"})
 	if err != nil {

@@ -279,21 +279,33 @@ func (l *Local) Remove(ctx context.Context, r RemoveRequest) (Empty, error) {
 
 // Diff implements Service.
 func (l *Local) Diff(ctx context.Context, r DiffRequest) ([]Change, error) {
-	var (
-		list []layers.Change
-		err  error
-	)
 	if r.B != "" {
-		list, err = l.store.DiffImages(ctx, r.A, r.B)
-	} else if err = l.syncContainer(ctx, r.A); err == nil {
-		list, err = l.store.Diff(ctx, r.A)
+		return l.diffImages(ctx, r)
 	}
+	if err := l.syncContainer(ctx, r.A); err != nil {
+		return nil, err
+	}
+	list, err := l.store.Diff(ctx, r.A)
 	if err != nil {
 		return nil, err
 	}
 	changes := make([]Change, len(list))
 	for i, c := range list {
 		changes[i] = Change{Kind: c.Kind, Path: Path(c.Path)}
+	}
+	return changes, nil
+}
+
+func (l *Local) diffImages(ctx context.Context, r DiffRequest) ([]Change, error) {
+	list, err := l.store.DiffImages(ctx, r.A, r.B, layers.DiffOptions{Times: r.Times})
+	if err != nil {
+		return nil, err
+	}
+	changes := make([]Change, len(list))
+	for i, d := range list {
+		changes[i] = Change{Kind: d.Kind, Path: d.Path, ChangeDetail: ChangeDetail{
+			Type: d.Type, Size: d.Size, OldSize: d.OldSize, LinkTo: d.LinkTo, OldLinkTo: d.OldLinkTo, Why: d.Why, Details: d.Details,
+		}}
 	}
 	return changes, nil
 }

@@ -13,12 +13,13 @@ type Path = layers.Path
 type changeObject struct {
 	Kind string `json:"kind"`
 	layers.PathObject
+	ChangeDetail
 }
 
 // MarshalJSON writes {"kind", "path"} and "pathB64" only where path is not
 // valid UTF-8.
 func (c Change) MarshalJSON() ([]byte, error) {
-	return json.Marshal(changeObject{Kind: c.Kind, PathObject: c.Path.Object()})
+	return json.Marshal(changeObject{Kind: c.Kind, PathObject: c.Path.Object(), ChangeDetail: c.ChangeDetail})
 }
 
 // UnmarshalJSON is the inverse of MarshalJSON.
@@ -27,7 +28,7 @@ func (c *Change) UnmarshalJSON(b []byte) (err error) {
 	if err := json.Unmarshal(b, &o); err != nil {
 		return err
 	}
-	c.Kind = o.Kind
+	c.Kind, c.ChangeDetail = o.Kind, o.ChangeDetail
 	c.Path, err = o.PathObject.Exact()
 	return err
 }

@@ -282,12 +282,28 @@ type MountStats struct {
 type DiffRequest struct {
 	A string `json:"a"`
 	B string `json:"b,omitempty"`
+	// Times: images also differ in what has another modification time, and nothing else.
+	Times bool `json:"times,omitempty"`
 }
 
-// Change is one line of diff.
+// Change is one line of diff. Between two images it has all members, of which those
+// that say nothing are left out.
 type Change struct {
-	Kind string `json:"kind"` // A, C or D
-	Path Path   `json:"path"`
+	Kind string // A, C or D
+	Path Path
+	ChangeDetail
+}
+
+// ChangeDetail is what there is to say of a path that differs between two images; see
+// [layers.Difference].
+type ChangeDetail struct {
+	Type      string   `json:"type,omitempty"`
+	Size      int64    `json:"size,omitempty"`
+	OldSize   int64    `json:"oldSize,omitempty"`
+	LinkTo    Path     `json:"linkTo,omitempty"`
+	OldLinkTo Path     `json:"oldLinkTo,omitempty"`
+	Why       []string `json:"why,omitempty"`
+	Details   []string `json:"details,omitempty"`
 }
 
 // CommitRequest makes an image of a container.

@@ -1,0 +1,59 @@
+package layers
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/cow/fsat"
+)
+
+// fileReader opens the files of layers whose names come from indexes. It has a
+// descriptor for each layer that it was asked for.
+type fileReader struct {
+	dirs []LayerDir
+	fds  map[int]int
+}
+
+func newFileReader(dirs []LayerDir) *fileReader { return &fileReader{dirs: dirs, fds: map[int]int{}} }
+
+func (c *fileReader) Close() {
+	for _, fd := range c.fds {
+		fsat.Close(fd)
+	}
+	c.fds = nil
+}
+
+// open opens the file at path in dirs[layer]. An index that says it is a file is not
+// believed: nothing else is opened.
+func (c *fileReader) open(layer int, path string) (*os.File, error) {
+	dir, ok := c.fds[layer]
+	if !ok {
+		var err error
+		if dir, err = c.dirs[layer].open(); err != nil {
+			return nil, err
+		}
+		c.fds[layer] = dir
+	}
+	wrap := func(err error) error {
+		return fmt.Errorf("read %q in layer directory %s: %w", path, c.dirs[layer].Path, err)
+	}
+	p, err := fsat.OpenBeneath(dir, path, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	defer fsat.Close(p)
+	var st unix.Stat_t
+	if err := fsat.Fstat(p, &st); err != nil {
+		return nil, wrap(err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, wrap(fmt.Errorf("%w: it is no file, as the layer's index says; see plyfs check", ErrCorrupt))
+	}
+	fd, err := fsat.Reopen(p, unix.O_RDONLY)
+	if err != nil {
+		return nil, wrap(err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
