@@ -1,9 +1,12 @@
 package layers
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"os"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/cow/fsat"
@@ -56,4 +59,18 @@ func (c *fileReader) open(layer int, path string) (*os.File, error) {
 		return nil, wrap(err)
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+// digest is that of a file's content.
+func (c *fileReader) digest(ctx context.Context, layer int, path string) (digest.Digest, error) {
+	f, err := c.open(layer, path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close() // was only read
+	d := digest.SHA256.Digester()
+	if _, err := io.Copy(d.Hash(), ctxReader{ctx, f}); err != nil {
+		return "", fmt.Errorf("read %q in layer directory %s: %w", path, c.dirs[layer].Path, err)
+	}
+	return d.Digest(), nil
 }
