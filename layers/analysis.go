@@ -38,7 +38,7 @@ type AnalyzeOptions struct {
 	Layer       int  `json:"layer,omitempty"`       // list the files of this layer only; 0: of all
 	Largest     int  `json:"largest,omitempty"`     // visible files
 	Directories int  `json:"directories,omitempty"` // visible directories
-	Wasted      int  `json:"wasted,omitempty"`      // paths with wasted files
+	Wasted      int  `json:"wasted,omitempty"`      // paths with wasted files, and directories of them
 	Duplicates  int  `json:"duplicates,omitempty"`  // reads all files that have the size of another one
 	// Why compares each file with the one it replaces, and reads both if they are of one size.
 	Why bool `json:"why,omitempty"`
@@ -64,6 +64,7 @@ type Analysis struct {
 	Largest            []LargeFile      `json:"largest,omitempty"`
 	LargestDirectories []LargeDirectory `json:"largestDirectories,omitempty"`
 	WastedPaths        []WastedPath     `json:"wastedPaths,omitempty"`
+	WastedDirectories  []LargeDirectory `json:"wastedDirectories,omitempty"` // by wasted bytes
 	// Duplicates are files with the same content, the costliest first, and Duplicated
 	// the bytes of all but the first of each.
 	Duplicates []Duplicate `json:"duplicates,omitempty"`
@@ -124,8 +125,8 @@ type LargeFile struct {
 	Layer int   `json:"layer"` // that it comes from
 }
 
-// LargeDirectory is a directory that an image shows, with all that is below it. One of
-// which nine tenths are in one directory below it is left out: that one is listed.
+// LargeDirectory is a directory with all that is below it. One of which nine tenths are
+// in one directory below it is left out: that one is listed.
 type LargeDirectory struct {
 	Path  Path  `json:"path"`
 	Size  int64 `json:"size"`

@@ -59,7 +59,7 @@ func (s *Store) analysisOf(tx *metadata.Tx, nameOrID string) (*Analysis, error) 
 	if err != nil {
 		return nil, err
 	}
-	a := &Analysis{ID: img.ID, Refs: img.Refs}
+	a := &Analysis{ID: img.ID, Refs: append([]string{}, img.Refs...), Layers: []LayerAnalysis{}, History: []HistoryStep{}}
 	infos, err := s.layerInfos(tx, row.TopChain)
 	if err != nil {
 		return nil, err

@@ -123,6 +123,9 @@ func testAnalyze(t *testing.T, s *Store) {
 	if d := cmp.Diff(wasted, a.WastedPaths); d != "" {
 		t.Error(d)
 	}
+	if d := cmp.Diff([]LargeDirectory{{"/d", 10, 1}, {"/gone/sub", 5, 1}, {"/o", 4, 2}, {"/was-dir", 2, 1}}, a.WastedDirectories); d != "" {
+		t.Error(d)
+	}
 	large := []LargeFile{{"/copy", 10, 4}, {"/d/a", 10, 2}, {"/d/b2", 10, 1}, {"/d/b", 3, 4}, {"/o/x", 3, 2}, {"/was-file/in", 2, 2}, {"/was-dir", 1, 2}}
 	if d := cmp.Diff(large, a.Largest); d != "" {
 		t.Error(d)

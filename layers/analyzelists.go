@@ -71,9 +71,44 @@ func (w *analyzer) finish() error {
 	slices.SortFunc(a.WastedPaths, func(a, b WastedPath) int {
 		return cmp.Or(cmp.Compare(b.Wasted, a.Wasted), cmp.Compare(a.Path, b.Path))
 	})
+	a.WastedDirectories = atMost(wastedDirectories(a.WastedPaths), w.opt.Wasted)
 	a.WastedPaths = atMost(a.WastedPaths, w.opt.Wasted)
 	return w.duplicates()
 }
+
+// wastedDirectories sums wasted files up by the directories that they are in.
+func wastedDirectories(paths []WastedPath) (out []LargeDirectory) {
+	sums := map[Path]*LargeDirectory{}
+	inOne := map[Path]int64{} // the most that one directory in this one has
+	for _, p := range paths {
+		for at := parentPath(p.Path); at != ""; at = parentPath(at) {
+			d := sums[at]
+			if d == nil {
+				d = &LargeDirectory{Path: at}
+				sums[at] = d
+			}
+			d.Size += p.Wasted
+			d.Files += len(p.Versions)
+		}
+	}
+	for at, d := range sums {
+		above := parentPath(at)
+		inOne[above] = max(inOne[above], d.Size)
+	}
+	for at, d := range sums {
+		if mostlyItsOwn(d.Size, inOne[at]) {
+			out = append(out, *d)
+		}
+	}
+	slices.SortFunc(out, largestDirectoryFirst)
+	return out
+}
+
+// parentPath is the directory of an absolute path, "" if that is the root.
+func parentPath(p Path) Path { return p[:strings.LastIndexByte(string(p), '/')] }
+
+// mostlyItsOwn: of a directory less than nine tenths are in one directory in it.
+func mostlyItsOwn(all, inOne int64) bool { return inOne*10 < all*9 }
 
 // duplicates looks for files with the same content. Only those are read that are as large
 // as another one.

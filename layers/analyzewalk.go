@@ -351,7 +351,7 @@ func (w *analyzer) below(path string, events []event) (sum total, err error) {
 		sum.files += one.files
 		all = all[n:]
 	}
-	if w.opt.Directories != 0 && path != "" && sum.bytes > 0 && largest*10 < sum.bytes*9 {
+	if w.opt.Directories != 0 && path != "" && sum.bytes > 0 && mostlyItsOwn(sum.bytes, largest) {
 		w.largeDirectory(LargeDirectory{Path: absolute(path), Size: sum.bytes, Files: sum.files})
 	}
 	return sum, nil

@@ -140,6 +140,11 @@ func notFoundEither(name string, container, image error) error {
 	return image
 }
 
+// Analyze implements Service.
+func (l *Local) Analyze(ctx context.Context, r AnalyzeRequest) (*layers.Analysis, error) {
+	return l.store.Analyze(ctx, r.Name, r.AnalyzeOptions)
+}
+
 // Tag implements Service.
 func (l *Local) Tag(ctx context.Context, r TagRequest) (Empty, error) {
 	if err := l.store.Tag(ctx, r.Source, r.Target); err != nil {

@@ -29,6 +29,8 @@ type Service interface {
 	Inspect(ctx context.Context, r NameRequest) (Inspection, error)
 	// Layers lists the layers of an image, or with an empty name all.
 	Layers(ctx context.Context, r NameRequest) ([]layers.LayerInfo, error)
+	// Analyze says what each layer of an image does, and which of its bytes nobody sees.
+	Analyze(ctx context.Context, r AnalyzeRequest) (*layers.Analysis, error)
 	Tag(ctx context.Context, r TagRequest) (Empty, error)
 	RemoveImage(ctx context.Context, r RemoveImageRequest) ([]layers.RemoveAction, error)
 
@@ -96,6 +98,12 @@ type Info struct {
 // NameRequest names an image or container.
 type NameRequest struct {
 	Name string `json:"name"`
+}
+
+// AnalyzeRequest names an image, and what is to be listed of it.
+type AnalyzeRequest struct {
+	Name string `json:"name"`
+	layers.AnalyzeOptions
 }
 
 // ImagesRequest lists images; see [layers.ImagesOptions].
