@@ -140,5 +140,5 @@ func sameFiles(ctx context.Context, a, b int) (bool, error) {
 		f[i] = os.NewFile(uintptr(fd), "content")
 		defer f[i].Close()
 	}
-	return sameContent(ctx, f[0], f[1])
+	return sameContent(ctx, f[0], f[1], make([]byte, readBuffer))
 }

@@ -304,7 +304,7 @@ func (w *analyzer) sameContent(path string, a, b int, size int64) (bool, error) 
 		return false, err
 	}
 	defer fb.Close() // was only read
-	return sameContent(w.ctx, fa, fb)
+	return sameContent(w.ctx, fa, fb, w.files.buf)
 }
 
 // said is what one layer's directory says about a name.

@@ -46,7 +46,7 @@ func (s *Store) DiffImages(ctx context.Context, a, b string, o DiffOptions) ([]D
 		return nil, err
 	}
 	defer s.dropLease(lease)
-	c := imageDiffer{ctx: ctx, opt: o}
+	c := imageDiffer{ctx: ctx, opt: o, buf: make([]byte, readBuffer)}
 	for i, name := range []string{a, b} {
 		dirs, err := s.leasedStack(ctx, lease, name)
 		if err != nil {
@@ -161,6 +161,7 @@ type imageDiffer struct {
 	ctx   context.Context
 	opt   DiffOptions
 	trees [2]mergedTree
+	buf   []byte
 	out   []Difference
 }
 
@@ -338,11 +339,12 @@ func (c *imageDiffer) sameContent(a, b mergedObject) (bool, error) {
 		return false, err
 	}
 	defer fb.Close() // was only read
-	return sameContent(c.ctx, fa, fb)
+	return sameContent(c.ctx, fa, fb, c.buf)
 }
 
-func sameContent(ctx context.Context, a, b io.Reader) (bool, error) {
-	ba, bb := make([]byte, 64<<10), make([]byte, 64<<10)
+// sameContent reads both into one half of buf each.
+func sameContent(ctx context.Context, a, b io.Reader, buf []byte) (bool, error) {
+	ba, bb := buf[:len(buf)/2], buf[len(buf)/2:]
 	for {
 		na, erra := io.ReadFull(ctxReader{ctx, a}, ba)
 		nb, errb := io.ReadFull(ctxReader{ctx, b}, bb)

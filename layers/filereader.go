@@ -17,9 +17,15 @@ import (
 type fileReader struct {
 	dirs []LayerDir
 	fds  map[int]int
+	buf  []byte // for contents
 }
 
-func newFileReader(dirs []LayerDir) *fileReader { return &fileReader{dirs: dirs, fds: map[int]int{}} }
+// readBuffer is the size of the buffer that files are read through.
+const readBuffer = 128 << 10
+
+func newFileReader(dirs []LayerDir) *fileReader {
+	return &fileReader{dirs: dirs, fds: map[int]int{}, buf: make([]byte, readBuffer)}
+}
 
 func (c *fileReader) Close() {
 	for _, fd := range c.fds {
@@ -69,7 +75,7 @@ func (c *fileReader) digest(ctx context.Context, layer int, path string) (digest
 	}
 	defer f.Close() // was only read
 	d := digest.SHA256.Digester()
-	if _, err := io.Copy(d.Hash(), ctxReader{ctx, f}); err != nil {
+	if _, err := io.CopyBuffer(d.Hash(), ctxReader{ctx, f}, c.buf); err != nil {
 		return "", fmt.Errorf("read %q in layer directory %s: %w", path, c.dirs[layer].Path, err)
 	}
 	return d.Digest(), nil
