@@ -181,3 +181,27 @@ func TestAnalyzeRepeatedLayers(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAnalyzeAdopted reads layers where another engine has them, in another dialect.
+func TestAnalyzeAdopted(t *testing.T) {
+	needRoot(t)
+	root, _ := dockerRoot(t)
+	before := trace(t, root)
+	for _, o := range []AdoptOptions{{}, {Mode: AdoptCopy}} {
+		s := openStore(t)
+		adopt(t, s, root, o)
+		a := analyze(t, s, "app:1", everything)
+		if d := cmp.Diff([]string{
+			"A /d; A /d/dot; A /d/old; A /d/through; A /etc; A /etc/a; A /gone; A /l",
+			"D /d/dot; A /d/new; D /d/old; D /d/through; D /gone",
+		}, a.lines()); d != "" {
+			t.Errorf("%+v: %s", o, d)
+		}
+		if a.Size != 17 || a.Wasted != 1+3+6+3 {
+			t.Errorf("%+v: %d bytes, %d wasted", o, a.Size, a.Wasted)
+		}
+	}
+	if after := trace(t, root); after != before {
+		t.Errorf("the source has changed:\n%s", after)
+	}
+}
