@@ -187,5 +187,13 @@ func printDiffSummary(s diffSummary) error {
 	if len(why) > 0 {
 		fmt.Println("changed in:", strings.Join(why, ", "))
 	}
+	switch {
+	case s.Growth > 0:
+		fmt.Printf("The second image shows %s more.\n", size(s.Growth))
+	case s.Growth < 0:
+		fmt.Printf("The second image shows %s less.\n", size(-s.Growth))
+	default:
+		fmt.Println("Both images show as many bytes.")
+	}
 	return nil
 }
