@@ -2,12 +2,15 @@ package layers
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // everything is an analysis with all lists.
@@ -203,5 +206,35 @@ func TestAnalyzeAdopted(t *testing.T) {
 	}
 	if after := trace(t, root); after != before {
 		t.Errorf("the source has changed:\n%s", after)
+	}
+}
+
+// TestAnalyzeChangedLayers: what somebody has put in the place of a file is not read.
+func TestAnalyzeChangedLayers(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "f")
+	put(t, secret, "secret")
+	for what, change := range map[string]func(dir string) error{
+		"removed":            func(dir string) error { return os.Remove(dir + "/f") },
+		"fifo":               func(dir string) error { return errors.Join(os.Remove(dir+"/f"), unix.Mkfifo(dir+"/f", 0o644)) },
+		"link":               func(dir string) error { return errors.Join(os.Remove(dir+"/f"), os.Symlink(secret, dir+"/f")) },
+		"link for directory": func(dir string) error { return errors.Join(os.RemoveAll(dir), os.Symlink(filepath.Dir(secret), dir)) },
+	} {
+		s := openStore(t)
+		load(t, s, outerTar(t, oldDocker(t,
+			img{refs: []string{"i"}, layers: [][]byte{layerTar(t, dir("d"), dir("d/e"), file("d/e/f", "public"), file("g", "secret"))}},
+			img{refs: []string{"k"}, layers: [][]byte{layerTar(t, dir("d"), dir("d/e"), file("d/e/f", "secret"), file("g", "secret"))}},
+		)))
+		st, err := s.ImageStack(t.Context(), "i")
+		must(t, err)
+		must(t, change(st.Lowers[0].Path+"/d/e"))
+		if _, err := s.Analyze(t.Context(), "i", AnalyzeOptions{Largest: 1}); err != nil {
+			t.Errorf("%s: without content: %v", what, err)
+		}
+		if _, err := s.Analyze(t.Context(), "i", everything); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), `"d/e/f"`) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if _, err := s.DiffImages(t.Context(), "i", "k", DiffOptions{}); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

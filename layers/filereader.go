@@ -2,6 +2,7 @@ package layers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -49,6 +50,9 @@ func (c *fileReader) open(layer int, path string) (*os.File, error) {
 		return fmt.Errorf("read %q in layer directory %s: %w", path, c.dirs[layer].Path, err)
 	}
 	p, err := fsat.OpenBeneath(dir, path, unix.O_PATH|unix.O_NOFOLLOW)
+	if fsat.IsAbsent(err) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV) {
+		return nil, wrap(fmt.Errorf("%w: it is not there, as the layer's index says; see plyfs check: %w", ErrCorrupt, err))
+	}
 	if err != nil {
 		return nil, wrap(err)
 	}
