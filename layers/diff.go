@@ -15,8 +15,30 @@ func (s *Store) Diff(ctx context.Context, nameOrID string) ([]Change, error) {
 	return diffStack(ctx, st)
 }
 
-func diffStack(ctx context.Context, st Stack) (_ []Change, err error) {
-	d := differ{ctx: ctx}
+func diffStack(ctx context.Context, st Stack) ([]Change, error) {
+	list, err := differences(ctx, st, false)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Change, len(list))
+	for i, d := range list {
+		out[i] = Change{d.Kind, string(d.Path)}
+	}
+	return out, nil
+}
+
+// DiffContainer is Diff that also says, if details are wanted, what the paths are and in
+// what those that were changed differ, times included.
+func (s *Store) DiffContainer(ctx context.Context, nameOrID string, details bool) ([]Difference, error) {
+	st, err := s.ContainerStack(ctx, nameOrID)
+	if err != nil {
+		return nil, err
+	}
+	return differences(ctx, st, details)
+}
+
+func differences(ctx context.Context, st Stack, details bool) (_ []Difference, err error) {
+	d := differ{ctx: ctx, details: details, names: map[[2]uint64]Path{}}
 	if d.union, err = openUnion(ctx, st); err != nil {
 		return nil, err
 	}
@@ -44,10 +66,23 @@ type differ struct {
 	ctx          context.Context
 	union, lower *view
 	links        nameSet // names with changes that the upper does not have
-	out          []Change
+	details      bool
+	names        map[[2]uint64]Path // of files with several, by device and inode
+	out          []Difference
 }
 
-func (d *differ) add(kind, path string) { d.out = append(d.out, Change{kind, "/" + path}) }
+// add notes a path that is n, and below is what the lower layers have of it; of the two,
+// one may be nil.
+func (d *differ) add(kind, path string, n, below *vnode) error {
+	out := Difference{Kind: kind, Path: absolute(path)}
+	if d.details {
+		if err := d.describe(&out, n, below); err != nil {
+			return fmt.Errorf("%q: %w", out.Path, err)
+		}
+	}
+	d.out = append(d.out, out)
+	return nil
+}
 
 // dir compares a directory of the union with what the lower layers have in its
 // place, nil if nothing, and reports whether anything in it changed. Of a
@@ -113,24 +148,25 @@ func (d *differ) name(dir, lowerDir *vnode, name string, whole bool) (changed bo
 	switch {
 	case n == nil:
 		if below != nil {
-			d.add("D", path)
+			err = d.add("D", path, nil, below)
 		}
-		return below != nil, nil
+		return below != nil, err
 	case below == nil || !n.isDir() || !below.isDir():
-		if below == nil {
-			d.add("A", path)
-		} else if below.st.Dev == n.st.Dev && below.st.Ino == n.st.Ino {
-			return false, nil // one of several hard links
-		} else {
-			d.add("C", path)
+		kind := "A"
+		if below != nil {
+			if kind = "C"; below.st.Dev == n.st.Dev && below.st.Ino == n.st.Ino {
+				return false, nil // one of several hard links
+			}
 		}
-		if n.isDir() {
+		if err = d.add(kind, path, n, below); err == nil && n.isDir() {
 			_, err = d.dir(n, nil, true)
 		}
 		return true, err
 	}
 	at := len(d.out)
-	d.add("C", path)
+	if err := d.add("C", path, n, below); err != nil {
+		return false, err
+	}
 	inside, err := d.dir(n, below, whole || n.moved || n.parts[len(n.parts)-1].layer == 0)
 	if err != nil {
 		return false, err

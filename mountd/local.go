@@ -284,25 +284,13 @@ func (l *Local) Remove(ctx context.Context, r RemoveRequest) (Empty, error) {
 
 // Diff implements Service.
 func (l *Local) Diff(ctx context.Context, r DiffRequest) ([]Change, error) {
+	var list []layers.Difference
+	var err error
 	if r.B != "" {
-		return l.diffImages(ctx, r)
+		list, err = l.store.DiffImages(ctx, r.A, r.B, layers.DiffOptions{Times: r.Times})
+	} else if err = l.syncContainer(ctx, r.A); err == nil {
+		list, err = l.store.DiffContainer(ctx, r.A, r.Detail)
 	}
-	if err := l.syncContainer(ctx, r.A); err != nil {
-		return nil, err
-	}
-	list, err := l.store.Diff(ctx, r.A)
-	if err != nil {
-		return nil, err
-	}
-	changes := make([]Change, len(list))
-	for i, c := range list {
-		changes[i] = Change{Kind: c.Kind, Path: Path(c.Path)}
-	}
-	return changes, nil
-}
-
-func (l *Local) diffImages(ctx context.Context, r DiffRequest) ([]Change, error) {
-	list, err := l.store.DiffImages(ctx, r.A, r.B, layers.DiffOptions{Times: r.Times})
 	if err != nil {
 		return nil, err
 	}

@@ -292,17 +292,19 @@ type DiffRequest struct {
 	B string `json:"b,omitempty"`
 	// Times: images also differ in what has another modification time, and nothing else.
 	Times bool `json:"times,omitempty"`
+	// Detail: also of a container, say more than kind and path.
+	Detail bool `json:"detail,omitempty"`
 }
 
-// Change is one line of diff. Between two images it has all members, of which those
-// that say nothing are left out.
+// Change is one line of diff. Between two images, and if details are asked for, it has all
+// members, of which those that say nothing are left out.
 type Change struct {
 	Kind string // A, C or D
 	Path Path
 	ChangeDetail
 }
 
-// ChangeDetail is what there is to say of a path that differs between two images; see
+// ChangeDetail is what there is to say of a path that differs; see
 // [layers.Difference].
 type ChangeDetail struct {
 	Type      string   `json:"type,omitempty"`

@@ -29,17 +29,22 @@ device number, extended attributes, or in which names are hard links of one file
 directory is also listed for what is in it. When a file was modified makes no difference,
 unless --times is given. It does not matter whether the images have layers in common.
 
-With two images, options add to the lines:
+Of a container, a file is listed when it was written or touched, whatever came of it, and
+a directory that was deleted as a whole has one line, with the bytes of what was in it.
+
+Options add to the lines:
   --sizes     bytes of files: of what is added or deleted, OLD -> NEW of what is changed
   --why       in what the two differ; nothing for a directory that is listed for its content
-  --times     also list what differs in nothing but the time of its last modification
+  --times     of two images: also list what differs in nothing but the time of its last
+              modification
   --summary   only count: files, directories and bytes that were added, changed, deleted.
               A file with several names (hard links) counts for each, its bytes once.
 
---json is a list of objects with kind, path, type, size, oldSize, why (words) and details
-(the same with values); linkTo names the first of a file's hard links. With --summary it
-is one object.`,
+--json is a list of objects with kind and path, and of two images, or with one of the
+options, type, size, oldSize, why (words) and details (the same with values); linkTo names
+the first of a file's hard links. With --summary it is one object.`,
 		Example: `  plyfs diff work
+  plyfs diff --why work
   plyfs diff debian:12 debian:mine
   plyfs diff --why --sizes debian:12 debian:mine
   plyfs diff --summary debian:12 debian:mine
@@ -50,9 +55,10 @@ is one object.`,
 			r.A = args[0]
 			if len(args) > 1 {
 				r.B = args[1]
-			} else if why || sizes || summary || r.Times {
-				return usagef("--why, --sizes, --times and --summary compare two images: name both")
+			} else if r.Times {
+				return usagef("--times is about two images: a file that a container has touched is always listed")
 			}
+			r.Detail = why || sizes || summary
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
 				changes, err := s.Diff(ctx, r)
 				switch {
@@ -73,7 +79,7 @@ is one object.`,
 	f.BoolVar(&why, "why", false, "say in what the two differ")
 	f.BoolVar(&sizes, "sizes", false, "show the bytes of files")
 	f.BoolVar(&summary, "summary", false, "only count what differs")
-	f.BoolVar(&r.Times, "times", false, "also list what differs in its modification time only")
+	f.BoolVar(&r.Times, "times", false, "of two images: also list what differs in its modification time only")
 	return cmd
 }
 
@@ -103,7 +109,7 @@ const sizeWidth = len("1.23kB -> 1.23kB")
 
 func sizeChange(c mountd.Change) string {
 	switch {
-	case c.Type != "file" && (c.Kind != "C" || c.OldSize == 0):
+	case c.Type != "file" && c.OldSize == 0:
 		return "-"
 	case c.Kind == "A" || c.Kind == "C" && c.Size == c.OldSize:
 		return size(c.Size)
@@ -189,11 +195,11 @@ func printDiffSummary(s diffSummary) error {
 	}
 	switch {
 	case s.Growth > 0:
-		fmt.Printf("The second image shows %s more.\n", size(s.Growth))
+		fmt.Printf("%s more than before.\n", size(s.Growth))
 	case s.Growth < 0:
-		fmt.Printf("The second image shows %s less.\n", size(-s.Growth))
+		fmt.Printf("%s less than before.\n", size(-s.Growth))
 	default:
-		fmt.Println("Both images show as many bytes.")
+		fmt.Println("As many bytes as before.")
 	}
 	return nil
 }
