@@ -61,13 +61,14 @@ type Analysis struct {
 	Layers  []LayerAnalysis `json:"layers"`  // bottom first
 	History []HistoryStep   `json:"history"` // oldest first
 
-	Largest            []LargeFile      `json:"largest,omitempty"`
-	LargestDirectories []LargeDirectory `json:"largestDirectories,omitempty"`
-	WastedPaths        []WastedPath     `json:"wastedPaths,omitempty"`
-	WastedDirectories  []LargeDirectory `json:"wastedDirectories,omitempty"` // by wasted bytes
+	// A list that was asked for is there, if only empty.
+	Largest            []LargeFile      `json:"largest,omitzero"`
+	LargestDirectories []LargeDirectory `json:"largestDirectories,omitzero"`
+	WastedPaths        []WastedPath     `json:"wastedPaths,omitzero"`
+	WastedDirectories  []LargeDirectory `json:"wastedDirectories,omitzero"` // by wasted bytes
 	// Duplicates are files with the same content, the costliest first, and Duplicated
 	// the bytes of all but the first of each.
-	Duplicates []Duplicate `json:"duplicates,omitempty"`
+	Duplicates []Duplicate `json:"duplicates,omitzero"`
 	Duplicated int64       `json:"duplicated,omitempty"`
 }
 
@@ -88,8 +89,9 @@ type LayerAnalysis struct {
 	// Wastes is the bytes of layers below that are wasted because of this one.
 	Wastes int64 `json:"wastes"`
 	// Images of the store that have this layer, in this place.
-	Images int           `json:"images"`
-	Files  []LayerChange `json:"files,omitempty"`
+	Images int `json:"images"`
+	// Files are there, if only none, if they were asked for.
+	Files []LayerChange `json:"files,omitzero"`
 }
 
 // LayerCount counts names by what a layer does to them.

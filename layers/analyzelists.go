@@ -71,7 +71,7 @@ func (w *analyzer) finish() error {
 	slices.SortFunc(a.WastedPaths, func(a, b WastedPath) int {
 		return cmp.Or(cmp.Compare(b.Wasted, a.Wasted), cmp.Compare(a.Path, b.Path))
 	})
-	a.WastedDirectories = atMost(wastedDirectories(a.WastedPaths), w.opt.Wasted)
+	a.WastedDirectories = atMost(append(a.WastedDirectories, wastedDirectories(a.WastedPaths)...), w.opt.Wasted)
 	a.WastedPaths = atMost(a.WastedPaths, w.opt.Wasted)
 	return w.duplicates()
 }

@@ -77,6 +77,21 @@ type total struct {
 func newAnalyzer(ctx context.Context, a *Analysis, o AnalyzeOptions, indexes []*chainindex.Index, dirs []LayerDir) *analyzer {
 	for i := range a.Layers {
 		a.Layers[i].Size = 0
+		if o.Files && (o.Layer == 0 || o.Layer == i+1) {
+			a.Layers[i].Files = []LayerChange{}
+		}
+	}
+	if o.Largest != 0 {
+		a.Largest = []LargeFile{}
+	}
+	if o.Directories != 0 {
+		a.LargestDirectories = []LargeDirectory{}
+	}
+	if o.Wasted != 0 {
+		a.WastedPaths, a.WastedDirectories = []WastedPath{}, []LargeDirectory{}
+	}
+	if o.Duplicates != 0 {
+		a.Duplicates = []Duplicate{}
 	}
 	return &analyzer{
 		ctx: ctx, opt: o, out: a, indexes: indexes, dirs: dirs, files: newFileReader(dirs),

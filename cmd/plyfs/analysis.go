@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -247,4 +248,4 @@ func sizeOrNone(n int64) string {
 }
 
 // efficiencyText rounds down: what is not all is never 100%.
-func efficiencyText(f float64) string { return fmt.Sprintf("%.1f%%", float64(int(f*1000))/10) }
+func efficiencyText(f float64) string { return fmt.Sprintf("%.1f%%", math.Floor(f*1000+1e-6)/10) }

@@ -60,7 +60,9 @@ the first of a file's hard links. With --summary it is one object.`,
 			}
 			r.Detail = why || sizes || summary
 			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
+				done := tellSlow("reading files to compare them …")
 				changes, err := s.Diff(ctx, r)
+				done()
 				switch {
 				case err != nil:
 					return err

@@ -99,7 +99,9 @@ options say; without one, the lists of the overview.`,
 				if len(args) == 0 || o.store {
 					return printStoredLayers(ctx, a, s, args, o.full)
 				}
+				done := tellSlow("reading files of the image to compare them …")
 				an, err := s.Analyze(ctx, o.request(args[0]))
+				done()
 				switch {
 				case err != nil:
 					return err
