@@ -57,6 +57,8 @@ type Analysis struct {
 	Files       int `json:"files"`
 	Directories int `json:"directories"`
 	WastedFiles int `json:"wastedFiles"`
+	// Deleted is the part of Wasted that was deleted; the rest was replaced.
+	Deleted int64 `json:"deleted"`
 
 	Layers  []LayerAnalysis `json:"layers"`  // bottom first
 	History []HistoryStep   `json:"history"` // oldest first

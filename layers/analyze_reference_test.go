@@ -152,14 +152,14 @@ func drawLayer(t *rapid.T, number int, below refTree) refLayer {
 
 // refAnalysis is what analyses are compared by.
 type refAnalysis struct {
-	Size, Visible, Wasted, Duplicated int64
-	Files, Directories                int
-	Counts                            [][3]LayerCount
-	LayerWasted, LayerWastes          []int64
-	WastedFiles                       []int
-	Names                             []string // kind, layer and path of all that layers do
-	WastedPaths                       map[string]int64
-	Largest                           map[string]int64
+	Size, Visible, Wasted, Deleted, Duplicated int64
+	Files, Directories                         int
+	Counts                                     [][3]LayerCount
+	LayerWasted, LayerWastes                   []int64
+	WastedFiles                                []int
+	Names                                      []string // kind, layer and path of all that layers do
+	WastedPaths                                map[string]int64
+	Largest                                    map[string]int64
 }
 
 func refAnalyze(layers []refLayer, trees []refTree) refAnalysis {
@@ -220,6 +220,7 @@ func refAnalyze(layers []refLayer, trees []refTree) refAnalysis {
 			r.LayerWastes[i] += o.size()
 			if how == 2 {
 				r.Counts[i][2].Bytes += o.size()
+				r.Deleted += o.size()
 			}
 		}
 		for p, o := range l.objects {
@@ -264,7 +265,7 @@ func refAnalyze(layers []refLayer, trees []refTree) refAnalysis {
 // asReference is an analysis in the terms of the reference.
 func asReference(a *Analysis) refAnalysis {
 	r := refAnalysis{
-		Size: a.Size, Visible: a.Visible, Wasted: a.Wasted, Duplicated: a.Duplicated, Files: a.Files, Directories: a.Directories,
+		Size: a.Size, Visible: a.Visible, Wasted: a.Wasted, Deleted: a.Deleted, Duplicated: a.Duplicated, Files: a.Files, Directories: a.Directories,
 		WastedPaths: map[string]int64{}, Largest: map[string]int64{},
 	}
 	for _, l := range a.Layers {

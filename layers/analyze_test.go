@@ -238,3 +238,21 @@ func TestAnalyzeChangedLayers(t *testing.T) {
 		}
 	}
 }
+
+// TestAnalyzeDamagedIndex: an index is a cache; one that is damaged is made anew.
+func TestAnalyzeDamagedIndex(t *testing.T) {
+	s := openStore(t)
+	st := loadLayers(t, s, layerTar(t, dir("d"), file("d/f", "12345")), layerTar(t, dir("d"), file("d/f", "1")))
+	for _, d := range st.Lowers {
+		b, err := os.ReadFile(indexPath(s, d))
+		must(t, err)
+		b[len(b)-40] ^= 1 // in the names and entries
+		must(t, os.WriteFile(indexPath(s, d), b, 0o600))
+	}
+	list, err := s.Images(t.Context(), "")
+	must(t, err)
+	if a := analyze(t, s, list[0].ID.String(), everything); a.Wasted != 5 || a.Size != 6 {
+		t.Errorf("%+v", a)
+	}
+	clean(t, s)
+}

@@ -54,6 +54,7 @@ func (w *analyzer) finish() error {
 	for _, l := range a.Layers {
 		a.Size += l.Size
 		a.Wasted += l.Wasted
+		a.Deleted += l.Deleted.Bytes
 		a.WastedFiles += l.WastedFiles
 	}
 	a.Efficiency = 1

@@ -31,11 +31,15 @@ func printAnalysis(a *layers.Analysis, full bool) error {
 		size(a.Visible), plural(a.Files, "file", "files"), plural(a.Directories, "directory", "directories"))
 	wasted := "nothing"
 	if a.Wasted > 0 {
-		wasted = fmt.Sprintf("%s in %s that layers above replace or delete", size(a.Wasted), plural(a.WastedFiles, "file", "files"))
+		wasted = fmt.Sprintf("%s in %s: layers above delete %s of it and replace %s", size(a.Wasted), plural(a.WastedFiles, "file", "files"), size(a.Deleted), size(a.Wasted-a.Deleted))
 	}
 	fmt.Fprintf(w, "Wasted:  %s. Efficiency %s.\n", wasted, efficiencyText(a.Efficiency))
 	if last, shared := sharedLayers(a); last > 0 {
-		fmt.Fprintf(w, "Shared:  %s, in layers up to %d, which other images of this store have, too.\n", size(shared), last)
+		where := "layer 1"
+		if last > 1 {
+			where = fmt.Sprintf("layers 1 to %d", last)
+		}
+		fmt.Fprintf(w, "Shared:  %s in %s, which other images of this store have, too.\n", size(shared), where)
 	}
 	for _, part := range []struct {
 		title string
