@@ -194,7 +194,7 @@ func TestImageTree(t *testing.T) {
 // diffIDs asks inspect for the layers of an image.
 func diffIDs(t testing.TB, s *store, ref string) []string {
 	t.Helper()
-	out := s.run("--json", "layers", ref)
+	out := s.run("--json", "layers", "--store", ref)
 	var rows []map[string]any
 	if err := json.Unmarshal([]byte(out), &rows); err != nil {
 		t.Fatalf("layers --json: %v in %s", err, out)

@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -116,10 +117,15 @@ func checkChain(path, id string, n int) error {
 	return errors.Join(err, x.Close())
 }
 
-// buildChain merges the indexes of layers. A layer whose index turns out to be
-// damaged gets a new one, and the work begins again.
+// buildChain merges the indexes of layers.
 func (s *Store) buildChain(ctx context.Context, lowers []LayerDir, path, id string) error {
-	err := s.tryBuildChain(ctx, lowers, path, id)
+	return s.withSoundIndexes(ctx, lowers, func() error { return s.tryBuildChain(ctx, lowers, path, id) })
+}
+
+// withSoundIndexes does something with the indexes of layers. A layer whose index turns
+// out to be damaged gets a new one, and the work begins again.
+func (s *Store) withSoundIndexes(ctx context.Context, lowers []LayerDir, f func() error) error {
+	err := f()
 	if !errors.Is(err, chainindex.ErrCorrupt) && !errors.Is(err, chainindex.ErrFault) {
 		return err
 	}
@@ -128,7 +134,7 @@ func (s *Store) buildChain(ctx context.Context, lowers []LayerDir, path, id stri
 			return errors.Join(err, rerr)
 		}
 	}
-	return s.tryBuildChain(ctx, lowers, path, id)
+	return f()
 }
 
 // renewIndex makes a layer's index anew if it is damaged.
@@ -150,33 +156,77 @@ func (s *Store) renewIndex(ctx context.Context, d LayerDir) error {
 }
 
 func (s *Store) tryBuildChain(ctx context.Context, lowers []LayerDir, path, id string) (err error) {
-	var indexes []*chainindex.Index
-	defer func() {
-		for _, x := range indexes {
-			err = errors.Join(err, x.Close())
-		}
-	}()
-	for _, d := range lowers {
-		x, err := s.layerIndex(ctx, d)
-		if err != nil {
-			return err
-		}
-		indexes = append(indexes, x)
-	}
-	w, err := chainindex.NewWriter(chainindex.WriterOptions{
-		Kind: chainindex.KindChain, ID: id, Layers: len(lowers), TempDir: filepath.Dir(path),
-	})
+	w, err := s.mergeIndexes(ctx, lowers, id, filepath.Dir(path))
 	if err != nil {
 		return err
 	}
 	defer w.Discard()
-	if err := chainindex.Merge(w, indexes, chainindex.MergeOptions{Rule: unionRule, Step: ctx.Err}); err != nil {
-		return err
-	}
 	if err := s.fault("before-chain"); err != nil {
 		return err
 	}
 	return w.Commit(path)
+}
+
+// mergeIndexes merges the indexes of layers; what does not fit into memory is in
+// tempDir.
+func (s *Store) mergeIndexes(ctx context.Context, lowers []LayerDir, id, tempDir string) (_ *chainindex.Writer, err error) {
+	indexes, err := s.layerIndexes(ctx, lowers)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closeIndexes(indexes)) }()
+	w, err := chainindex.NewWriter(chainindex.WriterOptions{Kind: chainindex.KindChain, ID: id, Layers: len(lowers), TempDir: tempDir})
+	if err != nil {
+		return nil, err
+	}
+	if err := chainindex.Merge(w, indexes, chainindex.MergeOptions{Rule: unionRule, Step: ctx.Err}); err != nil {
+		w.Discard()
+		return nil, err
+	}
+	return w, nil
+}
+
+// layerIndexes opens the indexes of layers.
+func (s *Store) layerIndexes(ctx context.Context, dirs []LayerDir) ([]*chainindex.Index, error) {
+	indexes := make([]*chainindex.Index, 0, len(dirs))
+	for _, d := range dirs {
+		x, err := s.layerIndex(ctx, d)
+		if err != nil {
+			return nil, errors.Join(err, closeIndexes(indexes))
+		}
+		indexes = append(indexes, x)
+	}
+	return indexes, nil
+}
+
+func closeIndexes(indexes []*chainindex.Index) error {
+	var errs []error
+	for _, x := range indexes {
+		errs = append(errs, x.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// mergedIndex is the merged tree of layers for somebody who looks at it once: nothing
+// is kept of it. nil: there are no layers.
+func (s *Store) mergedIndex(ctx context.Context, lowers []LayerDir) (x *chainindex.Index, err error) {
+	if len(lowers) == 0 {
+		return nil, nil
+	}
+	err = s.withSoundIndexes(ctx, lowers, func() error {
+		w, err := s.mergeIndexes(ctx, lowers, "", "")
+		if err != nil {
+			return err
+		}
+		defer w.Discard()
+		var buf bytes.Buffer
+		if _, err := w.WriteTo(&buf); err != nil {
+			return err
+		}
+		x, err = chainindex.New(buf.Bytes())
+		return err
+	})
+	return x, err
 }
 
 // unionRule is package merge as an index wants it.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -159,10 +160,28 @@ func TestDiff(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
+	detailed, err := s.DiffContainer(t.Context(), "c", true)
+	must(t, err)
+	var why []string
+	for _, c := range detailed {
+		why = append(why, fmt.Sprint(c.Kind, " ", c.Path, " ", c.Type, " ", c.OldSize, " ", c.Size, " ", c.Why, " ", c.LinkTo))
+	}
+	if d := cmp.Diff([]string{
+		"C /d directory 0 0 [] ",
+		"C /d/f file 1 7 [mode size content xattr time] ",
+		"A /d/link symlink 0 0 [] ",
+		"A /d/new file 0 1 [] ",
+		"A /d/newer file 0 1 [] /d/new",
+		"D /gone file 1 0 [] ",
+		"C /hidden directory 0 0 [mode] ",
+		"D /hidden/a file 1 0 [] ",
+		"A /hidden/only file 0 1 [] ",
+	}, why); d != "" {
+		t.Error(d)
+	}
 	_, err = s.Commit(t.Context(), "c", "next", CommitOptions{})
 	must(t, err)
-	got, err = s.DiffImages(t.Context(), "base", "next")
-	must(t, err)
+	got = imageChanges(t, s, "base", "next")
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}

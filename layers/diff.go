@@ -1,17 +1,8 @@
 package layers
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
-
-	"golang.org/x/sys/unix"
-
-	"github.com/plyfs/plyfs/cow/fsat"
-	"github.com/plyfs/plyfs/metadata"
 )
 
 // Diff lists what a container has changed against its image and init layer,
@@ -24,8 +15,30 @@ func (s *Store) Diff(ctx context.Context, nameOrID string) ([]Change, error) {
 	return diffStack(ctx, st)
 }
 
-func diffStack(ctx context.Context, st Stack) (_ []Change, err error) {
-	d := differ{ctx: ctx}
+func diffStack(ctx context.Context, st Stack) ([]Change, error) {
+	list, err := differences(ctx, st, false)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Change, len(list))
+	for i, d := range list {
+		out[i] = Change{d.Kind, string(d.Path)}
+	}
+	return out, nil
+}
+
+// DiffContainer is Diff that also says, if details are wanted, what the paths are and in
+// what those that were changed differ, times included.
+func (s *Store) DiffContainer(ctx context.Context, nameOrID string, details bool) ([]Difference, error) {
+	st, err := s.ContainerStack(ctx, nameOrID)
+	if err != nil {
+		return nil, err
+	}
+	return differences(ctx, st, details)
+}
+
+func differences(ctx context.Context, st Stack, details bool) (_ []Difference, err error) {
+	d := differ{ctx: ctx, details: details, names: map[[2]uint64]Path{}}
 	if d.union, err = openUnion(ctx, st); err != nil {
 		return nil, err
 	}
@@ -53,10 +66,23 @@ type differ struct {
 	ctx          context.Context
 	union, lower *view
 	links        nameSet // names with changes that the upper does not have
-	out          []Change
+	details      bool
+	names        map[[2]uint64]Path // of files with several, by device and inode
+	out          []Difference
 }
 
-func (d *differ) add(kind, path string) { d.out = append(d.out, Change{kind, "/" + path}) }
+// add notes a path that is n, and below is what the lower layers have of it; of the two,
+// one may be nil.
+func (d *differ) add(kind, path string, n, below *vnode) error {
+	out := Difference{Kind: kind, Path: absolute(path)}
+	if d.details {
+		if err := d.describe(&out, n, below); err != nil {
+			return fmt.Errorf("%q: %w", out.Path, err)
+		}
+	}
+	d.out = append(d.out, out)
+	return nil
+}
 
 // dir compares a directory of the union with what the lower layers have in its
 // place, nil if nothing, and reports whether anything in it changed. Of a
@@ -122,24 +148,25 @@ func (d *differ) name(dir, lowerDir *vnode, name string, whole bool) (changed bo
 	switch {
 	case n == nil:
 		if below != nil {
-			d.add("D", path)
+			err = d.add("D", path, nil, below)
 		}
-		return below != nil, nil
+		return below != nil, err
 	case below == nil || !n.isDir() || !below.isDir():
-		if below == nil {
-			d.add("A", path)
-		} else if below.st.Dev == n.st.Dev && below.st.Ino == n.st.Ino {
-			return false, nil // one of several hard links
-		} else {
-			d.add("C", path)
+		kind := "A"
+		if below != nil {
+			if kind = "C"; below.st.Dev == n.st.Dev && below.st.Ino == n.st.Ino {
+				return false, nil // one of several hard links
+			}
 		}
-		if n.isDir() {
+		if err = d.add(kind, path, n, below); err == nil && n.isDir() {
 			_, err = d.dir(n, nil, true)
 		}
 		return true, err
 	}
 	at := len(d.out)
-	d.add("C", path)
+	if err := d.add("C", path, n, below); err != nil {
+		return false, err
+	}
 	inside, err := d.dir(n, below, whole || n.moved || n.parts[len(n.parts)-1].layer == 0)
 	if err != nil {
 		return false, err
@@ -162,194 +189,4 @@ func (d *differ) sameDir(n, below *vnode) (bool, error) {
 	}
 	b, err := d.lower.attrs(below)
 	return err == nil && a.String() == b.String(), err
-}
-
-// DiffImages lists what changed from image a to image b, in order of paths.
-func (s *Store) DiffImages(ctx context.Context, a, b string) ([]Change, error) {
-	lease, err := s.newLease(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer s.dropLease(lease)
-	var views [2]*view
-	for i, name := range []string{a, b} {
-		var dirs []LayerDir
-		err := s.update(ctx, func(tx *metadata.Tx) error {
-			r, err := resolve(tx, name)
-			if err != nil {
-				return err
-			}
-			row, err := tx.Image(r.id)
-			if err != nil || row.TopChain == "" {
-				return err
-			}
-			if dirs, err = s.stackTx(tx, row.TopChain); err != nil {
-				return err
-			}
-			return tx.LeaseLayer(lease, row.TopChain)
-		})
-		if err != nil {
-			return nil, err
-		}
-		if views[i], err = openView(ctx, dirs); err != nil {
-			return nil, err
-		}
-		defer views[i].Close()
-	}
-	c := comparer{ctx: ctx, a: views[0], b: views[1]}
-	ra, err := views[0].root()
-	if err != nil {
-		return nil, err
-	}
-	rb, err := views[1].root()
-	if err != nil {
-		return nil, err
-	}
-	_, err = c.dir(ra, rb)
-	return c.out, err
-}
-
-type comparer struct {
-	ctx  context.Context
-	a, b *view
-	out  []Change
-}
-
-// dir compares two directories, either of which may be missing.
-func (c *comparer) dir(na, nb *vnode) (changed bool, err error) {
-	if err := c.ctx.Err(); err != nil {
-		return false, err
-	}
-	left, right := map[string]*vnode{}, map[string]*vnode{}
-	names := map[string]bool{}
-	for _, side := range []struct {
-		v *view
-		n *vnode
-		m map[string]*vnode
-	}{{c.a, na, left}, {c.b, nb, right}} {
-		if side.n == nil || !side.n.isDir() {
-			continue
-		}
-		list, err := side.v.list(side.n)
-		if err != nil {
-			return false, err
-		}
-		for _, n := range list {
-			side.m[n.name] = n
-			names[n.name] = true
-		}
-	}
-	for _, name := range sortedNames(names) {
-		did, err := c.name(left[name], right[name])
-		if err != nil {
-			return false, err
-		}
-		changed = changed || did
-	}
-	return changed, nil
-}
-
-func (c *comparer) name(na, nb *vnode) (changed bool, err error) {
-	switch {
-	case nb == nil:
-		c.out = append(c.out, Change{"D", "/" + na.path})
-		return true, nil
-	case na == nil:
-		c.out = append(c.out, Change{"A", "/" + nb.path})
-		if nb.isDir() {
-			_, err = c.dir(nil, nb)
-		}
-		return true, err
-	}
-	same, err := c.same(na, nb)
-	if err != nil {
-		return false, fmt.Errorf("%q: %w", "/"+nb.path, err)
-	}
-	at := len(c.out)
-	c.out = append(c.out, Change{"C", "/" + nb.path})
-	if nb.isDir() {
-		inside, err := c.dir(na, nb)
-		if err != nil {
-			return false, err
-		}
-		if inside {
-			return true, nil
-		}
-	}
-	if same {
-		c.out = c.out[:at]
-	}
-	return !same, nil
-}
-
-func (c *comparer) same(na, nb *vnode) (bool, error) {
-	if (na.st.Mode^nb.st.Mode)&unix.S_IFMT != 0 {
-		return false, nil
-	}
-	if na.st.Dev == nb.st.Dev && na.st.Ino == nb.st.Ino {
-		return true, nil
-	}
-	fa, err := c.a.open(na)
-	if err != nil {
-		return false, err
-	}
-	defer fsat.Close(fa)
-	fb, err := c.b.open(nb)
-	if err != nil {
-		return false, err
-	}
-	defer fsat.Close(fb)
-	aa, _, err := c.a.attrsOf(na, fa)
-	if err != nil {
-		return false, err
-	}
-	ab, _, err := c.b.attrsOf(nb, fb)
-	if err != nil || aa.String() != ab.String() {
-		return false, err
-	}
-	switch na.st.Mode & unix.S_IFMT {
-	case unix.S_IFLNK:
-		ta, err := c.a.layers[na.layer].readlink(fa)
-		if err != nil {
-			return false, err
-		}
-		tb, err := c.b.layers[nb.layer].readlink(fb)
-		return ta == tb, err
-	case unix.S_IFCHR, unix.S_IFBLK:
-		return na.st.Rdev == nb.st.Rdev, nil
-	case unix.S_IFREG:
-		if na.st.Size != nb.st.Size {
-			return false, nil
-		}
-		return sameContent(c.ctx, fa, fb)
-	}
-	return true, nil
-}
-
-func sameContent(ctx context.Context, a, b int) (bool, error) {
-	var f [2]*os.File
-	for i, p := range []int{a, b} {
-		fd, err := fsat.Reopen(p, unix.O_RDONLY)
-		if err != nil {
-			return false, err
-		}
-		f[i] = os.NewFile(uintptr(fd), "content")
-		defer f[i].Close()
-	}
-	ba, bb := make([]byte, 64<<10), make([]byte, 64<<10)
-	for {
-		na, erra := io.ReadFull(ctxReader{ctx, f[0]}, ba)
-		nb, errb := io.ReadFull(ctxReader{ctx, f[1]}, bb)
-		if !bytes.Equal(ba[:na], bb[:nb]) {
-			return false, nil
-		}
-		for _, err := range []error{erra, errb} {
-			if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-				return false, err
-			}
-		}
-		if erra != nil || errb != nil {
-			return true, nil
-		}
-	}
 }

@@ -247,10 +247,10 @@ func ownersLines(t testing.TB, s *Store, name string) (out []string) {
 	made, err := s.Commit(t.Context(), name, "owners:"+name, CommitOptions{})
 	must(t, err)
 	say("layers %v", made.DiffIDs)
-	changes, err = s.DiffImages(t.Context(), "owners", "owners:"+name)
+	differences, err := s.DiffImages(t.Context(), "owners", "owners:"+name, DiffOptions{})
 	must(t, err)
-	for _, c := range changes {
-		say("%s %s in the image", c.Kind, c.Path)
+	for _, c := range differences {
+		say("%s %s in the image: %v", c.Kind, c.Path, c.Details)
 	}
 	for what, path := range map[string]string{"owners": "image", name: "container", "owners:" + name: "commit"} {
 		var b bytes.Buffer

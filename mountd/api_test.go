@@ -51,6 +51,10 @@ func (f *fakeService) Images(_ context.Context, r ImagesRequest) ([]layers.Image
 
 func (f *fakeService) Diff(context.Context, DiffRequest) ([]Change, error) { return f.changes, f.err }
 
+func (f *fakeService) Analyze(_ context.Context, r AnalyzeRequest) (*layers.Analysis, error) {
+	return &layers.Analysis{Refs: []string{r.Name}, Size: int64(r.Largest), Largest: []layers.LargeFile{{Path: "/\xff\n", Size: 1}}}, f.err
+}
+
 func (f *fakeService) Mount(_ context.Context, r MountRequest) (MountResult, error) {
 	f.mount = r
 	return MountResult{Target: r.Target}, f.err
@@ -124,7 +128,11 @@ func TestErrorsSurviveTheSocket(t *testing.T) {
 }
 
 func TestCallsSurviveTheSocket(t *testing.T) {
-	f := &fakeService{changes: []Change{{"A", "/plain"}, {"C", "/\xff\xfe"}, {"D", "/new\nline \u202e"}}}
+	f := &fakeService{changes: []Change{
+		{Kind: "A", Path: "/plain"},
+		{Kind: "C", Path: "/\xff\xfe", ChangeDetail: ChangeDetail{Type: "file", Size: 2, OldSize: 1, LinkTo: "/\xff", Why: []string{"size"}, Details: []string{"size 1 -> 2"}}},
+		{Kind: "D", Path: "/new\nline \u202e"},
+	}}
 	c := serveFake(t, f)
 	images, err := c.Images(t.Context(), ImagesRequest{Filter: "x"})
 	if err != nil {
@@ -138,6 +146,13 @@ func TestCallsSurviveTheSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(f.changes, changes); d != "" {
+		t.Error(d)
+	}
+	a, err := c.Analyze(t.Context(), AnalyzeRequest{Name: "n", AnalyzeOptions: layers.AnalyzeOptions{Largest: 3}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(&layers.Analysis{Refs: []string{"n"}, Size: 3, Largest: []layers.LargeFile{{Path: "/\xff\n", Size: 1}}}, a); d != "" {
 		t.Error(d)
 	}
 	req := MountRequest{Source: "i", Target: "/m\xff", ReadOnly: true}

@@ -206,6 +206,11 @@ func (c *Client) Layers(ctx context.Context, r NameRequest) ([]layers.LayerInfo,
 	return ask[[]layers.LayerInfo](ctx, c, "layers", r)
 }
 
+// Analyze implements Service.
+func (c *Client) Analyze(ctx context.Context, r AnalyzeRequest) (*layers.Analysis, error) {
+	return ask[*layers.Analysis](ctx, c, "analyze", r)
+}
+
 // Tag implements Service.
 func (c *Client) Tag(ctx context.Context, r TagRequest) (Empty, error) {
 	return ask[Empty](ctx, c, "tag", r)

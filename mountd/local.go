@@ -140,6 +140,11 @@ func notFoundEither(name string, container, image error) error {
 	return image
 }
 
+// Analyze implements Service.
+func (l *Local) Analyze(ctx context.Context, r AnalyzeRequest) (*layers.Analysis, error) {
+	return l.store.Analyze(ctx, r.Name, r.AnalyzeOptions)
+}
+
 // Tag implements Service.
 func (l *Local) Tag(ctx context.Context, r TagRequest) (Empty, error) {
 	if err := l.store.Tag(ctx, r.Source, r.Target); err != nil {
@@ -279,21 +284,21 @@ func (l *Local) Remove(ctx context.Context, r RemoveRequest) (Empty, error) {
 
 // Diff implements Service.
 func (l *Local) Diff(ctx context.Context, r DiffRequest) ([]Change, error) {
-	var (
-		list []layers.Change
-		err  error
-	)
+	var list []layers.Difference
+	var err error
 	if r.B != "" {
-		list, err = l.store.DiffImages(ctx, r.A, r.B)
+		list, err = l.store.DiffImages(ctx, r.A, r.B, layers.DiffOptions{Times: r.Times})
 	} else if err = l.syncContainer(ctx, r.A); err == nil {
-		list, err = l.store.Diff(ctx, r.A)
+		list, err = l.store.DiffContainer(ctx, r.A, r.Detail)
 	}
 	if err != nil {
 		return nil, err
 	}
 	changes := make([]Change, len(list))
-	for i, c := range list {
-		changes[i] = Change{Kind: c.Kind, Path: Path(c.Path)}
+	for i, d := range list {
+		changes[i] = Change{Kind: d.Kind, Path: d.Path, ChangeDetail: ChangeDetail{
+			Type: d.Type, Size: d.Size, OldSize: d.OldSize, LinkTo: d.LinkTo, OldLinkTo: d.OldLinkTo, Why: d.Why, Details: d.Details,
+		}}
 	}
 	return changes, nil
 }

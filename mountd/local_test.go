@@ -166,7 +166,7 @@ func TestLifeOfAMount(t *testing.T) {
 		t.Fatal(err)
 	}
 	changes, err := f.Diff(t.Context(), DiffRequest{A: "c"})
-	if err != nil || len(changes) != 1 || changes[0] != (Change{"A", "/new"}) {
+	if err != nil || len(changes) != 1 || changes[0].Kind != "A" || changes[0].Path != "/new" {
 		t.Errorf("diff %v, %v", changes, err)
 	}
 	_, err = f.Mount(t.Context(), MountRequest{Source: "localhost/img:1", Target: Path(f.mnt)})

@@ -130,7 +130,7 @@ func (d *describer) schema(t reflect.Type) map[string]any {
 	case t == digestType:
 		return map[string]any{"type": "string", "pattern": "^([a-z0-9]+:[0-9a-f]+)?$"}
 	case t == pathType || t == inLayer:
-		object := d.schema(reflect.TypeFor[pathObject]())
+		object := d.schema(reflect.TypeFor[layers.PathObject]())
 		return map[string]any{"description": "a path of any bytes: an object if it is not valid UTF-8", "anyOf": []any{map[string]any{"type": "string"}, object}}
 	case t == changeType:
 		return d.schema(reflect.TypeFor[changeObject]())

@@ -66,6 +66,7 @@ func (a *api) register(svc Service) {
 	call(a, "history", "List the steps that made an image", svc.History)
 	call(a, "inspect", "Describe an image or a container", svc.Inspect)
 	call(a, "layers", "List the layers of an image, or all", svc.Layers)
+	call(a, "analyze", "Say what each layer of an image does, and which of its bytes nobody sees", svc.Analyze)
 	call(a, "tag", "Give an image one more name", svc.Tag)
 	call(a, "rmi", "Remove a name, or an image", svc.RemoveImage)
 	call(a, "create", "Make a container", svc.Create)

@@ -29,6 +29,8 @@ type Service interface {
 	Inspect(ctx context.Context, r NameRequest) (Inspection, error)
 	// Layers lists the layers of an image, or with an empty name all.
 	Layers(ctx context.Context, r NameRequest) ([]layers.LayerInfo, error)
+	// Analyze says what each layer of an image does, and which of its bytes nobody sees.
+	Analyze(ctx context.Context, r AnalyzeRequest) (*layers.Analysis, error)
 	Tag(ctx context.Context, r TagRequest) (Empty, error)
 	RemoveImage(ctx context.Context, r RemoveImageRequest) ([]layers.RemoveAction, error)
 
@@ -98,6 +100,12 @@ type Info struct {
 // NameRequest names an image or container.
 type NameRequest struct {
 	Name string `json:"name"`
+}
+
+// AnalyzeRequest names an image, and what is to be listed of it.
+type AnalyzeRequest struct {
+	Name string `json:"name"`
+	layers.AnalyzeOptions
 }
 
 // ImagesRequest lists images; see [layers.ImagesOptions].
@@ -291,12 +299,30 @@ type MountStats struct {
 type DiffRequest struct {
 	A string `json:"a"`
 	B string `json:"b,omitempty"`
+	// Times: images also differ in what has another modification time, and nothing else.
+	Times bool `json:"times,omitempty"`
+	// Detail: also of a container, say more than kind and path.
+	Detail bool `json:"detail,omitempty"`
 }
 
-// Change is one line of diff.
+// Change is one line of diff. Between two images, and if details are asked for, it has all
+// members, of which those that say nothing are left out.
 type Change struct {
-	Kind string `json:"kind"` // A, C or D
-	Path Path   `json:"path"`
+	Kind string // A, C or D
+	Path Path
+	ChangeDetail
+}
+
+// ChangeDetail is what there is to say of a path that differs; see
+// [layers.Difference].
+type ChangeDetail struct {
+	Type      string   `json:"type,omitempty"`
+	Size      int64    `json:"size,omitempty"`
+	OldSize   int64    `json:"oldSize,omitempty"`
+	LinkTo    Path     `json:"linkTo,omitempty"`
+	OldLinkTo Path     `json:"oldLinkTo,omitempty"`
+	Why       []string `json:"why,omitempty"`
+	Details   []string `json:"details,omitempty"`
 }
 
 // CommitRequest makes an image of a container.

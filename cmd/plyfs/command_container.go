@@ -187,38 +187,6 @@ func newRmCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-func newDiffCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:   "diff NAME | IMAGE1 IMAGE2",
-		Short: "List what a container has changed, or the difference of two images",
-		Long: `List changed paths: A added, C changed, D deleted. Paths that a terminal could not
-show as they are appear as quoted strings; --json gives their exact bytes (pathB64).`,
-		Example: `  plyfs diff work
-  plyfs diff debian:12 debian:mine`,
-		Args:              rangeArgs(1, 2, "a container NAME, or two IMAGEs"),
-		ValidArgsFunction: completeArgs(a.imagesAndContainers(), a.images()),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			r := mountd.DiffRequest{A: args[0]}
-			if len(args) > 1 {
-				r.B = args[1]
-			}
-			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
-				changes, err := s.Diff(ctx, r)
-				if err != nil {
-					return err
-				}
-				if a.json {
-					return printJSON(list(changes))
-				}
-				for _, c := range changes {
-					fmt.Println(c.Kind, quoted(string(c.Path)))
-				}
-				return nil
-			})
-		},
-	}
-}
-
 func newCommitCommand(a *app) *cobra.Command {
 	var r mountd.CommitRequest
 	var quiet bool

@@ -316,33 +316,3 @@ func newInspectCommand(a *app) *cobra.Command {
 		},
 	}
 }
-
-func newLayersCommand(a *app) *cobra.Command {
-	var full bool
-	cmd := &cobra.Command{
-		Use:   "layers [IMAGE]",
-		Short: "List the layers of an image, bottom first, or all layers of the store",
-		Example: `  plyfs layers debian:12
-  plyfs layers --json`,
-		Args:              rangeArgs(0, 1, "at most one IMAGE"),
-		ValidArgsFunction: completeArgs(a.images()),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd, func(ctx context.Context, s mountd.Service) error {
-				l, err := s.Layers(ctx, mountd.NameRequest{Name: strings.Join(args, "")})
-				if err != nil {
-					return err
-				}
-				if a.json {
-					return printJSON(list(l))
-				}
-				t := newTable(os.Stdout, "DIFF ID", "CHAIN ID", "DIALECT", "SIZE", "INODES", "DIRECTORY")
-				for _, i := range l {
-					t.row(idText(i.DiffID, full), idText(i.ChainID, full), i.Dialect.String(), size(i.Size), fmt.Sprint(i.Inodes), i.Path)
-				}
-				return t.flush()
-			})
-		},
-	}
-	cmd.Flags().BoolVar(&full, "no-trunc", false, "do not shorten IDs")
-	return cmd
-}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
@@ -29,6 +30,19 @@ type bar struct {
 	action string // guarded by mu
 	total  int64
 	done   bool
+}
+
+// patience is how long a command may be silent on a terminal.
+const patience = time.Second
+
+// tellSlow says on a terminal what a command is about, if it is not done soon. The caller
+// calls done at the end.
+func tellSlow(msg string) (done func()) {
+	if !isTerminal(os.Stderr) {
+		return func() {}
+	}
+	t := time.AfterFunc(patience, func() { tell(msg) })
+	return func() { t.Stop() }
 }
 
 // startProgress returns nil callbacks where standard error is no terminal.

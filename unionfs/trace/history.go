@@ -93,15 +93,15 @@ func FindCopied(r io.Reader, p string) (c Copied, ok bool) {
 	in := bufio.NewReaderSize(io.LimitReader(r, 2*MaxHistory), maxHistoryLine)
 	for {
 		line, more, err := in.ReadLine()
-		for more && err == nil { // too long to be one of ours
-			line, more, err = in.ReadLine()
-			line = nil
+		long := more
+		for more && err == nil {
+			_, more, err = in.ReadLine()
 		}
 		if err != nil {
 			return c, ok
 		}
 		var e Copied
-		if json.Unmarshal(line, &e) != nil {
+		if long || json.Unmarshal(line, &e) != nil {
 			continue
 		}
 		at := e.Path
