@@ -3,15 +3,18 @@ package mountd
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd/holder"
 	"github.com/plyfs/plyfs/unionfs"
 	"github.com/plyfs/plyfs/unionfs/explain"
+	"github.com/plyfs/plyfs/unionfs/trace"
 )
 
 // maxTree bounds the lines of one answer.
@@ -41,6 +44,8 @@ type Explanation struct {
 	// Target is the mount point, if a mount was asked for.
 	Target   Path `json:"target,omitempty"`
 	ReadOnly bool `json:"readOnly,omitempty"`
+	// Copied says who has copied the object up first, if the container's history knows it.
+	Copied *trace.Copied `json:"copied,omitempty"`
 	// Live is what the mount itself shows, as far as whoever asks has looked.
 	Live *LiveObject `json:"live,omitempty"`
 	// Report explains one path; with Tree, Lines are what is below, and Layers the stack.
@@ -60,7 +65,27 @@ func (l *Local) Explain(ctx context.Context, r ExplainRequest) (Explanation, err
 	if err != nil {
 		return x, err
 	}
-	return explainSpec(ctx, x, spec, l.labels(ctx, sub), r)
+	x, err = explainSpec(ctx, x, spec, l.labels(ctx, sub), r)
+	if err == nil && x.Report != nil && x.Report.Layer != nil && x.Report.Layers[*x.Report.Layer].Name == "upper" {
+		x.Copied = copiedBy(sub.stack.History, string(x.Report.Path))
+	}
+	return x, err
+}
+
+// copiedBy returns what the history of a container says of a path; nil: nothing.
+func copiedBy(history, path string) *trace.Copied {
+	if history == "" {
+		return nil
+	}
+	f, err := os.OpenFile(history, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil // it was never mounted, or by an older version
+	}
+	defer f.Close()
+	if c, ok := trace.FindCopied(f, path); ok {
+		return &c
+	}
+	return nil
 }
 
 // explained finds what is asked about.
@@ -125,22 +150,18 @@ func (l *Local) labels(ctx context.Context, sub subject) []explain.Label {
 		steps = slices.DeleteFunc(h, func(e layers.HistoryEntry) bool { return e.DiffID == "" })
 	}
 	lowers := sub.stack.Lowers
-	total := 0
-	for _, d := range lowers {
-		if d.DiffID != "" {
-			total++
-		}
-	}
 	labels := make([]explain.Label, len(lowers))
 	seen := 0
-	for i, d := range lowers {
+	for i, name := range layerNames(lowers) {
+		d := lowers[i]
+		labels[i].Name = name
 		switch {
 		case isUpper(d): // of a container that is mounted read-only
-			labels[i].Name, labels[i].CreatedBy = "upper", "what the container has written"
+			labels[i].CreatedBy = "what the container has written"
 		case d.DiffID == "":
-			labels[i].Name, labels[i].CreatedBy = "init layer", "mount points that every container has"
+			labels[i].CreatedBy = "mount points that every container has"
 		default:
-			labels[i] = explain.Label{Name: fmt.Sprintf("layer %d of %d", total-seen, total), DiffID: d.DiffID.String()}
+			labels[i].DiffID = d.DiffID.String()
 			// A commit may have been made of an image whose history says less.
 			if seen < len(steps) && steps[seen].DiffID == d.DiffID {
 				labels[i].CreatedBy = step(steps[seen])
@@ -149,6 +170,31 @@ func (l *Local) labels(ctx context.Context, sub subject) []explain.Label {
 		}
 	}
 	return labels
+}
+
+// layerNames are what people call the lowers of a stack: those of the image are counted from
+// the bottom, as `plyfs layers` does.
+func layerNames(lowers []layers.LayerDir) []string {
+	total := 0
+	for _, d := range lowers {
+		if d.DiffID != "" {
+			total++
+		}
+	}
+	names := make([]string, len(lowers))
+	seen := 0
+	for i, d := range lowers {
+		switch {
+		case isUpper(d):
+			names[i] = "upper"
+		case d.DiffID == "":
+			names[i] = "init layer"
+		default:
+			names[i] = fmt.Sprintf("layer %d of %d", total-seen, total)
+			seen++
+		}
+	}
+	return names
 }
 
 // step says what has made a layer. The comment of others is the name of a tool.

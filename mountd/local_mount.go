@@ -259,6 +259,7 @@ func (l *Local) specOf(r MountRequest, target string, sub subject) (s holder.Spe
 	if sub.container != nil {
 		s.ID = sub.container.MountID
 	}
+	s.Labels = layerNames(sub.stack.Lowers)
 	for _, d := range sub.stack.Lowers {
 		written := isUpper(d)
 		s.Lowers = append(s.Lowers, unionfs.Layer{

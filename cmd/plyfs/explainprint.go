@@ -52,8 +52,23 @@ func printExplanation(x mountd.Explanation) error {
 	if len(r.Entries) > 0 && nothing > 0 {
 		fmt.Printf("\n%s nothing there.\n", countOf(nothing, "other layer has", "other layers have"))
 	}
+	printCopied(x)
 	printLive(x)
 	return nil
+}
+
+// printCopied says who has copied the object up.
+func printCopied(x mountd.Explanation) {
+	c := x.Copied
+	if c == nil {
+		return
+	}
+	with := ""
+	if c.Path != string(x.Report.Path) {
+		with = " for " + quoted(c.Path)
+	}
+	fmt.Printf("\nCopied up%s at %s by %s (process %d, user %d): %s\n", with, c.Time.Local().Format(time.DateTime), printable(c.Command), c.Pid, c.UID,
+		printable(strings.TrimSpace(c.Op+" "+c.Detail)))
 }
 
 // entryText is the first line of an entry: what it is, and what becomes of it.

@@ -30,6 +30,7 @@ type traceView struct {
 	dropped uint64
 	sums    traceSums
 	began   time.Time
+	labels  []string // of the lowers
 }
 
 func newTraceView(asJSON bool, o traceOptions, out io.Writer) *traceView {
@@ -73,6 +74,7 @@ func (v *traceView) note(text string) {
 
 // mount says what will not be seen.
 func (v *traceView) mount(d *holder.Description) {
+	v.labels = d.Spec.Labels
 	for _, line := range blind(d) {
 		v.note(line)
 	}
@@ -109,7 +111,7 @@ func (v *traceView) event(e *trace.Event) error {
 		enc.SetEscapeHTML(false)
 		err = enc.Encode(e)
 	} else {
-		_, err = fmt.Fprintln(v.out, traceLine(e))
+		_, err = fmt.Fprintln(v.out, traceLine(e, v.labels))
 	}
 	if err == nil {
 		err = v.out.Flush()
@@ -118,7 +120,7 @@ func (v *traceView) event(e *trace.Event) error {
 }
 
 // traceLine is an operation as people read it.
-func traceLine(e *trace.Event) string {
+func traceLine(e *trace.Event, labels []string) string {
 	var b strings.Builder
 	who := printable(e.Command)
 	if who == "" {
@@ -140,7 +142,7 @@ func traceLine(e *trace.Event) string {
 	}
 	var marks []string
 	if e.Layer != "" {
-		marks = append(marks, e.Layer)
+		marks = append(marks, layerLabel(e.Layer, labels))
 	}
 	if e.CopiedUp {
 		marks = append(marks, "copied up")
@@ -152,6 +154,15 @@ func traceLine(e *trace.Event) string {
 		b.WriteString(" [" + strings.Join(marks, ", ") + "]")
 	}
 	return b.String()
+}
+
+// layerLabel is what people call a layer.
+func layerLabel(layer string, labels []string) string {
+	var n int
+	if _, err := fmt.Sscanf(layer, "lower:%d", &n); err == nil && n >= 1 && n <= len(labels) {
+		return printable(labels[n-1])
+	}
+	return printable(layer)
 }
 
 func tracePath(e *trace.Event) string {

@@ -51,6 +51,8 @@ type Spec struct {
 	// Complete is as in unionfs.Options.
 	Complete bool `json:"complete,omitempty"`
 
+	// Labels are what people call the lowers, if they have names of their own.
+	Labels []string `json:"labels,omitempty"`
 	// TellLayers is as in unionfs.Options.
 	TellLayers bool `json:"tellLayers,omitempty"`
 	// History, if set, is the file for a history of what is copied up (trace.History).
