@@ -504,3 +504,56 @@ func TestLayerXattrs(t *testing.T) {
 		t.Errorf("nobody has asked for it: %q, %v", got, err)
 	}
 }
+
+// TestTop: a picture has all mounts, those of no store too, and says what is done with the one
+// that was named.
+func TestTop(t *testing.T) {
+	harness.NeedFUSE(t)
+	m := newImageMount(t, oracle.Recipe{Lowers: []oracle.Layer{workshop()}}, "--trace", "--name", "box")
+	stop := make(chan struct{})
+	var work sync.WaitGroup
+	work.Go(func() {
+		for !stopped(stop) {
+			_, _ = os.Lstat(filepath.Join(m.target, "busy")) // it is not there
+			<-time.After(time.Millisecond)
+		}
+	})
+	out := m.s.run("top", "--json", "-n", "2", "--interval", "300ms", "box")
+	text := m.s.run("top", "--interval", "300ms")
+	close(stop)
+	work.Wait()
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if len(lines) != 2 {
+		t.Fatalf("%d pictures: %s", len(lines), out)
+	}
+	var p struct {
+		Mounts []struct {
+			Name, Absent        string
+			OperationsPerSecond float64
+			P50Seconds          float64
+		}
+		Traced []struct {
+			Operations, Programs, Paths []struct {
+				Name  string
+				Count uint64
+			}
+		}
+	}
+	must(t, json.Unmarshal([]byte(lines[1]), &p))
+	if len(p.Mounts) != 1 || p.Mounts[0].Name != "box" || p.Mounts[0].OperationsPerSecond < 10 || p.Mounts[0].P50Seconds <= 0 || p.Mounts[0].Absent == "-" {
+		t.Errorf("mounts: %+v", p.Mounts)
+	}
+	if len(p.Traced) != 1 || len(p.Traced[0].Programs) == 0 || len(p.Traced[0].Operations) == 0 {
+		t.Fatalf("traced: %+v", p.Traced)
+	}
+	found := false
+	for _, path := range p.Traced[0].Paths {
+		found = found || path.Name == "/busy" && path.Count > 10
+	}
+	if !found {
+		t.Errorf("paths: %+v", p.Traced[0].Paths)
+	}
+	if !strings.Contains(text, "box") || !strings.Contains(text, "OPS/S") || strings.Contains(text, "\x1b") {
+		t.Errorf("a picture for no terminal: %q", text)
+	}
+}

@@ -1,6 +1,7 @@
 package mountd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -141,4 +142,42 @@ func runDirs() (dirs []string) {
 		dirs = append(dirs, more...)
 	}
 	return dirs
+}
+
+// RawStats collects what the servers of mounts have counted that belong to no store: `plyfs
+// overlay`, mount helpers, engines. A server that does not answer is no error.
+func RawStats(ctx context.Context) []MountStats {
+	var all []MountStats
+	dirs, _ := filepath.Glob(filepath.Join(rawBase(), "*")) // a base with odd characters has no mounts that are found
+	for _, dir := range dirs {
+		if st, err := holder.ReadState(dir); err == nil && !st.Ended && (st.Holder.Alive() || st.Server.Alive()) {
+			all = append(all, rawStats(ctx, dir, st))
+		}
+	}
+	return all
+}
+
+// RawStatsOf is RawStats of the mount that a path lies in.
+func RawStatsOf(ctx context.Context, path string) (MountStats, error) {
+	s, err := FindServer(path)
+	if err != nil {
+		return MountStats{}, err
+	}
+	return rawStats(ctx, s.RunDir, s.State), nil
+}
+
+func rawStats(ctx context.Context, dir string, st holder.State) MountStats {
+	m := MountStats{ID: filepath.Base(dir), Target: Path(st.Target), State: StateMounted, Restarts: st.Restarts}
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	defer cancel()
+	got, err := holder.ReadStats(ctx, dir)
+	if err != nil {
+		m.Problem = err.Error()
+		return m
+	}
+	m.IO, m.Since, m.Restarts, m.Counters = got.IO, got.Since, got.Restarts, &got.Counters
+	if m.Restarts == 0 {
+		m.Mounted = m.Since
+	}
+	return m
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd"
 	"github.com/plyfs/plyfs/unionfs/counters"
 )
@@ -72,7 +73,8 @@ type statsView struct {
 // collect asks for all of them. With an error it returns those that it has got.
 func (v *statsView) collect(ctx context.Context) ([]mountd.MountStats, error) {
 	if len(v.args) == 0 {
-		return v.s.Stats(ctx, mountd.StatsRequest{})
+		all, err := v.s.Stats(ctx, mountd.StatsRequest{})
+		return append(all, mountd.RawStats(ctx)...), err
 	}
 	var all []mountd.MountStats
 	err := eachArg(v.args, func(name string) error {
@@ -81,6 +83,11 @@ func (v *statsView) collect(ctx context.Context) ([]mountd.MountStats, error) {
 			return err
 		}
 		one, err := v.s.Stats(ctx, mountd.StatsRequest{Name: mountd.Path(name), Target: mountd.Path(target)})
+		if errors.Is(err, layers.ErrUnsupported) || errors.Is(err, layers.ErrNotFound) { // a mount of no store, perhaps
+			if raw, rerr := mountd.RawStatsOf(ctx, target); rerr == nil {
+				one, err = []mountd.MountStats{raw}, nil
+			}
+		}
 		all = append(all, one...)
 		return err
 	})
@@ -173,7 +180,10 @@ func printStatsLines(all []mountd.MountStats) error {
 
 // printStats prints the table of one mount.
 func printStats(m mountd.MountStats) error {
-	fmt.Printf("%s on %s, mounted %s", printable(statsName(m)), quoted(string(m.Target)), ago(m.Mounted))
+	fmt.Printf("%s on %s", printable(statsName(m)), quoted(string(m.Target)))
+	if !m.Mounted.IsZero() {
+		fmt.Printf(", mounted %s", ago(m.Mounted))
+	}
 	if m.Restarts > 0 {
 		fmt.Printf(", server restarted %s, the last time %s", times(uint64(m.Restarts)), ago(m.Since))
 	}
@@ -204,6 +214,9 @@ func printStats(m mountd.MountStats) error {
 func statsName(m mountd.MountStats) string {
 	if m.Container != "" {
 		return m.Container
+	}
+	if m.ImageID == "" {
+		return "(no store)"
 	}
 	return shortID(m.ImageID.String())
 }

@@ -22,6 +22,13 @@ func printJSON(v any) error {
 	return enc.Encode(v)
 }
 
+// printJSONLine prints a value on one line, as one of many.
+func printJSONLine(v any) error {
+	enc := json.NewEncoder(os.Stdout)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
 // list makes an empty JSON array of a nil slice.
 func list[T any](s []T) []T {
 	if s == nil {

@@ -89,7 +89,7 @@ data, 6 locked or timed out, 7 mount failure, 8 check found problems.`,
 	}
 	add("images", newPullCommand(a), newPushCommand(a), newLoadCommand(a), newSaveCommand(a), newImportCommand(a), newImagesCommand(a), newTagCommand(a),
 		newRmiCommand(a), newHistoryCommand(a), newInspectCommand(a), newLayersCommand(a), newBuildCacheCommand(a))
-	add("mounts", newMountCommand(a), newUmountCommand(a), newRestoreCommand(a), newCreateCommand(a), newPsCommand(a), newStatsCommand(a), newExplainCommand(a), newTraceCommand(a), newInjectCommand(a), newEventsCommand(a), newDiffCommand(a),
+	add("mounts", newMountCommand(a), newUmountCommand(a), newRestoreCommand(a), newCreateCommand(a), newPsCommand(a), newStatsCommand(a), newTopCommand(a), newExplainCommand(a), newTraceCommand(a), newInjectCommand(a), newEventsCommand(a), newDiffCommand(a),
 		newCommitCommand(a), newRmCommand(a), newExportCommand(a), newShellCommand(a), newBundleCommand(a), newOverlayCommand())
 	add("store", newAdoptCommand(a), newCheckCommand(a), newGCCommand(a), newPruneCommand(a), newDfCommand(a), newStoreCommand(a), newDaemonCommand(a), newSnapshotterCommand(), newDoctorCommand(a), newVersionCommand(a))
 	add("store", newCompletionCommand())
