@@ -46,7 +46,7 @@ func (p processes) mount(ctx context.Context, u union) error {
 	}
 	switch m := holder.TopMount(table, u.target); {
 	case m == nil:
-		if by, yes := servedBy(ctx, u.target); yes {
+		if by, yes := servedBy(ctx, u); yes {
 			return markedf(layers.ErrInUse, "the union on %q was unmounted, but is still in use and served by process %d: end its users first", u.target, by.Pid)
 		}
 	case !holder.IsOurs(m):
@@ -122,11 +122,16 @@ func (u union) spec() (holder.Spec, error) {
 // patience is how long the processes of a union that was just unmounted may take to end.
 const patience = 2 * time.Second
 
-// servedBy returns a process that still serves a union which is not in the mount table.
-func servedBy(ctx context.Context, target string) (holder.Process, bool) {
+// servedBy returns a process that still serves a union which is not in the mount table. One
+// that is left alone in a namespace, for example that of a rootlesskit which has ended, is
+// ended first.
+func servedBy(ctx context.Context, u union) (holder.Process, bool) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	for _, p := range holder.ProcessesOf(target) {
+	if st, err := holder.ReadState(u.run); err == nil && st.Target == u.target {
+		holder.EndLeft(st)
+	}
+	for _, p := range holder.ProcessesOf(u.target) {
 		if err := p.WaitGone(ctx); err != nil {
 			return p, true
 		}
@@ -163,7 +168,7 @@ func (p processes) unmount(ctx context.Context, u union, force bool) error {
 	}
 	switch {
 	case errors.Is(err, layers.ErrNotFound):
-		if by, yes := servedBy(ctx, u.target); yes && !force {
+		if by, yes := servedBy(ctx, u); yes && !force {
 			return markedf(layers.ErrInUse, "the union on %q was unmounted, but is still in use and served by process %d: end its users first", u.target, by.Pid)
 		}
 	case err != nil:

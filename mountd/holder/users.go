@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 )
 
 // User is a process that keeps a mount busy.
@@ -173,4 +174,48 @@ func ProcessesOf(target string) []Process {
 		}
 	}
 	return ps
+}
+
+// inUse reports whether somebody but processes of mounts is in the mount namespace of a process.
+// One that may not be looked at is in another user namespace, and so in another one than ours:
+// of that nothing is known.
+func inUse(p Process) (used, known bool) {
+	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", p.Pid))
+	if err != nil {
+		return false, false
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return false, false
+	}
+	for _, e := range entries {
+		if _, err := strconv.Atoi(e.Name()); err != nil {
+			continue
+		}
+		if ns, err := os.Readlink("/proc/" + e.Name() + "/ns/mnt"); err != nil || ns != theirs {
+			continue
+		}
+		b, err := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+		if err != nil {
+			continue // it has ended
+		}
+		args := strings.Split(string(b), "\x00")
+		if len(args) < 2 || args[1] != VerbHolder && args[1] != VerbServer {
+			return true, true
+		}
+	}
+	return false, true
+}
+
+// EndLeft asks the holder of a mount that we do not see to unmount it, if its mount namespace has no
+// use any more: that of a rootlesskit that has ended is kept alive by such holders alone. Where it
+// cannot be known, the holder is asked as well: what is busy it does not unmount.
+func EndLeft(st State) {
+	if !st.Holder.Alive() {
+		return
+	}
+	if used, known := inUse(st.Holder); known && used {
+		return
+	}
+	_ = unix.Kill(st.Holder.Pid, unix.SIGTERM) // it may have ended meanwhile
 }
