@@ -33,6 +33,7 @@ func Doctor(ctx context.Context, root string) []Diagnosis {
 		shellIDs(),
 		kernelOverlay(),
 		trustedXattrs(),
+		containerd(),
 		storeFS(root),
 		runDirectory(ctx, root),
 	}
