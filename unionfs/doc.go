@@ -32,9 +32,12 @@
 //	space.go            no space, but some is about to be free
 //	records.go keep.go  what another server has to know; what it cannot find any more
 //	past.go resume.go   going on with the mount of a server that has died
+//	where.go where_xattr.go  telling those who watch where objects are
 //	errno.go            the only place that makes a FUSE status
 //
-// Requests, copy-ups and opens are counted by package counters.
+// Requests, copy-ups and opens are counted by package counters; package trace tells of single
+// requests, package inject makes them fail, and package explain says why a name shows what it does,
+// without a mount.
 //
 // # Identity
 //
@@ -84,6 +87,9 @@
 // passed through: the kernel reads and writes the real file itself (IOPassthrough).
 // A small lower file whose data is in memory is put into the page cache when it is
 // first opened; nobody can have it open then.
+//
+// With Options.Complete the kernel keeps nothing: every name, attribute and link is asked for each time,
+// and files are read and written by requests alone, as is a file that a rule of package inject names.
 //
 // # Another server
 //

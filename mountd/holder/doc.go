@@ -70,7 +70,8 @@
 // # What a server says about itself
 //
 // A server with a run directory answers there, on the socket [StatsFile], with its
-// counters ([Stats]). The socket is made before the mount is served; the next server puts
+// counters ([Stats]), and on [ControlFile] with what it is made of, what is done with it, and which
+// faults its requests meet ([Control]). The sockets are made before the mount is served; the next server puts
 // another one in its place. It answers besides the request loop, to a few at once and for
 // a limited time, so that no client is in the way of the mount.
 //
@@ -137,6 +138,9 @@
 // A spec with a run directory makes the holder keep there, for whoever comes
 // later: state.json ([State]: the pids, the device number of the mount, its end), log
 // (standard error of both) and, if the end was not clean, exit.json ([Exit]).
+//
+// A mount of no store has a run directory of its own (OwnRunDir): the holder removes it at its end, and
+// where both processes were killed the next such mount does.
 //
 // A spec with an [EventSource] makes it write what becomes of the mount to the log of the
 // store (package events); the event of the end comes before "ended" in state.json, so that

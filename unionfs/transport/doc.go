@@ -42,6 +42,10 @@
 //
 // Each request is counted, with the time that making its answer takes (package counters).
 //
+// While somebody watches, or rules for faults are in force (watch.go), a request is looked at once more
+// before it is carried out, and told of before its answer is sent; so it is when it may copy something up and
+// there is a history of that. Otherwise that costs two loads.
+//
 // # Another server
 //
 // A connection can go on with another process when the one that served it has died
