@@ -51,8 +51,8 @@ func survive(t *testing.T, target string, holder int, d time.Duration) {
 			ops, err := work(filepath.Join(target, name), rand.New(rand.NewPCG(uint64(seed), uint64(len(name)))), stop)
 			if err != nil {
 				t.Errorf("%s, after %d operations: %v", name, ops, err)
-			} else if ops < 10 {
-				t.Errorf("%s: only %d operations", name, ops)
+			} else if ops == 0 {
+				t.Errorf("%s: not one operation", name)
 			}
 			t.Logf("%s: %d operations", name, ops)
 		})
