@@ -26,6 +26,7 @@ type subject struct {
 	container *layers.Container // nil: an image, read-only
 	image     layers.Image
 	made      bool // the container was made for this mount
+	readOnly  bool // nothing is to be written, although there is an upper
 	stack     layers.Stack
 }
 
@@ -218,8 +219,10 @@ func (l *Local) subjectOf(ctx context.Context, r MountRequest, alive []assessmen
 	return s, nil
 }
 
-// containerSubject checks that a container may be mounted now. Read-only, its
-// upper becomes the topmost lower, and nothing of it is written.
+// containerSubject checks that a container may be mounted now. Read-only, the kernel lets nothing
+// through that would write. The upper is opened as one all the same, so that what it knows of hard links
+// counts; if another server has it, or it lies on a file system that is read-only itself, it becomes the
+// topmost lower: then the other names of a file that was copied up show the original.
 func (l *Local) containerSubject(ctx context.Context, c *layers.Container, readOnly bool, alive []assessment) (subject, error) {
 	for _, a := range alive {
 		if a.row.ContainerID != c.ID || readOnly && a.row.ReadOnly {
@@ -239,11 +242,14 @@ func (l *Local) containerSubject(ctx context.Context, c *layers.Container, readO
 	if err != nil {
 		return subject{}, err
 	}
-	if readOnly {
+	s := subject{container: c, stack: st, readOnly: readOnly}
+	shared := slices.ContainsFunc(alive, func(a assessment) bool { return a.row.ContainerID == c.ID })
+	if readOnly && (shared || unix.Access(st.Work, unix.W_OK) != nil) {
 		st.Lowers = append([]layers.LayerDir{{Path: st.Upper, Dialect: st.Dialect, Override: st.Override}}, st.Lowers...)
 		st.Upper, st.Work, st.ChainID = "", "", ""
+		s.stack = st
 	}
-	return subject{container: c, stack: st}, nil
+	return s, nil
 }
 
 func holderHint(a assessment) string { return fmt.Sprintf(" (holder %d)", a.row.Pid) }
@@ -251,8 +257,8 @@ func holderHint(a assessment) string { return fmt.Sprintf(" (holder %d)", a.row.
 func (l *Local) specOf(r MountRequest, target string, sub subject) (s holder.Spec, err error) {
 	s = holder.Spec{
 		ID: sub.image.ID.String(), Target: target,
-		ReadOnly: sub.stack.Upper == "", AllowOther: r.AllowOther || os.Geteuid() == 0,
-		NoSuid: !r.Suid, NoDev: !r.Dev, NoExec: r.NoExec, NoAtime: r.NoAtime,
+		ReadOnly: sub.stack.Upper == "" || sub.readOnly, AllowOther: r.AllowOther || os.Geteuid() == 0,
+		NoSuid: !r.Suid, NoDev: !r.Dev, NoExec: r.NoExec, NoAtime: r.NoAtime || sub.readOnly,
 		Volatile: r.Volatile, IO: r.IO, Debug: r.Debug, Complete: r.Complete, TellLayers: r.TellLayers, Bound: l.opts.Bound,
 		Limits: r.Limits,
 	}

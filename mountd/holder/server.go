@@ -153,7 +153,7 @@ func (s *server) run() error {
 	watch.describe = func() Description {
 		return Description{
 			ID: s.spec.ID, Target: s.spec.Target, Server: s.self, IO: fs.IO().String(),
-			Complete: s.spec.Complete, Caching: fs.Caching(), ReadOnly: s.spec.Upper.Path == "", Spec: *s.spec,
+			Complete: s.spec.Complete, Caching: fs.Caching(), ReadOnly: s.spec.ReadOnly, Spec: *s.spec,
 		}
 	}
 	fs.SetFaults(watch.faults)
