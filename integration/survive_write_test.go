@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -197,5 +198,63 @@ func TestRequestRefused(t *testing.T) {
 	}
 	if out := m.s.run("ps"); !strings.Contains(out, "(restarted 2 times) (1 requests refused)") {
 		t.Errorf("ps does not tell: %s", out)
+	}
+	if out := m.s.run("events", "--since", "1h", "--until", "0s", "--filter", "event=refuse"); strings.Count(out, " mount refuse ") != 1 || !strings.Contains(out, "refused=1") {
+		t.Errorf("events do not tell: %s", out)
+	}
+}
+
+// TestLimitsSurvive: the next server keeps to the limits of the first one.
+func TestLimitsSurvive(t *testing.T) {
+	m := newImageMount(t, oracle.Recipe{Lowers: []oracle.Layer{workshop()}}, "--nofile", "333")
+	_, server := m.pids()
+	must(t, unix.Kill(server, unix.SIGKILL))
+	must(t, os.WriteFile(filepath.Join(m.target, "new"), nil, 0o644)) // waits for it
+	_, next := m.pids()
+	var got unix.Rlimit
+	must(t, unix.Prlimit(next, unix.RLIMIT_NOFILE, nil, &got))
+	if next == server || got.Cur != 333 || got.Max != 333 {
+		t.Errorf("process %d, before %d: limit %+v", next, server, got)
+	}
+}
+
+// TestSpareKilled: without its spare a mount goes on, and where the holder is killed as well it
+// is served until it is unmounted.
+func TestSpareKilled(t *testing.T) {
+	m := newImageMount(t, oracle.Recipe{Lowers: []oracle.Layer{workshop()}})
+	holder, server := m.pids()
+	spare := 0
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	must(t, err)
+	for _, p := range processes {
+		b, err := os.ReadFile(p)
+		pid, perr := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+		if err == nil && perr == nil && strings.HasSuffix(string(b), "\x00mount-holder\x00"+m.target+"\x00") && pid != holder {
+			spare = pid
+		}
+	}
+	if spare == 0 {
+		t.Fatal("there is no spare holder")
+	}
+	write := func(name string) {
+		t.Helper()
+		must(t, os.WriteFile(filepath.Join(m.target, name), []byte(name), 0o644))
+	}
+	must(t, unix.Kill(spare, unix.SIGKILL))
+	write("without a spare")
+	must(t, unix.Kill(holder, unix.SIGKILL))
+	write("without a holder")
+	if out := m.s.run("ps"); !strings.Contains(out, "mounted") {
+		t.Errorf("ps: %s", out)
+	}
+	if h, s := m.pids(); h != server || s != server {
+		t.Errorf("holder %d, server %d, which was %d", h, s, server)
+	}
+	m.s.run("umount", m.target)
+	m.s.run("mount", strings.Fields(m.s.run("ps", "-q"))[0], m.target)
+	for _, name := range []string{"without a spare", "without a holder"} {
+		if b, err := os.ReadFile(filepath.Join(m.target, name)); err != nil || string(b) != name {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
 	}
 }
