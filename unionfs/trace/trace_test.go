@@ -2,10 +2,14 @@ package trace
 
 import (
 	"encoding/binary"
+	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMatchPath(t *testing.T) {
@@ -223,4 +227,27 @@ func FuzzCall(f *testing.F) {
 		}
 		h.Begin(op, "x", in[:min(len(rest), headerIn)], new(tree))
 	})
+}
+
+// TestPeople: a thread that executes another program is called as that one at once.
+func TestPeople(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	self := uint32(unix.Gettid())
+	was := commandOf(self)
+	defer func() { _ = os.WriteFile("/proc/thread-self/comm", []byte(was), 0o600) }()
+	var p people
+	now := time.Now()
+	for _, name := range []string{"first", "second", "a b\\\nc", "\xff"} {
+		if err := os.WriteFile("/proc/thread-self/comm", []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		who := p.of(self, now)
+		if who.command != name || who.pid != uint32(os.Getpid()) {
+			t.Errorf("%q is told of as %q, process %d", name, who.command, who.pid)
+		}
+	}
+	if who := p.of(0, now); who != (person{}) {
+		t.Errorf("nobody is %+v", who)
+	}
 }
