@@ -15,6 +15,7 @@ import (
 	"github.com/plyfs/plyfs/mountd/holder"
 	"github.com/plyfs/plyfs/unionfs/counters"
 	"github.com/plyfs/plyfs/unionfs/inject"
+	"github.com/plyfs/plyfs/unionfs/trace"
 )
 
 // maxRules bounds what is read of a file of rules.
@@ -23,7 +24,7 @@ const maxRules = 1 << 20
 func newInjectCommand(a *app) *cobra.Command {
 	var r inject.Rule
 	var pid uint32
-	var file string
+	var file, path, command string
 	var list bool
 	var clearIDs []string
 	cmd := &cobra.Command{
@@ -64,7 +65,7 @@ prints them.`,
 			}
 			switch {
 			case adds:
-				r.Pid = pid
+				r.Pid, r.Path, r.Command = pid, trace.Text(path), trace.Text(command)
 				if err := r.Validate(counters.OpNames()); err != nil {
 					return usagef("%v", err)
 				}
@@ -90,9 +91,9 @@ prints them.`,
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&r.Ops, "op", nil, "operations, or groups: name, attr, data, dir, sync, change")
-	f.StringVar(&r.Path, "path", "", "paths: /etc/*, /var/lib/**, or a name as *.conf (default: all)")
+	f.StringVar(&path, "path", "", "paths: /etc/*, /var/lib/**, or a name as *.conf (default: all)")
 	f.Uint32Var(&pid, "pid", 0, "process or thread (default: all)")
-	f.StringVar(&r.Command, "command", "", "name of the program (default: all)")
+	f.StringVar(&command, "command", "", "name of the program (default: all)")
 	f.StringVar(&r.Errno, "errno", "", "answer with this error, as EIO or ENOSPC")
 	f.DurationVar(&r.Latency, "latency", 0, "wait so long first")
 	f.Int64Var(&r.Short, "short", 0, "read or write no more than so many bytes")
@@ -190,7 +191,7 @@ func (a *app) printRules(ans holder.Answer, added, cleared bool) error {
 	for _, r := range rules {
 		path := "any"
 		if r.Path != "" {
-			path = quoted(r.Path)
+			path = quoted(string(r.Path))
 		}
 		t.row(fmt.Sprint(r.ID), strings.Join(r.Ops, ","), path, faultText(r), whenText(r), fmt.Sprint(r.Matched), fmt.Sprint(r.Hit), "in "+time.Until(r.Expires).Round(time.Second).String())
 	}
@@ -231,7 +232,7 @@ func whenText(r inject.Rule) string {
 		out = append(out, fmt.Sprintf("process %d", r.Pid))
 	}
 	if r.Command != "" {
-		out = append(out, printable(r.Command))
+		out = append(out, printable(string(r.Command)))
 	}
 	if r.Nth > 0 {
 		out = append(out, fmt.Sprintf("match %d", r.Nth))

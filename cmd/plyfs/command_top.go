@@ -287,7 +287,7 @@ func (s *topSums) print(b *bytes.Buffer) error {
 	}{{"OPERATION", s.Operations}, {"PROGRAM", s.Programs}, {"PATH", s.Paths}} {
 		t := newTable(b, "COUNT", "TIME", "SLOWEST", "BYTES", k.title)
 		for _, sum := range k.sums {
-			name := quoted(sum.Name)
+			name := quoted(string(sum.Name))
 			if sum.Name == "" {
 				name = "-"
 			}

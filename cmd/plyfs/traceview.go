@@ -193,7 +193,7 @@ func (v *traceView) end() error {
 
 // traceSum is what a summary says of one operation, program or path.
 type traceSum struct {
-	Name    string        `json:"name"`
+	Name    trace.Text    `json:"name"`
 	Count   uint64        `json:"count"`
 	Errors  uint64        `json:"errors"`
 	Time    time.Duration `json:"time"`
@@ -252,7 +252,7 @@ func (s *traceSums) add(e *trace.Event) {
 				name = "(others)"
 			}
 			if sum = s.by[i][name]; sum == nil {
-				sum = &traceSum{Name: name}
+				sum = &traceSum{Name: trace.Text(name)}
 				s.by[i][name] = sum
 			}
 		}
@@ -267,7 +267,7 @@ func (s *traceSums) sorted(i int) []*traceSum {
 		list = append(list, sum)
 	}
 	slices.SortFunc(list, func(a, b *traceSum) int {
-		return cmp.Or(cmp.Compare(b.Time, a.Time), strings.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(b.Time, a.Time), cmp.Compare(a.Name, b.Name))
 	})
 	return list
 }
@@ -289,7 +289,7 @@ func (s *traceSums) print(out io.Writer, asJSON bool, took time.Duration) error 
 				t.row("", "", "", "", "", "", fmt.Sprintf("(%d more)", len(list)-n))
 				break
 			}
-			name := quoted(sum.Name)
+			name := quoted(string(sum.Name))
 			if sum.Name == "" {
 				name = "-"
 			}

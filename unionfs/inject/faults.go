@@ -158,6 +158,6 @@ func (f *Faults) Direct(path string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.ContainsFunc(f.rules, func(r *rule) bool {
-		return r.Data() && (r.Path == "" || trace.MatchPath(r.Path, path))
+		return r.Data() && (r.Path == "" || trace.MatchPath(string(r.Path), path))
 	})
 }

@@ -31,10 +31,10 @@ type Rule struct {
 	// Ops are operations, or groups of them (trace.Groups). At least one.
 	Ops []string `json:"ops"`
 	// Path is a pattern (trace.MatchPath) for the path or the new path of the request; empty: any.
-	Path string `json:"path,omitempty"`
+	Path trace.Text `json:"path,omitempty"`
 	// Pid is a process or a thread; Command the name of a process. Empty: any.
-	Pid     uint32 `json:"pid,omitempty"`
-	Command string `json:"command,omitempty"`
+	Pid     uint32     `json:"pid,omitempty"`
+	Command trace.Text `json:"command,omitempty"`
 
 	// Errno is the name of the error to answer with; Latency how long to wait first. Short is
 	// the most bytes that a read or write moves. At least one of the three.
@@ -73,7 +73,7 @@ func (r *Rule) Validate(ops []string) error {
 			return fmt.Errorf("operation %q meets no faults: nobody waits for its answer", o)
 		}
 	}
-	f := trace.Filter{Ops: r.Ops, Path: r.Path}
+	f := trace.Filter{Ops: r.Ops, Path: string(r.Path)}
 	if err := f.Validate(ops); err != nil {
 		return err
 	}
@@ -126,7 +126,7 @@ func errnoOf(name string) syscall.Errno {
 // matches reports whether a request is one that the rule is about.
 func (r *Rule) matches(e *trace.Event) bool {
 	return trace.HasOp(r.Ops, e.Op) && !slices.Contains(never, e.Op) &&
-		(r.Path == "" || trace.MatchPath(r.Path, e.Path) || e.To != "" && e.Op != "symlink" && trace.MatchPath(r.Path, e.To)) &&
+		(r.Path == "" || trace.MatchPath(string(r.Path), e.Path) || e.To != "" && e.Op != "symlink" && trace.MatchPath(string(r.Path), e.To)) &&
 		(r.Pid == 0 || r.Pid == e.Pid || r.Pid == e.Thread) &&
-		(r.Command == "" || r.Command == e.Command)
+		(r.Command == "" || string(r.Command) == e.Command)
 }
