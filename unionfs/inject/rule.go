@@ -126,7 +126,7 @@ func errnoOf(name string) syscall.Errno {
 // matches reports whether a request is one that the rule is about.
 func (r *Rule) matches(e *trace.Event) bool {
 	return trace.HasOp(r.Ops, e.Op) && !slices.Contains(never, e.Op) &&
-		(r.Path == "" || trace.MatchPath(string(r.Path), e.Path) || e.To != "" && e.Op != "symlink" && trace.MatchPath(string(r.Path), e.To)) &&
+		(r.Path == "" || e.MatchPath(string(r.Path))) &&
 		(r.Pid == 0 || r.Pid == e.Pid || r.Pid == e.Thread) &&
 		(r.Command == "" || string(r.Command) == e.Command)
 }

@@ -36,6 +36,12 @@ func TestMatchPath(t *testing.T) {
 		{"cache/**", "/var/cache", true},
 		{"cache/**", "/var/caches", false},
 		{"*", "", false},
+		{"/srv/**", "", false},
+		{"/srv/**", "python3.11", false}, // where a link leads
+		{"/srv/**", "../x/y", false},
+		{"srv/**", "x/y", false},
+		{"/**", "x", false},
+		{"*", ".", false},
 		{"[ab]", "/x/a", true},
 		{"/a\\*", "/a*", true},
 		{"/a\\*", "/ab", false},
