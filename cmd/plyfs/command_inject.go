@@ -3,15 +3,18 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd/holder"
 	"github.com/plyfs/plyfs/unionfs/counters"
 	"github.com/plyfs/plyfs/unionfs/inject"
@@ -66,6 +69,11 @@ prints them.`,
 			switch {
 			case adds:
 				r.Pid, r.Path, r.Command = pid, trace.Text(path), trace.Text(command)
+				for _, name := range []string{"prob", "nth", "for", "pid"} { // 0 stands for nothing said
+					if f := cmd.Flags().Lookup(name); f.Changed && strings.Trim(f.Value.String(), "0.s") == "" {
+						return usagef("--%s: expected more than 0", name)
+					}
+				}
 				if err := r.Validate(counters.OpNames()); err != nil {
 					return usagef("%v", err)
 				}
@@ -86,7 +94,7 @@ prints them.`,
 			if err != nil {
 				return err
 			}
-			return a.printRules(ans, adds || file != "", len(clearIDs) > 0)
+			return errors.Join(a.printRules(ans, adds || file != "", len(clearIDs) > 0), notCleared(req.Clear, ans.Cleared))
 		},
 	}
 	f := cmd.Flags()
@@ -104,6 +112,20 @@ prints them.`,
 	f.BoolVar(&list, "list", false, "list the rules")
 	f.StringSliceVar(&clearIDs, "clear", nil, "remove rules by their numbers, or all")
 	return cmd
+}
+
+// notCleared tells of rules that were to be removed and that there are not.
+func notCleared(asked []int, cleared []inject.Rule) error {
+	var missing []string
+	for _, id := range asked {
+		if !slices.ContainsFunc(cleared, func(r inject.Rule) bool { return r.ID == id }) {
+			missing = append(missing, strconv.Itoa(id))
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return fmt.Errorf("no rule %s: it has ended, or never was: %w", strings.Join(missing, ", "), layers.ErrNotFound)
 }
 
 // parseClear reads numbers of rules, or all.
@@ -167,6 +189,11 @@ func readRules(path string) (rules []inject.Rule, err error) {
 	}
 	if len(rules) == 0 {
 		return nil, usagef("no rules in %q", path)
+	}
+	for i, r := range rules {
+		if err := r.Validate(counters.OpNames()); err != nil {
+			return nil, usagef("rules in %q: rule %d: %v", path, i+1, err)
+		}
 	}
 	return rules, nil
 }

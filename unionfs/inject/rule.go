@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -109,19 +108,7 @@ func (r *Rule) Data() bool {
 }
 
 // errno is the number of the error; 0 if there is no such name.
-func (r *Rule) errno() syscall.Errno { return errnoOf(r.Errno) }
-
-func errnoOf(name string) syscall.Errno {
-	if name == "" {
-		return 0
-	}
-	for e := syscall.Errno(1); e < 134; e++ { // the last one of Linux
-		if strings.EqualFold(unix.ErrnoName(e), name) {
-			return e
-		}
-	}
-	return 0
-}
+func (r *Rule) errno() syscall.Errno { return trace.ErrnoOf(r.Errno) }
 
 // matches reports whether a request is one that the rule is about.
 func (r *Rule) matches(e *trace.Event) bool {

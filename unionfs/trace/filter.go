@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -47,8 +48,14 @@ func (f *Filter) Validate(ops []string) error {
 		}
 	}
 	for _, l := range f.Layers {
-		if l != "upper" && l != "lower" && !strings.HasPrefix(l, "lower:") {
-			return fmt.Errorf("unknown layer %q: expected upper, lower, or lower:N", l)
+		n, numbered := strings.CutPrefix(l, "lower:")
+		if i, err := strconv.Atoi(n); l != "upper" && l != "lower" && (!numbered || err != nil || i < 1) {
+			return fmt.Errorf("unknown layer %q: expected upper, lower, or lower:N (lower:1 is the topmost)", l)
+		}
+	}
+	for _, n := range f.Errors {
+		if n != "any" && n != "none" && ErrnoOf(n) == 0 {
+			return fmt.Errorf("unknown error %q: expected a name as ENOENT, any or none", n)
 		}
 	}
 	if f.Slower < 0 {

@@ -60,6 +60,23 @@ func TestMatchPath(t *testing.T) {
 	}
 }
 
+func TestFilterValidate(t *testing.T) {
+	for _, f := range []Filter{{Layers: []string{"lower:0"}}, {Layers: []string{"lower:x"}}, {Layers: []string{"lowers"}}, {Errors: []string{"ENOSUCH"}}, {Errors: []string{""}}, {Ops: []string{"fdatasync"}}, {Slower: -1}} {
+		if f.Validate([]string{"open"}) == nil {
+			t.Errorf("%+v was taken", f)
+		}
+	}
+	f := Filter{Layers: []string{"upper", "lower", "lower:12"}, Errors: []string{"enoent", "EIO", "any", "none"}, Ops: []string{"open", "sync"}}
+	if err := f.Validate([]string{"open"}); err != nil {
+		t.Error(err)
+	}
+	readlink := Event{Op: "readlink", Path: "/l", To: "/srv/x"}
+	f = Filter{Path: "/srv/**"}
+	if f.Match(&readlink) {
+		t.Error("where a link leads counts for a path")
+	}
+}
+
 func TestFilter(t *testing.T) {
 	e := Event{
 		Op: "rename2", Path: "/a", To: "/b/c", Pid: 7, Thread: 8, Command: "mv", Error: "EXDEV", Latency: time.Millisecond,
