@@ -55,9 +55,9 @@ type Rule struct {
 	Hit     uint64 `json:"hit,omitempty"`
 }
 
-// never are the operations that meet no faults: the kernel does not wait for them, or
-// nothing could be unmounted.
-var never = []string{"other", "forget", "batch_forget", "init", "destroy", "interrupt", "notify_reply", "release", "releasedir", "getlk", "setlk", "setlkw", "bmap", "poll", "setupmapping", "removemapping"}
+// never are the operations that meet no faults: the kernel does not wait for them or does not
+// ask, or nothing could be unmounted.
+var never = []string{"other", "forget", "batch_forget", "init", "destroy", "interrupt", "notify_reply", "release", "releasedir", "flush", "getlk", "setlk", "setlkw", "bmap", "poll", "setupmapping", "removemapping"}
 
 // dataOps are those that the kernel leaves out if it can.
 var dataOps = []string{"read", "write"}
@@ -69,7 +69,7 @@ func (r *Rule) Validate(ops []string) error {
 	}
 	for _, o := range r.Ops {
 		if slices.Contains(never, o) {
-			return fmt.Errorf("operation %q meets no faults: nobody waits for its answer", o)
+			return fmt.Errorf("operation %q meets no faults: nobody asks, or waits for the answer", o)
 		}
 	}
 	f := trace.Filter{Ops: r.Ops, Path: string(r.Path)}
