@@ -112,6 +112,14 @@ func TestInject(t *testing.T) {
 	}
 	m.inject("--clear", "all")
 
+	// Names are any bytes.
+	must(t, os.WriteFile(at("caf\xe9"), []byte("x"), 0o644))
+	m.inject("--op", "read", "--path", "caf\xe9", "--errno", "EIO")
+	if _, err := os.ReadFile(at("caf\xe9")); !errors.Is(err, unix.EIO) {
+		t.Errorf("a name that is not valid UTF-8: %v", err)
+	}
+	m.inject("--clear", "all")
+
 	// They end by themselves.
 	m.inject("--op", "mkdir", "--errno", "EIO", "--for", "300ms")
 	if err := os.Mkdir(at("soon"), 0o755); !errors.Is(err, unix.EIO) {
@@ -126,6 +134,10 @@ func TestInject(t *testing.T) {
 		{"--errno", "EIO"},
 		{"--op", "read", "--errno", "EIO", "--list"},
 		{"--clear", "x"},
+		{"--clear", "4711"},
+		{"--op", "open", "--errno", "EIO", "--prob", "0"},
+		{"--op", "open", "--errno", "EIO", "--nth", "0"},
+		{"--op", "open", "--errno", "EIO", "--for", "0s"},
 		{"--op", "write", "--short", "-1"},
 		{"--op", "nothing", "--errno", "EIO"},
 	} {

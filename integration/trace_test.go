@@ -413,6 +413,31 @@ func TestTraceRecords(t *testing.T) {
 	if out := m.s.run("trace", "show", file, "--summary"); !strings.Contains(out, "mkdir") || !strings.Contains(out, "PROGRAM") {
 		t.Errorf("summary: %s", out)
 	}
+	whole, err := os.ReadFile(file)
+	must(t, err)
+	damaged := filepath.Join(t.TempDir(), "damaged")
+	for _, c := range []struct {
+		content, say string
+		fails        bool
+	}{
+		{string(whole[:len(whole)-20]), "mkdir", false}, // the end is missing
+		{"{}\n", "no recording", true},
+		{string(whole) + "garbage\n", "no recording", true},
+		{strings.Repeat("x", 2<<20), "too long", true},
+	} {
+		must(t, os.WriteFile(damaged, []byte(c.content), 0o600))
+		if out, err := m.s.try("trace", "show", damaged); (err != nil) != c.fails || !strings.Contains(out, c.say) {
+			t.Errorf("expected %q: %v: %.300s", c.say, err, out)
+		}
+	}
+	id := strings.Fields(m.s.run("ps", "-q"))[0]
+	r = newTracer(t, m.target)            // a mount that ends is no error
+	m.s.run("trace", id, "--for", "50ms") // ps prints a part of the ID
+	m.s.run("umount", m.target)
+	if err := <-r.ended; err != nil {
+		t.Errorf("%v: %s", err, r.stderr.String())
+	}
+	m.s.run("mount", "--trace", "box", m.target)
 	if out, err := m.s.try("trace", "box", "--record", file, "--for", "1s"); err == nil || !strings.Contains(out, "exists") {
 		t.Errorf("recorded over a recording: %v: %s", err, out)
 	}

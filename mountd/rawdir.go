@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers"
@@ -95,6 +96,25 @@ func FindServer(path string) (LiveServer, error) {
 		return LiveServer{}, err
 	}
 	return at.server()
+}
+
+// FindServerOf finds the server of a mount of a store, also in a mount namespace that we do
+// not see.
+func FindServerOf(m Status) (LiveServer, error) {
+	if !m.Elsewhere {
+		return FindServer(string(m.Target))
+	}
+	for _, dir := range runDirs() {
+		st, err := holder.ReadState(dir)
+		if err != nil || st.Ended || m.Pid == 0 || st.Holder.Pid != m.Pid || !st.Holder.Alive() {
+			continue
+		}
+		if ownedByUs(dir) == nil {
+			return LiveServer{LivePlace{mount: &mountinfo.Info{Mountpoint: string(m.Target)}}, dir, st}, nil
+		}
+	}
+	return LiveServer{}, markedf(layers.ErrNotFound, "the mount on %q is in another mount namespace, and has no server that can be asked: it is of another user, or of plyfs with another %s",
+		string(m.Target), RunDirEnv)
 }
 
 // Mountpoint is where the mount is.

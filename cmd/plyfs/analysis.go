@@ -9,13 +9,14 @@ import (
 	"strings"
 
 	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/unionfs/explain"
 )
 
 // printAnalysis is the overview of an image.
 func printAnalysis(a *layers.Analysis, full bool) error {
 	t := newTable(os.Stdout, "LAYER", "DIFF ID", "SIZE", "ADDED", "CHANGED", "DELETED", "WASTED", "CREATED BY")
 	for _, h := range a.History {
-		by := createdBy(layers.HistoryEntry{CreatedBy: h.CreatedBy}, full)
+		by := stepText(h.CreatedBy, h.Comment, full)
 		if h.Layer == 0 {
 			t.row("-", "-", "-", "-", "-", "-", "-", by)
 			continue
@@ -60,6 +61,15 @@ func printAnalysis(a *layers.Analysis, full bool) error {
 		fmt.Fprintf(w, "\nMore with --files, --largest N, --wasted and --duplicates; see plyfs layers --help.\n")
 	}
 	return w.Flush()
+}
+
+// stepText is a step as its Dockerfile has it, without what all steps begin with. The comment of
+// plyfs commit says more than the name of the container.
+func stepText(by, comment string, full bool) string {
+	if comment != "" && strings.HasPrefix(by, "plyfs ") {
+		by += ": " + comment
+	}
+	return createdBy(layers.HistoryEntry{CreatedBy: explain.Step(by)}, full)
 }
 
 // printAnalysisLists are the lists that were asked for, with titles if they are several.
@@ -199,7 +209,7 @@ func printLayerFiles(o layersOptions) func(*bufio.Writer, *layers.Analysis) {
 			if o.layer != 0 && o.layer != l.Number {
 				continue
 			}
-			fmt.Fprintf(w, "Layer %d, %s, %s: %s\n", l.Number, idText(l.DiffID, o.full), size(l.Size), printable(createdBy(layers.HistoryEntry{CreatedBy: l.CreatedBy}, o.full)))
+			fmt.Fprintf(w, "Layer %d, %s, %s: %s\n", l.Number, idText(l.DiffID, o.full), size(l.Size), printable(stepText(l.CreatedBy, l.Comment, o.full)))
 			for _, f := range l.Files {
 				printLayerFile(w, f)
 			}

@@ -9,3 +9,17 @@ func TestEfficiencyText(t *testing.T) {
 		}
 	}
 }
+
+func TestStepText(t *testing.T) {
+	for _, c := range []struct{ by, comment, want string }{
+		{"/bin/sh -c #(nop) CMD [\"sh\"]", "", "CMD [\"sh\"]"},
+		{"/bin/sh -c apt-get  update", "buildkit", "RUN apt-get update"},
+		{"plyfs commit work", "add curl", "plyfs commit work: add curl"},
+		{"plyfs commit work", "", "plyfs commit work"},
+		{"", "imported", ""},
+	} {
+		if got := stepText(c.by, c.comment, true); got != c.want {
+			t.Errorf("%q, %q: %q", c.by, c.comment, got)
+		}
+	}
+}

@@ -135,7 +135,7 @@ func psRow(st mountd.Status, full bool) []string {
 		state += " (other namespace)"
 	}
 	if st.Restarts > 0 {
-		state += fmt.Sprintf(" (restarted %d times)", st.Restarts)
+		state += fmt.Sprintf(" (restarted %s)", times(uint64(st.Restarts)))
 	}
 	if st.Refused > 0 {
 		state += fmt.Sprintf(" (%d requests refused)", st.Refused)

@@ -3,18 +3,22 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/mountd/holder"
 	"github.com/plyfs/plyfs/unionfs/counters"
 	"github.com/plyfs/plyfs/unionfs/inject"
+	"github.com/plyfs/plyfs/unionfs/trace"
 )
 
 // maxRules bounds what is read of a file of rules.
@@ -23,7 +27,7 @@ const maxRules = 1 << 20
 func newInjectCommand(a *app) *cobra.Command {
 	var r inject.Rule
 	var pid uint32
-	var file string
+	var file, path, command string
 	var list bool
 	var clearIDs []string
 	cmd := &cobra.Command{
@@ -64,7 +68,12 @@ prints them.`,
 			}
 			switch {
 			case adds:
-				r.Pid = pid
+				r.Pid, r.Path, r.Command = pid, trace.Text(path), trace.Text(command)
+				for _, name := range []string{"prob", "nth", "for", "pid"} { // 0 stands for nothing said
+					if f := cmd.Flags().Lookup(name); f.Changed && strings.Trim(f.Value.String(), "0.s") == "" {
+						return usagef("--%s: expected more than 0", name)
+					}
+				}
 				if err := r.Validate(counters.OpNames()); err != nil {
 					return usagef("%v", err)
 				}
@@ -85,14 +94,14 @@ prints them.`,
 			if err != nil {
 				return err
 			}
-			return a.printRules(ans, adds || file != "", len(clearIDs) > 0)
+			return errors.Join(a.printRules(ans, adds || file != "", len(clearIDs) > 0), notCleared(req.Clear, ans.Cleared))
 		},
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&r.Ops, "op", nil, "operations, or groups: name, attr, data, dir, sync, change")
-	f.StringVar(&r.Path, "path", "", "paths: /etc/*, /var/lib/**, or a name as *.conf (default: all)")
+	f.StringVar(&path, "path", "", "paths: /etc/*, /var/lib/**, or a name as *.conf (default: all)")
 	f.Uint32Var(&pid, "pid", 0, "process or thread (default: all)")
-	f.StringVar(&r.Command, "command", "", "name of the program (default: all)")
+	f.StringVar(&command, "command", "", "name of the program (default: all)")
 	f.StringVar(&r.Errno, "errno", "", "answer with this error, as EIO or ENOSPC")
 	f.DurationVar(&r.Latency, "latency", 0, "wait so long first")
 	f.Int64Var(&r.Short, "short", 0, "read or write no more than so many bytes")
@@ -103,6 +112,20 @@ prints them.`,
 	f.BoolVar(&list, "list", false, "list the rules")
 	f.StringSliceVar(&clearIDs, "clear", nil, "remove rules by their numbers, or all")
 	return cmd
+}
+
+// notCleared tells of rules that were to be removed and that there are not.
+func notCleared(asked []int, cleared []inject.Rule) error {
+	var missing []string
+	for _, id := range asked {
+		if !slices.ContainsFunc(cleared, func(r inject.Rule) bool { return r.ID == id }) {
+			missing = append(missing, strconv.Itoa(id))
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return fmt.Errorf("no rule %s: it has ended, or never was: %w", strings.Join(missing, ", "), layers.ErrNotFound)
 }
 
 // parseClear reads numbers of rules, or all.
@@ -167,6 +190,11 @@ func readRules(path string) (rules []inject.Rule, err error) {
 	if len(rules) == 0 {
 		return nil, usagef("no rules in %q", path)
 	}
+	for i, r := range rules {
+		if err := r.Validate(counters.OpNames()); err != nil {
+			return nil, usagef("rules in %q: rule %d: %v", path, i+1, err)
+		}
+	}
 	return rules, nil
 }
 
@@ -190,7 +218,7 @@ func (a *app) printRules(ans holder.Answer, added, cleared bool) error {
 	for _, r := range rules {
 		path := "any"
 		if r.Path != "" {
-			path = quoted(r.Path)
+			path = quoted(string(r.Path))
 		}
 		t.row(fmt.Sprint(r.ID), strings.Join(r.Ops, ","), path, faultText(r), whenText(r), fmt.Sprint(r.Matched), fmt.Sprint(r.Hit), "in "+time.Until(r.Expires).Round(time.Second).String())
 	}
@@ -231,7 +259,7 @@ func whenText(r inject.Rule) string {
 		out = append(out, fmt.Sprintf("process %d", r.Pid))
 	}
 	if r.Command != "" {
-		out = append(out, printable(r.Command))
+		out = append(out, printable(string(r.Command)))
 	}
 	if r.Nth > 0 {
 		out = append(out, fmt.Sprintf("match %d", r.Nth))

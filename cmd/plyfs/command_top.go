@@ -246,7 +246,7 @@ func (v *topView) print(b *bytes.Buffer, p picture) error {
 			busy++
 		}
 	}
-	fmt.Fprintf(b, "plyfs top  %s  %d mounts, %d busy, %.0f operations/s\n\n", p.Time.Format("15:04:05"), len(p.Mounts), busy, rate)
+	fmt.Fprintf(b, "plyfs top  %s  %s, %d busy, %.0f operations/s\n\n", p.Time.Format("15:04:05"), plural(len(p.Mounts), "mount", "mounts"), busy, rate)
 	t := newTable(b, "NAME", "OPS/S", "ERR/S", "P50", "P99", "READ/S", "WRITTEN/S", "COPY-UPS/S", "PASSED", "ABSENT", "NOW", "MOUNTED ON")
 	for _, m := range p.Mounts {
 		where := quoted(m.Target)
@@ -281,13 +281,17 @@ func (s *topSums) print(b *bytes.Buffer) error {
 		fmt.Fprintf(b, " (%d operations came too fast to be told apart)", s.Dropped)
 	}
 	fmt.Fprintln(b)
+	if len(s.Operations) == 0 {
+		fmt.Fprintln(b, "no operations")
+		return nil
+	}
 	for _, k := range []struct {
 		title string
 		sums  []*traceSum
 	}{{"OPERATION", s.Operations}, {"PROGRAM", s.Programs}, {"PATH", s.Paths}} {
 		t := newTable(b, "COUNT", "TIME", "SLOWEST", "BYTES", k.title)
 		for _, sum := range k.sums {
-			name := quoted(sum.Name)
+			name := quoted(string(sum.Name))
 			if sum.Name == "" {
 				name = "-"
 			}

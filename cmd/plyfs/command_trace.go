@@ -120,7 +120,10 @@ func follow(ctx context.Context, m mountd.LiveServer, f trace.Filter, v *traceVi
 				}
 				st, serr := holder.ReadState(m.RunDir)
 				if ctx.Err() != nil || serr != nil || st.Ended || time.Now().After(until) || !st.Holder.Alive() && !st.Server.Alive() {
-					return nil // the mount has ended
+					if ctx.Err() == nil {
+						v.note("the mount has ended")
+					}
+					return nil
 				}
 				<-time.After(20 * time.Millisecond)
 			}
@@ -172,15 +175,21 @@ func newTraceShowCommand(a *app) *cobra.Command {
 			}
 			defer f.Close()
 			v := newTraceView(a.json, o, os.Stdout)
+			v.shown = true
 			lines := bufio.NewScanner(f)
 			lines.Buffer(make([]byte, 64<<10), maxRecordLine)
 			for n := 1; lines.Scan(); n++ {
 				var got holder.Answer
-				if err := json.Unmarshal(lines.Bytes(), &got); err != nil {
-					if errors.Is(err, io.ErrUnexpectedEOF) {
-						v.note("the recording ends in the middle of an operation")
-						break
-					}
+				err := json.Unmarshal(lines.Bytes(), &got)
+				var cut *json.SyntaxError
+				switch {
+				case n > 1 && errors.As(err, &cut) && cut.Offset >= int64(len(lines.Bytes())):
+					v.note("the recording ends in the middle of an operation")
+					return v.end()
+				case err == nil && got.Mount == nil && got.Event == nil && got.Dropped == 0:
+					err = errors.New("it says nothing")
+				}
+				if err != nil {
 					return errors.Join(fmt.Errorf("%q is no recording of plyfs trace (line %d): %w", args[0], n, err), v.end())
 				}
 				if got.Event != nil && !o.filter.Match(got.Event) {
@@ -192,7 +201,10 @@ func newTraceShowCommand(a *app) *cobra.Command {
 					return err
 				}
 			}
-			return errors.Join(lines.Err(), v.end())
+			if err := lines.Err(); err != nil {
+				return errors.Join(fmt.Errorf("recording %q: %w", args[0], err), v.end())
+			}
+			return v.end()
 		},
 	}
 	o.add(cmd)

@@ -21,33 +21,59 @@ const askTimeout = 5 * time.Second
 
 // live finds the mount that a path, or the name of a container, means.
 func (a *app) live(cmd *cobra.Command, arg string) (m mountd.LiveServer, err error) {
-	path := arg
 	if !strings.Contains(arg, "/") {
 		if _, serr := os.Lstat(arg); errors.Is(serr, os.ErrNotExist) { // a name, then
-			if path, err = a.targetOf(cmd, arg); err != nil {
-				return m, err
-			}
+			return a.liveContainer(cmd, arg)
 		}
 	}
-	return mountd.FindServer(path)
+	return mountd.FindServer(arg)
 }
 
-// targetOf returns a mount point of a container.
-func (a *app) targetOf(cmd *cobra.Command, name string) (target string, err error) {
+// liveContainer finds a mount of a container, also that of a `plyfs shell`, which no path leads to.
+func (a *app) liveContainer(cmd *cobra.Command, name string) (m mountd.LiveServer, err error) {
 	err = a.with(cmd, func(ctx context.Context, s mountd.Service) error {
 		all, err := s.List(ctx, mountd.Empty{})
 		if err != nil {
 			return err
 		}
+		st, err := mountOf(all, name)
+		if err != nil {
+			return err
+		}
+		m, err = mountd.FindServerOf(st)
+		return err
+	})
+	return m, err
+}
+
+// mountOf finds a mount of the container that has a name, an ID, or the beginning of one.
+func mountOf(all []mountd.Status, name string) (mountd.Status, error) {
+	match := func(is func(c *layers.Container) bool) (found []mountd.Status) {
 		for _, st := range all {
-			if st.Container != nil && (st.Container.Name == name || st.Container.ID == name) && st.Target != "" && st.State == mountd.StateMounted {
-				target = string(st.Target)
-				return nil
+			if st.Container != nil && is(st.Container) {
+				found = append(found, st)
 			}
 		}
-		return fmt.Errorf("%q is neither a path nor a container that is mounted: see `plyfs ps`: %w", name, layers.ErrNotFound)
-	})
-	return target, err
+		return found
+	}
+	found := match(func(c *layers.Container) bool { return c.Name == name })
+	if len(found) == 0 {
+		found = match(func(c *layers.Container) bool { return name != "" && strings.HasPrefix(c.ID, name) })
+	}
+	if len(found) == 0 {
+		return mountd.Status{}, fmt.Errorf("%q is neither a path nor a container: see `plyfs ps`: %w", name, layers.ErrNotFound)
+	}
+	for _, st := range found {
+		if st.Container.ID != found[0].Container.ID {
+			return mountd.Status{}, usagef("container ID %q is ambiguous: more than one begins with it", name)
+		}
+	}
+	for _, st := range found {
+		if st.Target != "" && st.State == mountd.StateMounted {
+			return st, nil
+		}
+	}
+	return mountd.Status{}, fmt.Errorf("container %q is not mounted: %w", found[0].Container.Name, layers.ErrNotFound)
 }
 
 // control asks the server of a mount.

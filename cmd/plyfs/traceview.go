@@ -30,7 +30,11 @@ type traceView struct {
 	dropped uint64
 	sums    traceSums
 	began   time.Time
+	first   time.Time // of the operations
+	last    time.Time
+	shown   bool     // what was recorded
 	labels  []string // of the lowers
+	blind   []string // what was said of what is not seen
 }
 
 func newTraceView(asJSON bool, o traceOptions, out io.Writer) *traceView {
@@ -54,6 +58,10 @@ func (v *traceView) answer(a holder.Answer) error {
 		v.note(fmt.Sprintf("%d operations were dropped: they came faster than they could be shown", a.Dropped-v.dropped))
 		v.dropped = a.Dropped
 	case a.Event != nil:
+		if v.seen == 0 {
+			v.first = a.Event.Time
+		}
+		v.last = a.Event.Time
 		if err := v.event(a.Event); err != nil {
 			return err
 		}
@@ -75,9 +83,13 @@ func (v *traceView) note(text string) {
 // mount says what will not be seen.
 func (v *traceView) mount(d *holder.Description) {
 	v.labels = d.Spec.Labels
-	for _, line := range blind(d) {
-		v.note(line)
+	lines := blind(d)
+	if !slices.Equal(lines, v.blind) { // another server of the mount says it again
+		for _, line := range lines {
+			v.note(line)
+		}
 	}
+	v.blind = lines
 }
 
 // blind says what the kernel does on a mount without asking.
@@ -180,7 +192,11 @@ func tracePath(e *trace.Event) string {
 func (v *traceView) end() error {
 	var err error
 	if v.options.summary {
-		err = v.sums.print(v.out, v.json, time.Since(v.began))
+		took := time.Since(v.began)
+		if v.shown {
+			took = v.last.Sub(v.first)
+		}
+		err = v.sums.print(v.out, v.json, took)
 	}
 	if v.record != nil {
 		if v.file != nil {
@@ -193,9 +209,10 @@ func (v *traceView) end() error {
 
 // traceSum is what a summary says of one operation, program or path.
 type traceSum struct {
-	Name    string        `json:"name"`
+	Name    trace.Text    `json:"name"`
 	Count   uint64        `json:"count"`
-	Errors  uint64        `json:"errors"`
+	Absent  uint64        `json:"absent"` // answers that something is not there, as in the counters
+	Errors  uint64        `json:"errors"` // all other errors
 	Time    time.Duration `json:"time"`
 	Slowest time.Duration `json:"slowest"`
 	Bytes   int64         `json:"bytes"`
@@ -204,7 +221,11 @@ type traceSum struct {
 
 func (s *traceSum) add(e *trace.Event) {
 	s.Count++
-	if e.Error != "" {
+	switch e.Error {
+	case "":
+	case "ENOENT", "ENODATA", "ENOSYS": // see counters.Class.Ordinary
+		s.Absent++
+	default:
 		s.Errors++
 	}
 	s.Time += e.Latency
@@ -252,7 +273,7 @@ func (s *traceSums) add(e *trace.Event) {
 				name = "(others)"
 			}
 			if sum = s.by[i][name]; sum == nil {
-				sum = &traceSum{Name: name}
+				sum = &traceSum{Name: trace.Text(name)}
 				s.by[i][name] = sum
 			}
 		}
@@ -267,7 +288,7 @@ func (s *traceSums) sorted(i int) []*traceSum {
 		list = append(list, sum)
 	}
 	slices.SortFunc(list, func(a, b *traceSum) int {
-		return cmp.Or(cmp.Compare(b.Time, a.Time), strings.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(b.Time, a.Time), cmp.Compare(a.Name, b.Name))
 	})
 	return list
 }
@@ -282,18 +303,18 @@ func (s *traceSums) print(out io.Writer, asJSON bool, took time.Duration) error 
 		if i > 0 {
 			fmt.Fprintln(out)
 		}
-		t := newTable(out, "COUNT", "ERRORS", "TIME", "SLOWEST", "BYTES", "COPY-UPS", k.title)
+		t := newTable(out, "COUNT", "ABSENT", "ERRORS", "TIME", "SLOWEST", "BYTES", "COPY-UPS", k.title)
 		list := s.sorted(i)
 		for n, sum := range list {
 			if k.most > 0 && n == k.most {
-				t.row("", "", "", "", "", "", fmt.Sprintf("(%d more)", len(list)-n))
+				t.row("", "", "", "", "", "", "", fmt.Sprintf("(%d more)", len(list)-n))
 				break
 			}
-			name := quoted(sum.Name)
+			name := quoted(string(sum.Name))
 			if sum.Name == "" {
 				name = "-"
 			}
-			t.row(fmt.Sprint(sum.Count), fmt.Sprint(sum.Errors), roundTime(sum.Time), roundTime(sum.Slowest), size(sum.Bytes), fmt.Sprint(sum.CopyUps), name)
+			t.row(fmt.Sprint(sum.Count), fmt.Sprint(sum.Absent), fmt.Sprint(sum.Errors), roundTime(sum.Time), roundTime(sum.Slowest), size(sum.Bytes), fmt.Sprint(sum.CopyUps), name)
 		}
 		if err := t.flush(); err != nil {
 			return err

@@ -23,7 +23,8 @@ import (
 
 // ControlFile is the socket in a run directory where a mount server is watched, and told which
 // faults its requests shall meet. A client sends one line, a [Control], and gets lines: one
-// [Answer], and if it asked for a trace, more of them until it closes the connection.
+// [Answer], and if it asked for a trace, more of them until it closes the connection, or its
+// half of it: then it gets what has happened until that moment.
 const ControlFile = "control"
 
 // Control is what a client asks a mount server for: one of the fields is set.
@@ -86,7 +87,8 @@ const (
 	// maxControl bounds a request, maxAnswer a line of an answer.
 	maxControl = 1 << 20
 	maxAnswer  = 1 << 20
-	// drainTime is how long the end of a mount waits for those who watch to get the rest.
+	// drainTime is how long the end of a mount waits for those who watch to get the rest, and
+	// how long they wait for it when they end.
 	drainTime = 2 * time.Second
 	// droppedEvery is how often a client is told how many events were dropped.
 	droppedEvery = time.Second
@@ -223,6 +225,17 @@ func (c *control) trace(conn net.Conn, f trace.Filter) {
 		told = n
 		return send(Answer{Dropped: n})
 	}
+	rest := func() { // what has happened until now; a client that is gone does not want it
+		for n := len(s.Events()); n > 0; n-- {
+			e := <-s.Events()
+			if !send(Answer{Event: &e}) {
+				return
+			}
+		}
+		if dropped() {
+			_ = w.Flush()
+		}
+	}
 	for ok := true; ok; {
 		select {
 		case e := <-s.Events():
@@ -230,15 +243,10 @@ func (c *control) trace(conn net.Conn, f trace.Filter) {
 		case <-tick.C:
 			ok = dropped() && w.Flush() == nil
 		case <-gone:
+			rest()
 			return
 		case <-c.ending:
-			for len(s.Events()) > 0 && ok {
-				e := <-s.Events()
-				ok = send(Answer{Event: &e})
-			}
-			if ok && dropped() {
-				_ = w.Flush() // a client that is gone does not want it
-			}
+			rest()
 			return
 		}
 	}
@@ -252,7 +260,7 @@ func AskControl(ctx context.Context, runDir string, r Control) (a Answer, err er
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err = talk(ctx, runDir, r, func(got Answer) error { a = got; return io.EOF })
+		err = talk(ctx, runDir, r, hangUp, func(got Answer) error { a = got; return io.EOF })
 		if err == nil || !betweenServers(err) || ctx.Err() != nil {
 			return a, err
 		}
@@ -264,25 +272,38 @@ func AskControl(ctx context.Context, runDir string, r Control) (a Answer, err er
 	}
 }
 
-// Trace calls f with what the mount server says, until ctx ends (which is no error), f returns an error,
+// Trace calls f with what the mount server says, until ctx ends (which is no error; what has happened
+// before is still told), f returns an error,
 // or the server ends: then the error is [io.ErrUnexpectedEOF], and another server may have
 // taken over.
 func Trace(ctx context.Context, runDir string, filter trace.Filter, f func(Answer) error) error {
-	err := talk(ctx, runDir, Control{Trace: &filter}, f)
+	err := talk(ctx, runDir, Control{Trace: &filter}, hearOut, f)
 	if ctx.Err() != nil {
 		return nil
 	}
 	return err
 }
 
-// talk sends a request and calls f for each line of the answer. io.EOF from f ends it.
-func talk(ctx context.Context, runDir string, r Control, f func(Answer) error) error {
+// hangUp ends a conversation.
+func hangUp(c net.Conn) { _ = c.Close() }
+
+// hearOut has the server say the rest, for a while.
+func hearOut(c net.Conn) {
+	_ = c.SetReadDeadline(time.Now().Add(drainTime))
+	if u, ok := c.(*net.UnixConn); ok {
+		_ = u.CloseWrite() // the server may be gone, which the next line tells
+	}
+}
+
+// talk sends a request and calls f for each line of the answer. io.EOF from f ends it. When
+// ctx ends, end is called.
+func talk(ctx context.Context, runDir string, r Control, end func(net.Conn), f func(Answer) error) error {
 	c, err := dial(ctx, runDir, ControlFile)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	stop := context.AfterFunc(ctx, func() { end(c) })
 	defer stop()
 	if err := json.NewEncoder(c).Encode(r); err != nil {
 		return fmt.Errorf("ask the mount server: %w", err)

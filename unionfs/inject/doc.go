@@ -9,7 +9,8 @@
 //   - Every rule ends by itself, at the latest after [Longest]. A server that takes over from
 //     one that has died has no rules.
 //   - No rule can keep a mount from being unmounted, nor files from being closed: FORGET,
-//     RELEASE and the like meet no faults.
+//     RELEASE and the like meet no faults. A request that waits for a latency has the mount
+//     busy, and its program cannot be killed; it waits no longer when the rule ends or is cleared.
 //   - ENOSYS is never injected: the kernel would never ask again.
 //
 // # Data

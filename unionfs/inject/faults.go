@@ -18,6 +18,24 @@ type Fault struct {
 	Errno   syscall.Errno // 0: none
 	Latency time.Duration
 	Short   int64 // 0: no limit
+
+	slow []*rule // whose latencies these are
+}
+
+// Wait lets the latency pass, of each rule as long as there is the rule: who clears it lets go
+// the requests that wait for it.
+func (f Fault) Wait() {
+	left := f.Latency
+	for _, r := range f.slow {
+		d := min(r.Latency, left)
+		t := time.NewTimer(d)
+		select {
+		case <-t.C:
+		case <-r.gone:
+			t.Stop()
+		}
+		left -= d
+	}
 }
 
 // Faults are the rules of one mount. Its zero value has none.
@@ -34,6 +52,7 @@ type rule struct {
 	Rule
 	ends  time.Time // with the monotonic clock
 	errno syscall.Errno
+	gone  chan struct{} // closed when the rule has ended or was cleared
 }
 
 // On reports whether there are rules.
@@ -54,7 +73,7 @@ func (f *Faults) Add(rules []Rule) ([]Rule, error) {
 		if r.For == 0 {
 			r.For = Default
 		}
-		n := &rule{Rule: r, ends: time.Now().Add(r.For), errno: r.errno()}
+		n := &rule{Rule: r, ends: time.Now().Add(r.For), errno: r.errno(), gone: make(chan struct{})}
 		n.Expires = n.ends.Round(0).UTC()
 		f.rules = append(f.rules, n)
 		added = append(added, n.Rule)
@@ -73,6 +92,7 @@ func (f *Faults) Clear(ids []int) []Rule {
 		clear := len(ids) == 0 || slices.Contains(ids, r.ID)
 		if clear {
 			gone = append(gone, r.Rule)
+			close(r.gone)
 		}
 		return clear
 	})
@@ -95,7 +115,13 @@ func (f *Faults) List() []Rule {
 // expire removes what has ended. Preconditions: mu is held.
 func (f *Faults) expire(now time.Time) {
 	had := len(f.rules)
-	f.rules = slices.DeleteFunc(f.rules, func(r *rule) bool { return !now.Before(r.ends) })
+	f.rules = slices.DeleteFunc(f.rules, func(r *rule) bool {
+		over := !now.Before(r.ends)
+		if over {
+			close(r.gone)
+		}
+		return over
+	})
 	if len(f.rules) != had {
 		f.changed()
 	}
@@ -138,7 +164,10 @@ func (f *Faults) Decide(e *trace.Event) (Fault, bool) {
 		}
 		r.Hit++
 		hit = true
-		out.Latency += r.Latency
+		if r.Latency > 0 {
+			out.Latency += r.Latency
+			out.slow = append(out.slow, r)
+		}
 		if out.Errno == 0 {
 			out.Errno = r.errno
 		}
@@ -158,6 +187,6 @@ func (f *Faults) Direct(path string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.ContainsFunc(f.rules, func(r *rule) bool {
-		return r.Data() && (r.Path == "" || trace.MatchPath(r.Path, path))
+		return r.Data() && (r.Path == "" || trace.MatchPath(string(r.Path), path))
 	})
 }

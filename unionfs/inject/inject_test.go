@@ -100,8 +100,8 @@ func TestDecide(t *testing.T) {
 	add(t, &f, Rule{Ops: []string{"write"}, Latency: time.Second}, Rule{Ops: []string{"write"}, Errno: "EIO", Latency: time.Second},
 		Rule{Ops: []string{"write"}, Errno: "ENOSPC"}, Rule{Ops: []string{"write"}, Short: 10}, Rule{Ops: []string{"write"}, Short: 5})
 	got, hit := f.Decide(&write)
-	if want := (Fault{Errno: syscall.EIO, Latency: 2 * time.Second, Short: 5}); !hit || got != want {
-		t.Errorf("%+v, want %+v", got, want)
+	if !hit || got.Errno != syscall.EIO || got.Latency != 2*time.Second || got.Short != 5 {
+		t.Errorf("several rules: %+v", got)
 	}
 	if !f.HasData() || !f.Direct("/x") {
 		t.Error("rules about data are not obeyed when a file is opened")
@@ -147,6 +147,38 @@ func TestRulesEnd(t *testing.T) {
 	for deadline := time.Now().Add(10 * time.Second); f.On(); <-time.After(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the last rule does not end")
+		}
+	}
+}
+
+// TestWait: who waits is let go when the rule is cleared or ends.
+func TestWait(t *testing.T) {
+	var f Faults
+	for name, c := range map[string]struct {
+		rules []Rule
+		clear bool
+	}{
+		"cleared":            {[]Rule{{Ops: []string{"lookup"}, Latency: LongestLatency}}, true},
+		"several":            {[]Rule{{Ops: []string{"lookup"}, Latency: LongestLatency}, {Ops: []string{"name"}, Latency: LongestLatency}}, true},
+		"ended":              {[]Rule{{Ops: []string{"lookup"}, Latency: LongestLatency, For: 20 * time.Millisecond}}, false},
+		"over by themselves": {[]Rule{{Ops: []string{"lookup"}, Latency: 20 * time.Millisecond}, {Ops: []string{"lookup"}, Latency: time.Millisecond}}, false},
+		"none":               {[]Rule{{Ops: []string{"lookup"}, Errno: "EIO"}}, false},
+	} {
+		f.Clear(nil)
+		add(t, &f, c.rules...)
+		fault, hit := f.Decide(&trace.Event{Op: "lookup"})
+		if !hit {
+			t.Fatal(name)
+		}
+		if c.clear {
+			time.AfterFunc(20*time.Millisecond, func() { f.Clear(nil) })
+		}
+		done := make(chan struct{})
+		go func() { fault.Wait(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s: it waits", name)
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -31,10 +30,10 @@ type Rule struct {
 	// Ops are operations, or groups of them (trace.Groups). At least one.
 	Ops []string `json:"ops"`
 	// Path is a pattern (trace.MatchPath) for the path or the new path of the request; empty: any.
-	Path string `json:"path,omitempty"`
+	Path trace.Text `json:"path,omitempty"`
 	// Pid is a process or a thread; Command the name of a process. Empty: any.
-	Pid     uint32 `json:"pid,omitempty"`
-	Command string `json:"command,omitempty"`
+	Pid     uint32     `json:"pid,omitempty"`
+	Command trace.Text `json:"command,omitempty"`
 
 	// Errno is the name of the error to answer with; Latency how long to wait first. Short is
 	// the most bytes that a read or write moves. At least one of the three.
@@ -56,9 +55,9 @@ type Rule struct {
 	Hit     uint64 `json:"hit,omitempty"`
 }
 
-// never are the operations that meet no faults: the kernel does not wait for them, or
-// nothing could be unmounted.
-var never = []string{"other", "forget", "batch_forget", "init", "destroy", "interrupt", "notify_reply", "release", "releasedir", "getlk", "setlk", "setlkw", "bmap", "poll", "setupmapping", "removemapping"}
+// never are the operations that meet no faults: the kernel does not wait for them or does not
+// ask, or nothing could be unmounted.
+var never = []string{"other", "forget", "batch_forget", "init", "destroy", "interrupt", "notify_reply", "release", "releasedir", "flush", "getlk", "setlk", "setlkw", "bmap", "poll", "setupmapping", "removemapping"}
 
 // dataOps are those that the kernel leaves out if it can.
 var dataOps = []string{"read", "write"}
@@ -70,10 +69,10 @@ func (r *Rule) Validate(ops []string) error {
 	}
 	for _, o := range r.Ops {
 		if slices.Contains(never, o) {
-			return fmt.Errorf("operation %q meets no faults: nobody waits for its answer", o)
+			return fmt.Errorf("operation %q meets no faults: nobody asks, or waits for the answer", o)
 		}
 	}
-	f := trace.Filter{Ops: r.Ops, Path: r.Path}
+	f := trace.Filter{Ops: r.Ops, Path: string(r.Path)}
 	if err := f.Validate(ops); err != nil {
 		return err
 	}
@@ -109,24 +108,12 @@ func (r *Rule) Data() bool {
 }
 
 // errno is the number of the error; 0 if there is no such name.
-func (r *Rule) errno() syscall.Errno { return errnoOf(r.Errno) }
-
-func errnoOf(name string) syscall.Errno {
-	if name == "" {
-		return 0
-	}
-	for e := syscall.Errno(1); e < 134; e++ { // the last one of Linux
-		if strings.EqualFold(unix.ErrnoName(e), name) {
-			return e
-		}
-	}
-	return 0
-}
+func (r *Rule) errno() syscall.Errno { return trace.ErrnoOf(r.Errno) }
 
 // matches reports whether a request is one that the rule is about.
 func (r *Rule) matches(e *trace.Event) bool {
 	return trace.HasOp(r.Ops, e.Op) && !slices.Contains(never, e.Op) &&
-		(r.Path == "" || trace.MatchPath(r.Path, e.Path) || e.To != "" && e.Op != "symlink" && trace.MatchPath(r.Path, e.To)) &&
+		(r.Path == "" || e.MatchPath(string(r.Path))) &&
 		(r.Pid == 0 || r.Pid == e.Pid || r.Pid == e.Thread) &&
-		(r.Command == "" || r.Command == e.Command)
+		(r.Command == "" || string(r.Command) == e.Command)
 }

@@ -27,6 +27,6 @@
 // # Which process
 //
 // The kernel tells the thread. Its name, its process and its container are read from procfs
-// while it waits for the answer, and kept for a moment. A write that the kernel makes for
+// while it waits for the answer, and all but the name kept for a moment. A write that the kernel makes for
 // somebody else at a later time, and a FORGET or RELEASE, have no process.
 package trace

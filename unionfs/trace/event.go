@@ -1,6 +1,7 @@
 package trace
 
 import (
+	"strings"
 	"syscall"
 	"time"
 
@@ -53,6 +54,16 @@ type Event struct {
 	Errno syscall.Errno `json:"-"`
 	// Injected: the answer, or its delay, is that of a fault that somebody has asked for.
 	Injected bool `json:"injected,omitempty"`
+}
+
+// ErrnoOf returns the number of an error by its name, in small letters, too; 0 if there is none.
+func ErrnoOf(name string) syscall.Errno {
+	for e := syscall.Errno(1); e < 134; e++ { // the last one of Linux
+		if n := unix.ErrnoName(e); n != "" && strings.EqualFold(n, name) {
+			return e
+		}
+	}
+	return 0
 }
 
 // errorName returns ENOENT for ENOENT.

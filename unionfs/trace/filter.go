@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -47,8 +48,14 @@ func (f *Filter) Validate(ops []string) error {
 		}
 	}
 	for _, l := range f.Layers {
-		if l != "upper" && l != "lower" && !strings.HasPrefix(l, "lower:") {
-			return fmt.Errorf("unknown layer %q: expected upper, lower, or lower:N", l)
+		n, numbered := strings.CutPrefix(l, "lower:")
+		if i, err := strconv.Atoi(n); l != "upper" && l != "lower" && (!numbered || err != nil || i < 1) {
+			return fmt.Errorf("unknown layer %q: expected upper, lower, or lower:N (lower:1 is the topmost)", l)
+		}
+	}
+	for _, n := range f.Errors {
+		if n != "any" && n != "none" && ErrnoOf(n) == 0 {
+			return fmt.Errorf("unknown error %q: expected a name as ENOENT, any or none", n)
 		}
 	}
 	if f.Slower < 0 {
@@ -80,7 +87,7 @@ func HasOp(list []string, op string) bool {
 // Match reports whether e is wanted.
 func (f *Filter) Match(e *Event) bool {
 	return HasOp(f.Ops, e.Op) &&
-		(f.Path == "" || MatchPath(f.Path, e.Path) || e.To != "" && e.Op != "symlink" && MatchPath(f.Path, e.To)) &&
+		(f.Path == "" || e.MatchPath(f.Path)) &&
 		(len(f.Pids) == 0 || slices.Contains(f.Pids, e.Pid) || slices.Contains(f.Pids, e.Thread)) &&
 		(len(f.Commands) == 0 || slices.Contains(f.Commands, e.Command)) &&
 		(len(f.Errors) == 0 || slices.ContainsFunc(f.Errors, func(n string) bool {
@@ -91,6 +98,12 @@ func (f *Filter) Match(e *Event) bool {
 			return l == e.Layer || l == "lower" && strings.HasPrefix(e.Layer, "lower:")
 		})) &&
 		(!f.CopyUps || e.CopiedUp)
+}
+
+// MatchPath reports whether a pattern matches the path of e, or its new one. What a symbolic
+// link leads to is no path in the mount.
+func (e *Event) MatchPath(pattern string) bool {
+	return MatchPath(pattern, e.Path) || e.Op != "symlink" && e.Op != "readlink" && MatchPath(pattern, e.To)
 }
 
 // ValidatePath reports a pattern that no path can match.
@@ -109,9 +122,9 @@ func ValidatePath(pattern string) error {
 
 // MatchPath reports whether a path in the mount matches a pattern: as path.Match, "*" and "?"
 // not matching a slash; with /** at its end the directory and all that is below; and without
-// any slash the last name of the path alone.
+// any slash the last name of the path alone. What is no path from the root matches nothing.
 func MatchPath(pattern, p string) bool {
-	if p == "" {
+	if !strings.HasPrefix(p, "/") {
 		return false
 	}
 	dir, below := strings.CutSuffix(pattern, "/**")

@@ -2,11 +2,12 @@ package trace
 
 import (
 	"bytes"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // person is what procfs says about a thread.
@@ -18,7 +19,8 @@ type person struct {
 }
 
 // people remembers threads for a moment: long enough for a burst of requests, too short for
-// a number to be used again or a program to be replaced unnoticed by many.
+// a number to be used again unnoticed by many. Only the name is asked for each time: a program
+// is most often executed right after its process was made.
 type people struct {
 	mu   sync.Mutex
 	seen map[uint32]person
@@ -29,6 +31,7 @@ const (
 	mostPeople = 4096
 	// maxProc bounds what is read of a file in procfs.
 	maxProc = 16 << 10
+	maxComm = 64
 )
 
 // of looks a thread up. It is called while the thread waits for the answer to its request.
@@ -40,6 +43,9 @@ func (p *people) of(thread uint32, now time.Time) person {
 	who, ok := p.seen[thread]
 	p.mu.Unlock()
 	if ok && now.Sub(who.seen) < peopleFor {
+		if name := commandOf(thread); name != "" {
+			who.command = name
+		}
 		return who
 	}
 	who = lookUp(thread)
@@ -55,44 +61,43 @@ func (p *people) of(thread uint32, now time.Time) person {
 
 // lookUp reads what procfs says of a thread; what it does not say stays empty.
 func lookUp(thread uint32) (who person) {
-	status := readProc(thread, "status")
+	status := readProc(thread, "status", maxProc)
 	for line := range bytes.Lines(status) {
 		key, value, _ := bytes.Cut(line, []byte(":"))
-		switch value := string(bytes.TrimSpace(value)); string(key) {
-		case "Name":
-			who.command = unescapeName(value)
-		case "Tgid":
-			if n, err := strconv.ParseUint(value, 10, 32); err == nil {
-				who.pid = uint32(n)
-			}
+		if string(key) != "Tgid" {
+			continue
 		}
-		if who.pid != 0 {
-			break // what follows is long
+		if n, err := strconv.ParseUint(string(bytes.TrimSpace(value)), 10, 32); err == nil {
+			who.pid = uint32(n)
 		}
+		break // what follows is long
 	}
 	if who.pid != 0 {
-		who.container = containerOf(readProc(thread, "cgroup"))
+		who.command = commandOf(thread)
+		who.container = containerOf(readProc(thread, "cgroup", maxProc))
 	}
 	return who
 }
 
-// unescapeName undoes what the kernel does to odd characters in the line Name.
-func unescapeName(s string) string {
-	return strings.NewReplacer(`\n`, "\n", `\\`, `\`).Replace(s)
+// commandOf is the name of a thread as it is now; "" if there is no such thread.
+func commandOf(thread uint32) string {
+	return strings.TrimSuffix(string(readProc(thread, "comm", maxComm)), "\n")
 }
 
-func readProc(thread uint32, name string) []byte {
+// readProc reads the beginning of a file of procfs, without the descriptor being anything to
+// the runtime: it is done for each request.
+func readProc(thread uint32, name string, most int) []byte {
 	id := strconv.FormatUint(uint64(thread), 10)
 	// A confined server has procfs as its root directory.
 	for _, root := range []string{"/proc/", "/"} {
-		f, err := os.Open(root + id + "/" + name)
+		fd, err := unix.Open(root+id+"/"+name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 		if err != nil {
 			continue
 		}
-		b := make([]byte, maxProc)
-		n, _ := f.Read(b) // what procfs gives in one read is one state; nothing is as good as less
-		_ = f.Close()     // only read
-		return b[:n]
+		b := make([]byte, most)
+		n, _ := unix.Read(fd, b) // what procfs gives in one read is one state; nothing is as good as less
+		_ = unix.Close(fd)       // only read
+		return b[:max(n, 0)]
 	}
 	return nil
 }

@@ -2,10 +2,14 @@ package trace
 
 import (
 	"encoding/binary"
+	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMatchPath(t *testing.T) {
@@ -32,6 +36,12 @@ func TestMatchPath(t *testing.T) {
 		{"cache/**", "/var/cache", true},
 		{"cache/**", "/var/caches", false},
 		{"*", "", false},
+		{"/srv/**", "", false},
+		{"/srv/**", "python3.11", false}, // where a link leads
+		{"/srv/**", "../x/y", false},
+		{"srv/**", "x/y", false},
+		{"/**", "x", false},
+		{"*", ".", false},
 		{"[ab]", "/x/a", true},
 		{"/a\\*", "/a*", true},
 		{"/a\\*", "/ab", false},
@@ -47,6 +57,23 @@ func TestMatchPath(t *testing.T) {
 		if ValidatePath(bad) == nil {
 			t.Errorf("%q was taken", bad)
 		}
+	}
+}
+
+func TestFilterValidate(t *testing.T) {
+	for _, f := range []Filter{{Layers: []string{"lower:0"}}, {Layers: []string{"lower:x"}}, {Layers: []string{"lowers"}}, {Errors: []string{"ENOSUCH"}}, {Errors: []string{""}}, {Ops: []string{"fdatasync"}}, {Slower: -1}} {
+		if f.Validate([]string{"open"}) == nil {
+			t.Errorf("%+v was taken", f)
+		}
+	}
+	f := Filter{Layers: []string{"upper", "lower", "lower:12"}, Errors: []string{"enoent", "EIO", "any", "none"}, Ops: []string{"open", "sync"}}
+	if err := f.Validate([]string{"open"}); err != nil {
+		t.Error(err)
+	}
+	readlink := Event{Op: "readlink", Path: "/l", To: "/srv/x"}
+	f = Filter{Path: "/srv/**"}
+	if f.Match(&readlink) {
+		t.Error("where a link leads counts for a path")
 	}
 }
 
@@ -223,4 +250,27 @@ func FuzzCall(f *testing.F) {
 		}
 		h.Begin(op, "x", in[:min(len(rest), headerIn)], new(tree))
 	})
+}
+
+// TestPeople: a thread that executes another program is called as that one at once.
+func TestPeople(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	self := uint32(unix.Gettid())
+	was := commandOf(self)
+	defer func() { _ = os.WriteFile("/proc/thread-self/comm", []byte(was), 0o600) }()
+	var p people
+	now := time.Now()
+	for _, name := range []string{"first", "second", "a b\\\nc", "\xff"} {
+		if err := os.WriteFile("/proc/thread-self/comm", []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		who := p.of(self, now)
+		if who.command != name || who.pid != uint32(os.Getpid()) {
+			t.Errorf("%q is told of as %q, process %d", name, who.command, who.pid)
+		}
+	}
+	if who := p.of(0, now); who != (person{}) {
+		t.Errorf("nobody is %+v", who)
+	}
 }

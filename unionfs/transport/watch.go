@@ -2,7 +2,6 @@ package transport
 
 import (
 	"encoding/binary"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -47,9 +46,7 @@ func (l *loop) meetFaults(b *buffer, n int, call *trace.Call) (reply []byte, mor
 		return l.respond(b, n)
 	}
 	call.Injected()
-	if f.Latency > 0 {
-		<-time.After(f.Latency) // others are answered meanwhile: the watch passes the token on
-	}
+	f.Wait() // others are answered meanwhile: the watch passes the token on
 	if f.Errno != 0 {
 		return errorReply(b.out, b.in, f.Errno), true
 	}
