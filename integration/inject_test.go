@@ -24,7 +24,13 @@ func (m *imageMount) inject(options ...string) string {
 // TestInject: programs meet the faults that rules name, and no others.
 func TestInject(t *testing.T) {
 	harness.NeedFUSE(t)
-	m := newImageMount(t, oracle.Recipe{Lowers: []oracle.Layer{workshop()}}, "--name", "box")
+	for _, io := range []string{"auto", "cache"} {
+		t.Run(io, func(t *testing.T) { testInject(t, io) })
+	}
+}
+
+func testInject(t *testing.T, io string) {
+	m := newImageMount(t, oracle.Recipe{Lowers: []oracle.Layer{workshop()}}, "--name", "box", "--io", io)
 	at := func(p string) string { return filepath.Join(m.target, "data", p) }
 
 	// A database that fsync fails once: the data is there, nothing else has noticed.

@@ -180,6 +180,10 @@ func (n *inode) ioState() *fileIO {
 	return e.io.Load()
 }
 
+// Direct reports whether reads and writes that come with a handle are those of programs, not
+// of the page cache. Of a file that is passed through none come, unless they have to.
+func (fs *FS) Direct(fh uint64) bool { return fh != handleCached }
+
 // openHandle decides how a new handle of the file does its I/O, and counts it.
 func (fs *FS) openHandle(n *inode, write bool, out *fuse.OpenOut) {
 	out.OpenFlags = fs.openFlags()

@@ -147,15 +147,16 @@ func (f *Faults) changed() {
 }
 
 // Decide says what happens to a request. Faults of several rules come together; of two
-// errors, that of the older rule.
-func (f *Faults) Decide(e *trace.Event) (Fault, bool) {
+// errors, that of the older rule. Only a request that is direct, a read or write for a program and
+// not for the page cache, can be made a shorter one.
+func (f *Faults) Decide(e *trace.Event, direct bool) (Fault, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var out Fault
 	hit := false
 	now := time.Now()
 	for _, r := range f.rules {
-		if !now.Before(r.ends) || !r.matches(e) {
+		if !now.Before(r.ends) || !r.matches(e) || r.Short > 0 && !direct {
 			continue
 		}
 		r.Matched++

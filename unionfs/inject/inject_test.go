@@ -43,7 +43,7 @@ func TestValidate(t *testing.T) {
 // hits says which of n equal requests meet a fault.
 func hits(f *Faults, e trace.Event, n int) (which []int) {
 	for i := 1; i <= n; i++ {
-		if _, hit := f.Decide(&e); hit {
+		if _, hit := f.Decide(&e, true); hit {
 			which = append(which, i)
 		}
 	}
@@ -99,12 +99,15 @@ func TestDecide(t *testing.T) {
 	// Several rules come together; the older error counts.
 	add(t, &f, Rule{Ops: []string{"write"}, Latency: time.Second}, Rule{Ops: []string{"write"}, Errno: "EIO", Latency: time.Second},
 		Rule{Ops: []string{"write"}, Errno: "ENOSPC"}, Rule{Ops: []string{"write"}, Short: 10}, Rule{Ops: []string{"write"}, Short: 5})
-	got, hit := f.Decide(&write)
+	got, hit := f.Decide(&write, true)
 	if !hit || got.Errno != syscall.EIO || got.Latency != 2*time.Second || got.Short != 5 {
 		t.Errorf("several rules: %+v", got)
 	}
 	if !f.HasData() || !f.Direct("/x") {
 		t.Error("rules about data are not obeyed when a file is opened")
+	}
+	if got, _ := f.Decide(&write, false); got.Short != 0 || got.Errno == 0 {
+		t.Errorf("the page cache would take it for the end of the file: %+v", got)
 	}
 	f.Clear(nil)
 	add(t, &f, Rule{Ops: []string{"fsync"}, Errno: "EIO"})
@@ -166,7 +169,7 @@ func TestWait(t *testing.T) {
 	} {
 		f.Clear(nil)
 		add(t, &f, c.rules...)
-		fault, hit := f.Decide(&trace.Event{Op: "lookup"})
+		fault, hit := f.Decide(&trace.Event{Op: "lookup"}, false)
 		if !hit {
 			t.Fatal(name)
 		}

@@ -36,12 +36,20 @@ func (w *watchers) begin(op uint32, in []byte) *trace.Call {
 	return w.hub.Begin(op, counters.OpName(op), in, w.resolver)
 }
 
+// isDirect reports whether a READ or WRITE is for a program, which gets as much as is answered. All
+// others are for the page cache: to it, less than was asked for is the end of the file.
+func (w *watchers) isDirect(in []byte) bool {
+	const fhAt = 40 // struct fuse_read_in, fuse_write_in
+	d, ok := w.resolver.(interface{ Direct(fh uint64) bool })
+	return ok && len(in) >= fhAt+8 && d.Direct(binary.NativeEndian.Uint64(in[fhAt:]))
+}
+
 // meetFaults is respond for a request that may meet faults.
 func (l *loop) meetFaults(b *buffer, n int, call *trace.Call) (reply []byte, more bool) {
 	if !l.eyes.faults.On() {
 		return l.respond(b, n)
 	}
-	f, hit := l.eyes.faults.Decide(call.Event())
+	f, hit := l.eyes.faults.Decide(call.Event(), l.eyes.isDirect(b.in[:n]))
 	if !hit {
 		return l.respond(b, n)
 	}
