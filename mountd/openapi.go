@@ -14,6 +14,7 @@ import (
 
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/unionfs/explain"
+	"github.com/plyfs/plyfs/unionfs/trace"
 )
 
 // route is one call of the API.
@@ -111,6 +112,20 @@ func jsonContent(schema any) map[string]any {
 	return map[string]any{"application/json": map[string]any{"schema": schema}}
 }
 
+// copiedObject is the form of trace.Copied.
+type copiedObject struct {
+	Time      time.Time `json:"time"`
+	Path      Path      `json:"path"`
+	Op        string    `json:"op"`
+	Detail    Path      `json:"detail,omitempty"`
+	Pid       uint32    `json:"pid,omitempty"`
+	Command   Path      `json:"command,omitempty"`
+	Container string    `json:"container,omitempty"`
+	UID       uint32    `json:"uid"`
+	From      string    `json:"from,omitempty"`
+	Dirs      int       `json:"dirs,omitempty"`
+}
+
 var (
 	textType   = reflect.TypeFor[encoding.TextMarshaler]()
 	jsonType   = reflect.TypeFor[json.Marshaler]()
@@ -119,6 +134,7 @@ var (
 	pathType   = reflect.TypeFor[Path]()
 	inLayer    = reflect.TypeFor[explain.Path]()
 	changeType = reflect.TypeFor[Change]()
+	copiedType = reflect.TypeFor[trace.Copied]()
 	rawType    = reflect.TypeFor[json.RawMessage]()
 )
 
@@ -134,6 +150,8 @@ func (d *describer) schema(t reflect.Type) map[string]any {
 		return map[string]any{"description": "a path of any bytes: an object if it is not valid UTF-8", "anyOf": []any{map[string]any{"type": "string"}, object}}
 	case t == changeType:
 		return d.schema(reflect.TypeFor[changeObject]())
+	case t == copiedType:
+		return d.schema(reflect.TypeFor[copiedObject]())
 	case t == rawType:
 		return map[string]any{}
 	case t.Implements(textType):

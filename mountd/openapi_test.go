@@ -14,10 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/plyfs/plyfs/layers"
 	"github.com/plyfs/plyfs/unionfs"
+	"github.com/plyfs/plyfs/unionfs/trace"
 	"github.com/plyfs/plyfs/whiteout"
 )
 
@@ -277,5 +279,18 @@ func TestSocketUnit(t *testing.T) {
 	want := "\nListenStream=/run/plyfs/" + filepath.Base(RunDir("/var/lib/plyfs")) + "/" + socketName + "\n"
 	if !strings.Contains(string(unit), want) {
 		t.Errorf("expected %q in\n%s", want, unit)
+	}
+}
+
+// TestCopiedObject: what is described is what is sent.
+func TestCopiedObject(t *testing.T) {
+	tags := func(of reflect.Type) (tags []string) {
+		for i := range of.NumField() {
+			tags = append(tags, of.Field(i).Tag.Get("json"))
+		}
+		return tags
+	}
+	if d := cmp.Diff(tags(reflect.TypeFor[trace.Copied]()), tags(reflect.TypeFor[copiedObject]())); d != "" {
+		t.Error(d)
 	}
 }
