@@ -134,7 +134,7 @@ var (
 	pathType   = reflect.TypeFor[Path]()
 	inLayer    = reflect.TypeFor[explain.Path]()
 	changeType = reflect.TypeFor[Change]()
-	copiedType = reflect.TypeFor[trace.Copied]()
+	copiedType = reflect.TypeFor[*trace.Copied]()
 	rawType    = reflect.TypeFor[json.RawMessage]()
 )
 
@@ -151,7 +151,7 @@ func (d *describer) schema(t reflect.Type) map[string]any {
 	case t == changeType:
 		return d.schema(reflect.TypeFor[changeObject]())
 	case t == copiedType:
-		return d.schema(reflect.TypeFor[copiedObject]())
+		return d.schema(reflect.TypeFor[*copiedObject]())
 	case t == rawType:
 		return map[string]any{}
 	case t.Implements(textType):
