@@ -67,7 +67,10 @@ func (f *mountField) clean() {
 // TestManyMounts mounts one image at many places at once, most of them writable.
 func TestManyMounts(t *testing.T) {
 	f := newMountField(t)
-	const many = 40
+	many := 40
+	if os.Getenv("SOAK_DURATION") != "" {
+		many = 200
+	}
 	errs := make(chan error, 2*many)
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, 8) // of commands at a time
