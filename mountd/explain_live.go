@@ -42,6 +42,11 @@ type LivePlace struct {
 // until it is reached; those in it lead to where they lead for programs whose root it is.
 // The path need not exist.
 func FindLive(path string) (LivePlace, error) {
+	return findLive(path, "name an image or a container as well (plyfs explain NAME PATH), or the layers (-o lowerdir=…)")
+}
+
+// findLive also says what to do with a path that lies in no such mount.
+func findLive(path, advice string) (LivePlace, error) {
 	var at LivePlace
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -78,8 +83,8 @@ func FindLive(path string) (LivePlace, error) {
 		if at.mount != nil {
 			what = fmt.Sprintf("the %s mount on %q", at.mount.FSType, at.mount.Mountpoint)
 		}
-		return at, markedf(ErrUsage, "%q lies in %s, which is none of plyfs, nor of overlayfs: name an image or a container as well (plyfs explain NAME PATH), or the layers (-o lowerdir=…)",
-			full, what)
+		return at, markedf(ErrUsage, "%q lies in %s, which is none of plyfs, nor of overlayfs: %s",
+			full, what, advice)
 	}
 	at.below = strings.Trim(strings.TrimPrefix(full, at.mount.Mountpoint), "/")
 	at.In = filepath.Join("/", at.mount.Root, at.below)

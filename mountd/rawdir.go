@@ -91,7 +91,7 @@ type LiveServer struct {
 // FindServer finds the mount that a path lies in (see [FindLive]), and where its server can be
 // asked: whichever store it is of, or of none. Root is led to the servers of users as well.
 func FindServer(path string) (LiveServer, error) {
-	at, err := FindLive(path)
+	at, err := findLive(path, "name a mount or a container, see `plyfs stats`")
 	if err != nil {
 		return LiveServer{}, err
 	}

@@ -81,6 +81,9 @@ With --record the operations are also written to a file, which plyfs trace show 
 			if err := o.complete(); err != nil {
 				return err
 			}
+			if cmd.Flags().Changed("for") && duration <= 0 {
+				return usagef("--for: expected more than 0")
+			}
 			m, err := a.live(cmd, args[0])
 			if err != nil {
 				return err
