@@ -72,7 +72,7 @@ fuzz: ## fuzz every fuzz target for FUZZTIME
 	FUZZTIME=$(FUZZTIME) .ci/fuzz $(PKGS)
 
 soak: ## compare with kernel overlayfs on random trees and operations for DURATION
-	SOAK_DURATION=$(DURATION) go test -v -count 1 -timeout 0 -run 'TestSoak' ./integration $(if $(SEED),-oracle.seed $(SEED))
+	SOAK_DURATION=$(DURATION) go test -v -count 1 -timeout 0 -run 'TestSoak|TestManyMounts' ./integration $(if $(SEED),-oracle.seed $(SEED))
 
 INSTALL = OUT='$(OUT)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SBINDIR='$(SBINDIR)' ZSHDIR='$(ZSHDIR)' FUSE_OVERLAYFS='$(FUSE_OVERLAYFS)' cmd/plyfs/dist/install
 

@@ -69,7 +69,7 @@ prints them.`,
 			switch {
 			case adds:
 				r.Pid, r.Path, r.Command = pid, trace.Text(path), trace.Text(command)
-				for _, name := range []string{"prob", "nth", "for", "pid"} { // 0 stands for nothing said
+				for _, name := range []string{"prob", "nth", "from", "for", "pid"} { // 0 stands for nothing said
 					if f := cmd.Flags().Lookup(name); f.Changed && strings.Trim(f.Value.String(), "0.s") == "" {
 						return usagef("--%s: expected more than 0", name)
 					}
@@ -107,6 +107,7 @@ prints them.`,
 	f.Int64Var(&r.Short, "short", 0, "read or write no more than so many bytes")
 	f.Float64Var(&r.Prob, "prob", 0, "probability, 0 to 1 (default 1)")
 	f.Uint64Var(&r.Nth, "nth", 0, "only the Nth operation that matches")
+	f.Uint64Var(&r.From, "from", 0, "only the Nth operation that matches and all after it: a disk that is full stays full")
 	f.DurationVar(&r.For, "for", inject.Default, "how long the rule lasts")
 	f.StringVar(&file, "file", "", "read rules from this file")
 	f.BoolVar(&list, "list", false, "list the rules")
@@ -263,6 +264,9 @@ func whenText(r inject.Rule) string {
 	}
 	if r.Nth > 0 {
 		out = append(out, fmt.Sprintf("match %d", r.Nth))
+	}
+	if r.From > 0 {
+		out = append(out, fmt.Sprintf("from match %d on", r.From))
 	}
 	if r.Prob > 0 {
 		out = append(out, fmt.Sprintf("%g %%", 100*r.Prob))

@@ -36,7 +36,7 @@ func (o *traceOptions) add(cmd *cobra.Command) {
 	f.StringSliceVar(&o.filter.Commands, "command", nil, "only programs of these names")
 	f.StringSliceVar(&o.filter.Errors, "error", nil, "only these results, as ENOENT; any: each error; none: no error")
 	f.DurationVar(&o.filter.Slower, "slower", 0, "only what has taken at least so long (for example 1ms)")
-	f.StringSliceVar(&o.filter.Layers, "layer", nil, "only objects of these layers: upper, lower, lower:1 (the topmost)…")
+	f.StringSliceVar(&o.filter.Layers, "layer", nil, "only objects of these layers: upper, lower, lower:1 (the topmost), 'layer 2 of 3'…")
 	f.BoolVar(&o.filter.CopyUps, "copy-ups", false, "only what has copied something to the writable layer")
 	f.BoolVar(&o.summary, "summary", false, "print no operations, but at the end what there were, by operation, program and path")
 	f.Uint64VarP(&o.count, "count", "n", 0, "end after so many operations")

@@ -33,7 +33,6 @@ type traceView struct {
 	first   time.Time // of the operations
 	last    time.Time
 	shown   bool     // what was recorded
-	labels  []string // of the lowers
 	blind   []string // what was said of what is not seen
 }
 
@@ -82,7 +81,6 @@ func (v *traceView) note(text string) {
 
 // mount says what will not be seen.
 func (v *traceView) mount(d *holder.Description) {
-	v.labels = d.Spec.Labels
 	lines := blind(d)
 	if !slices.Equal(lines, v.blind) { // another server of the mount says it again
 		for _, line := range lines {
@@ -123,7 +121,7 @@ func (v *traceView) event(e *trace.Event) error {
 		enc.SetEscapeHTML(false)
 		err = enc.Encode(e)
 	} else {
-		_, err = fmt.Fprintln(v.out, traceLine(e, v.labels))
+		_, err = fmt.Fprintln(v.out, traceLine(e))
 	}
 	if err == nil {
 		err = v.out.Flush()
@@ -132,7 +130,7 @@ func (v *traceView) event(e *trace.Event) error {
 }
 
 // traceLine is an operation as people read it.
-func traceLine(e *trace.Event, labels []string) string {
+func traceLine(e *trace.Event) string {
 	var b strings.Builder
 	who := printable(e.Command)
 	if who == "" {
@@ -153,8 +151,11 @@ func traceLine(e *trace.Event, labels []string) string {
 		fmt.Fprintf(&b, " = %d", e.Bytes)
 	}
 	var marks []string
-	if e.Layer != "" {
-		marks = append(marks, layerLabel(e.Layer, labels))
+	switch {
+	case e.Label != "":
+		marks = append(marks, printable(e.Label))
+	case e.Layer != "":
+		marks = append(marks, e.Layer)
 	}
 	if e.CopiedUp {
 		marks = append(marks, "copied up")
@@ -166,15 +167,6 @@ func traceLine(e *trace.Event, labels []string) string {
 		b.WriteString(" [" + strings.Join(marks, ", ") + "]")
 	}
 	return b.String()
-}
-
-// layerLabel is what people call a layer.
-func layerLabel(layer string, labels []string) string {
-	var n int
-	if _, err := fmt.Sscanf(layer, "lower:%d", &n); err == nil && n >= 1 && n <= len(labels) {
-		return printable(labels[n-1])
-	}
-	return printable(layer)
 }
 
 func tracePath(e *trace.Event) string {

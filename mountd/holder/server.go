@@ -150,6 +150,7 @@ func (s *server) run() error {
 		depth = fs.StackDepth()
 	}
 	watch := &control{hub: new(trace.Hub), faults: new(inject.Faults), fs: fs, ending: make(chan struct{})}
+	watch.hub.Name(s.spec.Labels)
 	watch.describe = func() Description {
 		return Description{
 			ID: s.spec.ID, Target: s.spec.Target, Server: s.self, IO: fs.IO().String(),

@@ -160,7 +160,7 @@ func (f *Faults) Decide(e *trace.Event, direct bool) (Fault, bool) {
 			continue
 		}
 		r.Matched++
-		if r.Nth > 0 && r.Matched != r.Nth || r.Prob > 0 && rand.Float64() >= r.Prob {
+		if r.Nth > 0 && r.Matched != r.Nth || r.Matched < r.From || r.Prob > 0 && rand.Float64() >= r.Prob {
 			continue
 		}
 		r.Hit++

@@ -25,6 +25,7 @@ func TestValidate(t *testing.T) {
 		"short and error": {Ops: []string{"read"}, Short: 1, Errno: "EIO"},
 		"probability":     {Ops: []string{"read"}, Errno: "EIO", Prob: 2},
 		"too long":        {Ops: []string{"read"}, Errno: "EIO", For: 25 * time.Hour},
+		"which of both":   {Ops: []string{"read"}, Errno: "EIO", Nth: 1, From: 2},
 		"pattern":         {Ops: []string{"read"}, Errno: "EIO", Path: "a/b"},
 	} {
 		if r.Validate(ops) == nil {
@@ -69,6 +70,13 @@ func TestDecide(t *testing.T) {
 	if got := hits(&f, write, 5); !slices.Equal(got, []int{3}) {
 		t.Errorf("the third: %v", got)
 	}
+	f.Clear(nil)
+	add(t, &f, Rule{Ops: []string{"write"}, Errno: "ENOSPC", From: 3})
+	if got := hits(&f, write, 5); !slices.Equal(got, []int{3, 4, 5}) {
+		t.Errorf("from the third on: %v", got)
+	}
+	f.Clear(nil)
+	add(t, &f, Rule{Ops: []string{"write"}, Errno: "ENOSPC", Nth: 3})
 	for _, other := range []trace.Event{{Op: "read", Path: "/db/log"}, {Op: "release", Path: "/db/log"}} {
 		if got := hits(&f, other, 5); got != nil {
 			t.Errorf("%+v: %v", other, got)

@@ -43,8 +43,10 @@ type Rule struct {
 
 	// Prob is the probability with which a request that matches meets the fault; 0 stands for 1.
 	Prob float64 `json:"prob,omitempty"`
-	// Nth leaves all requests alone that match, but this one; 1 is the first.
-	Nth uint64 `json:"nth,omitempty"`
+	// Nth leaves all requests alone that match, but this one; 1 is the first. From leaves alone those
+	// before this one: a disk that is full stays full.
+	Nth  uint64 `json:"nth,omitempty"`
+	From uint64 `json:"from,omitempty"`
 
 	// For is how long the rule lasts; 0: Default. Expires is when it ends, the server says it.
 	For     time.Duration `json:"for,omitempty"`
@@ -89,6 +91,8 @@ func (r *Rule) Validate(ops []string) error {
 		return errors.New("a negative number of bytes")
 	case r.Short > 0 && (r.Errno != "" || !r.only(dataOps)):
 		return errors.New("a number of bytes is for read and write alone, and does not go with an error")
+	case r.Nth > 0 && r.From > 0:
+		return errors.New("one match, or all from one on: not both")
 	case r.Prob < 0 || r.Prob > 1:
 		return fmt.Errorf("probability %v: expected more than 0, and 1 at most", r.Prob)
 	case r.For < 0 || r.For > Longest:

@@ -242,7 +242,7 @@ func (c *Call) End(reply []byte, errno syscall.Errno) {
 	if e.Node == 0 {
 		e.Node = c.node
 	}
-	e.Layer = LayerName(c.layer)
+	e.Layer, e.Label = LayerName(c.layer), c.hub.label(c.layer)
 	object, dir := c.copied(c.object, c.layer), c.copied(c.node, c.dirLayer)
 	if e.CopiedUp = object || dir; !e.CopiedUp {
 		e.Dirs = 0

@@ -36,6 +36,8 @@ type Event struct {
 	// Layer is where the object was when the request came, or a new one is now: "upper",
 	// "lower:1" (the topmost), "lower:2"…; empty: there is none, or it is not known.
 	Layer string `json:"layer,omitempty"`
+	// Label is what people call that layer, if it has a name of its own: "layer 3 of 5".
+	Label string `json:"label,omitempty"`
 	// CopiedUp: after the request the object, or the directory that a new one is in, is in the
 	// upper, and was not before.
 	CopiedUp bool `json:"copiedUp,omitempty"`

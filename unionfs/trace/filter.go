@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,7 +25,7 @@ type Filter struct {
 	Errors []string `json:"errors,omitempty"`
 	// Slower leaves out what took less.
 	Slower time.Duration `json:"slower,omitempty"`
-	// Layers are as in Event.Layer; "lower" is each of the lowers.
+	// Layers are as in Event.Layer or Event.Label; "lower" is each of the lowers.
 	Layers []string `json:"layers,omitempty"`
 	// CopyUps leaves out what has copied nothing up.
 	CopyUps bool `json:"copyUps,omitempty"`
@@ -40,6 +41,9 @@ var Groups = map[string][]string{
 	"change": {"create", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "rename2", "tmpfile", "setattr", "setxattr", "removexattr", "write", "copy_file_range", "fallocate"},
 }
 
+// layerWords are the forms of Event.Label.
+var layerWords = regexp.MustCompile(`^(layer \d+ of \d+|init layer)$`)
+
 // Validate reports what can never match. ops are the names of all operations.
 func (f *Filter) Validate(ops []string) error {
 	for _, o := range f.Ops {
@@ -48,9 +52,12 @@ func (f *Filter) Validate(ops []string) error {
 		}
 	}
 	for _, l := range f.Layers {
+		if layerWords.MatchString(l) {
+			continue
+		}
 		n, numbered := strings.CutPrefix(l, "lower:")
 		if i, err := strconv.Atoi(n); l != "upper" && l != "lower" && (!numbered || err != nil || i < 1) {
-			return fmt.Errorf("unknown layer %q: expected upper, lower, or lower:N (lower:1 is the topmost)", l)
+			return fmt.Errorf("unknown layer %q: expected upper, lower, lower:N (lower:1 is the topmost), or a name as layer 2 of 3", l)
 		}
 	}
 	for _, n := range f.Errors {
@@ -95,7 +102,7 @@ func (f *Filter) Match(e *Event) bool {
 		})) &&
 		e.Latency >= f.Slower &&
 		(len(f.Layers) == 0 || slices.ContainsFunc(f.Layers, func(l string) bool {
-			return l == e.Layer || l == "lower" && strings.HasPrefix(e.Layer, "lower:")
+			return l == e.Layer || l == e.Label && l != "" || l == "lower" && strings.HasPrefix(e.Layer, "lower:")
 		})) &&
 		(!f.CopyUps || e.CopiedUp)
 }

@@ -28,6 +28,18 @@ type Hub struct {
 	sessions atomic.Pointer[[]*Session] // replaced, never changed; guarded by mu for writing
 	people   people
 	history  *History // nil: none; immutable once requests come
+	labels   []string // of the lowers; immutable once requests come
+}
+
+// Name says what people call the lowers, the topmost first. It is called before the first request.
+func (h *Hub) Name(lowers []string) { h.labels = lowers }
+
+// label is the name of a layer, if it has one.
+func (h *Hub) label(layer int) string {
+	if layer < 1 || layer > len(h.labels) {
+		return ""
+	}
+	return h.labels[layer-1]
 }
 
 // Keep has the hub write down what is copied up. It is called before the first request.

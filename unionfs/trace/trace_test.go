@@ -80,7 +80,7 @@ func TestFilterValidate(t *testing.T) {
 func TestFilter(t *testing.T) {
 	e := Event{
 		Op: "rename2", Path: "/a", To: "/b/c", Pid: 7, Thread: 8, Command: "mv", Error: "EXDEV", Latency: time.Millisecond,
-		Layer: "lower:2", CopiedUp: false,
+		Layer: "lower:2", Label: "layer 1 of 2", CopiedUp: false,
 	}
 	for name, c := range map[string]struct {
 		f    Filter
@@ -105,6 +105,8 @@ func TestFilter(t *testing.T) {
 		"slower":         {Filter{Slower: time.Second}, false},
 		"lower":          {Filter{Layers: []string{"lower"}}, true},
 		"that lower":     {Filter{Layers: []string{"lower:2"}}, true},
+		"by its name":    {Filter{Layers: []string{"layer 1 of 2"}}, true},
+		"another name":   {Filter{Layers: []string{"layer 2 of 2", "init layer"}}, false},
 		"another lower":  {Filter{Layers: []string{"lower:1", "upper"}}, false},
 		"copied":         {Filter{CopyUps: true}, false},
 		"all conditions": {Filter{Ops: []string{"rename"}, Path: "/a", Pids: []uint32{7}, Errors: []string{"any"}, Slower: 1}, true},
@@ -162,6 +164,7 @@ func TestCall(t *testing.T) {
 	if h.On() {
 		t.Error("somebody listens to nothing")
 	}
+	h.Name([]string{"init layer", "layer 1 of 1"})
 	s := h.Listen(Filter{})
 	defer s.Close()
 	r := new(tree)
@@ -173,8 +176,8 @@ func TestCall(t *testing.T) {
 	c = h.Begin(opLookup, "lookup", request(opLookup, 1, "none\x00"), r)
 	c.End(make([]byte, headerOut+8), syscall.ENOENT)
 	for i, want := range []Event{
-		{Op: "unlink", Path: "/file", Node: 2, Layer: "lower:2"},
-		{Op: "setattr", Path: "/dir/file", Node: 2, Layer: "lower:2", CopiedUp: true, Detail: "mode=0000"},
+		{Op: "unlink", Path: "/file", Node: 2, Layer: "lower:2", Label: "layer 1 of 1"},
+		{Op: "setattr", Path: "/dir/file", Node: 2, Layer: "lower:2", Label: "layer 1 of 1", CopiedUp: true, Detail: "mode=0000"},
 		{Op: "lookup", Path: "/none", Node: 1, Error: "ENOENT", Errno: syscall.ENOENT},
 	} {
 		got := <-s.Events()
