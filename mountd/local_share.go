@@ -50,9 +50,9 @@ func (a *assessment) readOnly() bool {
 	return a.row.ReadOnly || a.mount != nil && slices.Contains(strings.Split(a.mount.Options, ","), "ro")
 }
 
-// pointsOf returns the mount points of a mount: bind mounts of a directory in it are none.
-func pointsOf(table []*mountinfo.Info, major, minor int) []*mountinfo.Info {
-	return slices.DeleteFunc(holder.DeviceMounts(table, major, minor), func(m *mountinfo.Info) bool { return m.Root != "/" })
+// points returns the mount points among the mounts of a file system: bind mounts of a directory in it are none.
+func points(ms []*mountinfo.Info) []*mountinfo.Info {
+	return slices.DeleteFunc(ms, func(m *mountinfo.Info) bool { return m.Root != "/" })
 }
 
 // shareable finds the mount of a container that another mount point can be given to.
@@ -169,7 +169,10 @@ func (l *Local) left(ctx context.Context, a assessment) ([]*mountinfo.Info, erro
 	if err != nil {
 		return nil, err
 	}
-	ms := pointsOf(table, a.mount.Major, a.mount.Minor)
+	// By now the number may be that of another file system: only mounts that were there before count.
+	ms := slices.DeleteFunc(points(holder.DeviceMounts(table, a.mount.Major, a.mount.Minor)), func(m *mountinfo.Info) bool {
+		return !slices.ContainsFunc(a.mounts, func(old *mountinfo.Info) bool { return old.ID == m.ID && old.ID != a.mount.ID })
+	})
 	if len(ms) == 0 || slices.ContainsFunc(ms, func(m *mountinfo.Info) bool { return m.Mountpoint == a.row.Target }) {
 		return ms, nil
 	}

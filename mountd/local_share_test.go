@@ -7,9 +7,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/layers"
+	"github.com/plyfs/plyfs/mountd/holder"
 )
 
 // points are the mount points of container c, as ps shows them, and whether they are writable.
@@ -173,4 +175,35 @@ func TestSharedMountEnds(t *testing.T) {
 	}
 	f.wantPoints(map[string]string{})
 	f.clean()
+}
+
+// TestClaims: a device number may be that of another mount by now.
+func TestClaims(t *testing.T) {
+	row := func(target string) layers.Live {
+		return layers.Live{Target: target, RunDir: "/run" + target, BootID: holder.BootID()}
+	}
+	c := claimsOf([]layers.Live{row("/a"), row("/b"), {Target: "/c", RunDir: "/run/old", BootID: "an earlier one"}})
+	at := func(target string) *mountinfo.Info {
+		return &mountinfo.Info{Major: 0, Minor: 50, Mountpoint: target, Root: "/", FSType: "fuse.plyfs"}
+	}
+	for _, x := range []struct {
+		row   string
+		table []*mountinfo.Info
+		want  string
+	}{
+		{"/a", []*mountinfo.Info{at("/a")}, "/a"},
+		{"/a", []*mountinfo.Info{at("/b")}, ""},                // it has ended
+		{"/b", []*mountinfo.Info{at("/b")}, "/b"},              // and this has its number
+		{"/a", []*mountinfo.Info{at("/b"), at("/c")}, "/c"},    // renamed
+		{"/a", []*mountinfo.Info{at("/x"), at("/a")}, "/x /a"}, // shared
+		{"/a", []*mountinfo.Info{at("/b"), at("/x"), at("/a")}, "/x /a"},
+	} {
+		var got []string
+		for _, m := range c.mounts(x.table, 0, 50, row(x.row)) {
+			got = append(got, m.Mountpoint)
+		}
+		if strings.Join(got, " ") != x.want {
+			t.Errorf("%s: %v, want %s", x.row, got, x.want)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -95,7 +96,10 @@ func (a *assessment) target() string {
 
 // assess compares a row with processes and mount tables. Nothing inside a
 // mount is touched, so a hanging server does not hang us.
-func assess(row layers.Live, own []*mountinfo.Info) assessment {
+//
+// A device number is used again as soon as its file system is gone, which may be before its
+// processes are: a mount point that another row claims is that row's.
+func assess(row layers.Live, own []*mountinfo.Info, c claims) assessment {
 	a := assessment{row: row}
 	f := facts{thisBoot: row.BootID == holder.BootID()}
 	if !f.thisBoot {
@@ -114,7 +118,7 @@ func assess(row layers.Live, own []*mountinfo.Info) assessment {
 	f.serverAlive = a.holder.Server.Alive()
 	find := func(table []*mountinfo.Info) *mountinfo.Info {
 		if f.wasLive && st.Minor != 0 {
-			return holder.FindDevice(table, st.Major, st.Minor, row.Target)
+			return holder.FindMount(c.mounts(table, st.Major, st.Minor, row), row.Target)
 		}
 		if m := holder.TopMount(table, row.Target); m != nil && holder.IsOurs(m) {
 			return m
@@ -123,7 +127,7 @@ func assess(row layers.Live, own []*mountinfo.Info) assessment {
 	}
 	a.mount = find(own)
 	if a.mount != nil {
-		a.mounts = pointsOf(own, a.mount.Major, a.mount.Minor)
+		a.mounts = points(c.mounts(own, a.mount.Major, a.mount.Minor, row))
 	}
 	f.inTable = a.mount != nil
 	for _, p := range []holder.Process{hp, a.holder.Server} {
@@ -137,6 +141,28 @@ func assess(row layers.Live, own []*mountinfo.Info) assessment {
 	}
 	a.state = verdict(f)
 	return a
+}
+
+// claims are the run directories of rows by their mount points.
+type claims map[string]string
+
+func claimsOf(rows []layers.Live) claims {
+	c := make(claims, len(rows))
+	for _, r := range rows {
+		if r.BootID == holder.BootID() {
+			c[r.Target] = r.RunDir
+		}
+	}
+	return c
+}
+
+// mounts returns those of a device number that are not on the mount point of another row,
+// oldest first.
+func (c claims) mounts(table []*mountinfo.Info, major, minor int, row layers.Live) []*mountinfo.Info {
+	return slices.DeleteFunc(holder.DeviceMounts(table, major, minor), func(m *mountinfo.Info) bool {
+		dir, claimed := c[m.Mountpoint]
+		return claimed && dir != row.RunDir && m.Mountpoint != row.Target
+	})
 }
 
 // reconcile removes what belongs to dead mounts: the dead entry of the mount
@@ -162,10 +188,11 @@ func (l *Local) reconciled(ctx context.Context, lost func(layers.Finding)) ([]as
 	if err != nil {
 		return nil, err
 	}
+	c := claimsOf(rows)
 	var alive []assessment
 	known := map[string]bool{}
 	for _, row := range rows {
-		a := assess(row, table)
+		a := assess(row, table, c)
 		if a.state == StateDead && (holder.Reused(table, a.mount.Major, a.mount.Minor) || l.detachDead(a, table)) {
 			a.state, a.mount, a.mounts = stateGone, nil, nil
 		}
@@ -192,7 +219,7 @@ func (l *Local) reconciled(ctx context.Context, lost func(layers.Finding)) ([]as
 			lost(*f)
 		}
 		if ok {
-			alive = append(alive, assess(row, table))
+			alive = append(alive, assess(row, table, c))
 		}
 	}
 	return alive, nil

@@ -73,14 +73,14 @@ func TestAssess(t *testing.T) {
 		{"starting", row("/new", self, t.TempDir()), StateStarting},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := assess(c.row, table).state; got != c.want {
+			if got := assess(c.row, table, nil).state; got != c.want {
 				t.Errorf("state %s, want %s", got, c.want)
 			}
 		})
 	}
 	old := row("/mnt", self, "")
 	old.BootID = "another"
-	if got := assess(old, table).state; got != stateElsewhere {
+	if got := assess(old, table, nil).state; got != stateElsewhere {
 		t.Errorf("row of another boot: %s", got)
 	}
 }

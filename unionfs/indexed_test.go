@@ -458,6 +458,7 @@ func TestDamagedIndex(t *testing.T) {
 			}
 		}
 	}
+	unix.Sync() // until then, ext4 does not know how many blocks the files take
 	lowers := []Layer{{Path: dir}, {Path: t.TempDir()}}
 	chain := buildChain(t, lowers, "the id")
 	good, err := os.ReadFile(chain)

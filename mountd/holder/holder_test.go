@@ -119,7 +119,7 @@ func TestMountAndUnmount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m := FindDevice(table, st.Major, st.Minor, s.Target); m == nil || m.Mountpoint != s.Target || m.FSType != "fuse.plyfs" {
+	if m := FindMount(DeviceMounts(table, st.Major, st.Minor), s.Target); m == nil || m.Mountpoint != s.Target || m.FSType != "fuse.plyfs" {
 		t.Errorf("mount of device %d:%d: %+v", st.Major, st.Minor, m)
 	}
 	if err := transport.Unmount(s.Target, false); err != nil {
@@ -539,7 +539,7 @@ func TestUsers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	users := Users(FindDevice(table, st.Major, st.Minor, s.Target))
+	users := Users(FindMount(DeviceMounts(table, st.Major, st.Minor), s.Target))
 	if len(users) != 1 || users[0].Pid != os.Getpid() || users[0].How != "open file "+s.Target+"/file" {
 		t.Errorf("users %+v", users)
 	}

@@ -53,11 +53,9 @@ func DeviceMounts(table []*mountinfo.Info, major, minor int) []*mountinfo.Info {
 	return ms
 }
 
-// FindDevice returns the mount on target of the file system with this device
-// number, or its oldest one elsewhere: a directory above the target may have
-// been renamed.
-func FindDevice(table []*mountinfo.Info, major, minor int, target string) *mountinfo.Info {
-	ms := DeviceMounts(table, major, minor)
+// FindMount returns the mount on target among those of one file system, or the oldest one
+// elsewhere: a directory above the target may have been renamed.
+func FindMount(ms []*mountinfo.Info, target string) *mountinfo.Info {
 	for _, m := range ms {
 		if m.Mountpoint == target {
 			return m
