@@ -108,29 +108,21 @@ type control struct {
 // serve answers until ln is closed.
 func (c *control) serve(ln net.Listener) {
 	slots := make(chan struct{}, controlClients)
-	for {
-		conn, err := ln.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil { // no descriptors are left, for one
-			<-time.After(100 * time.Millisecond)
-			continue
-		}
+	acceptEach(ln, func(conn net.Conn) {
 		select {
 		case slots <- struct{}{}:
 		default:
 			_ = conn.SetDeadline(time.Now().Add(time.Second))
 			_ = json.NewEncoder(conn).Encode(Answer{Error: fmt.Sprintf("%d others watch this mount already", controlClients)}) // a client that is gone does not want it
 			_ = conn.Close()
-			continue
+			return
 		}
 		c.clients.Go(func() {
 			defer func() { <-slots }()
 			defer conn.Close()
 			c.answer(conn)
 		})
-	}
+	})
 }
 
 // end lets clients have what is left, and waits for that, but not for long.

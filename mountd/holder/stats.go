@@ -126,18 +126,25 @@ func listen(runDir, name string) (net.Listener, error) {
 // be longer than an address (sun_path).
 func socketAddress(dir int, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", dir, name) }
 
+// acceptEach calls do for each client until ln is closed.
+func acceptEach(ln net.Listener, do func(net.Conn)) {
+	for {
+		c, err := ln.Accept()
+		switch {
+		case err == nil:
+			do(c)
+		case errors.Is(err, net.ErrClosed):
+			return
+		default: // no descriptors are left, for one
+			<-time.After(100 * time.Millisecond)
+		}
+	}
+}
+
 // serveStats answers until ln is closed, each client for no longer than patience.
 func serveStats(ln net.Listener, patience time.Duration, doc func() Stats) {
 	slots := make(chan struct{}, statsClients)
-	for {
-		c, err := ln.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil { // no descriptors are left, for one
-			<-time.After(100 * time.Millisecond)
-			continue
-		}
+	acceptEach(ln, func(c net.Conn) {
 		slots <- struct{}{}
 		go func() {
 			defer func() { <-slots }()
@@ -149,7 +156,7 @@ func serveStats(ln net.Listener, patience time.Duration, doc func() Stats) {
 			_ = c.SetDeadline(time.Now().Add(patience))
 			_, _ = c.Write(append(b, '\n')) // a client that is gone does not want it
 		}()
-	}
+	})
 }
 
 // ReadStats asks the server of the mount with this run directory. While another server

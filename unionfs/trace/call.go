@@ -220,9 +220,6 @@ func (c *Call) hasName() bool {
 	return false
 }
 
-// Path is the object of the request, as in Event.Path.
-func (c *Call) Path() string { return c.event.Path }
-
 // Event is what is known before the request is carried out.
 func (c *Call) Event() *Event { return &c.event }
 
@@ -234,7 +231,7 @@ func (c *Call) Injected() { c.event.Injected = true }
 func (c *Call) End(reply []byte, errno syscall.Errno) {
 	e := &c.event
 	e.Latency = time.Since(c.began)
-	e.Errno, e.Error = errno, errorName(errno)
+	e.Error = errorName(errno)
 	if errno == 0 {
 		c.result(reply)
 	}

@@ -22,7 +22,8 @@
 // # What is not seen
 //
 // What the kernel answers from its caches, and the data of files that are passed through
-// or kept in the page cache, causes no request. See [Blind].
+// or kept in the page cache, causes no request. What it is
+// depends on the mount; plyfs trace says it first.
 //
 // # Which process
 //

@@ -52,8 +52,7 @@ type Event struct {
 	Bytes  int64 `json:"bytes,omitempty"`
 
 	// Error is the name of the error that was answered, as ENOENT; empty: none.
-	Error string        `json:"error,omitempty"`
-	Errno syscall.Errno `json:"-"`
+	Error string `json:"error,omitempty"`
 	// Injected: the answer, or its delay, is that of a fault that somebody has asked for.
 	Injected bool `json:"injected,omitempty"`
 }
