@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/fuseop"
 )
 
 // Call is a request that is being answered while somebody listens.
@@ -24,18 +26,6 @@ type Call struct {
 	began    time.Time
 }
 
-// Opcodes (include/uapi/linux/fuse.h).
-const (
-	opLookup, opForget, opGetattr, opSetattr, opReadlink, opSymlink = 1, 2, 3, 4, 5, 6
-	opMknod, opMkdir, opUnlink, opRmdir, opRename, opLink           = 8, 9, 10, 11, 12, 13
-	opOpen, opRead, opWrite, opStatfs, opRelease, opFsync           = 14, 15, 16, 17, 18, 20
-	opSetxattr, opGetxattr, opListxattr, opRemovexattr              = 21, 22, 23, 24
-	opFlush, opInit, opOpendir, opReaddir, opReleasedir, opFsyncdir = 25, 26, 27, 28, 29, 30
-	opAccess, opCreate, opInterrupt, opDestroy, opIoctl             = 34, 35, 36, 38, 39
-	opNotifyReply, opBatchForget, opFallocate, opReaddirplus        = 41, 42, 43, 44
-	opRename2, opLseek, opCopyFileRange, opSyncfs, opTmpfile        = 45, 46, 47, 50, 51
-)
-
 const (
 	headerIn  = 40
 	headerOut = 16
@@ -45,7 +35,7 @@ const (
 // its own account. in is not kept.
 func (h *Hub) Begin(opcode uint32, op string, in []byte, r Resolver) *Call {
 	switch opcode {
-	case opForget, opBatchForget, opInit, opInterrupt, opDestroy, opNotifyReply:
+	case fuseop.Forget, fuseop.BatchForget, fuseop.Init, fuseop.Interrupt, fuseop.Destroy, fuseop.NotifyReply:
 		return nil
 	}
 	if len(in) < headerIn {
@@ -81,7 +71,7 @@ func (c *Call) countDirs() {
 // copies reports whether the request is one that copies up the object, not its directory.
 func (c *Call) copies() bool {
 	switch c.opcode {
-	case opUnlink, opRmdir:
+	case fuseop.Unlink, fuseop.Rmdir:
 		return false
 	}
 	return true
@@ -132,31 +122,31 @@ func join(dir, name string) string {
 func (c *Call) decode(b body) {
 	e := &c.event
 	switch c.opcode {
-	case opLookup, opUnlink, opRmdir:
+	case fuseop.Lookup, fuseop.Unlink, fuseop.Rmdir:
 		name, _ := b.names(0)
 		c.named(name)
-	case opSymlink:
+	case fuseop.Symlink:
 		name, target := b.names(0)
 		c.named(name)
 		e.To = target
-	case opMknod:
+	case fuseop.Mknod:
 		name, _ := b.names(16)
 		c.named(name)
 		e.Detail = modeText(b.u32(0))
-	case opMkdir:
+	case fuseop.Mkdir:
 		name, _ := b.names(8)
 		c.named(name)
 		e.Detail = modeText(unix.S_IFDIR | b.u32(0))
-	case opCreate:
+	case fuseop.Create:
 		name, _ := b.names(16)
 		c.named(name)
 		e.Detail = openText(b.u32(0)) + " " + modeText(b.u32(4))
-	case opTmpfile:
+	case fuseop.Tmpfile:
 		c.object = 0
 		e.Detail = openText(b.u32(0)) + " " + modeText(b.u32(4))
-	case opRename, opRename2:
+	case fuseop.Rename, fuseop.Rename2:
 		at := 8
-		if c.opcode == opRename2 {
+		if c.opcode == fuseop.Rename2 {
 			at = 16
 			e.Detail = flagText(b.u32(8), renameFlags)
 		}
@@ -164,49 +154,49 @@ func (c *Call) decode(b body) {
 		c.named(from)
 		dir, _ := c.resolver.Where(b.u64(0))
 		e.To = join(dir, to)
-	case opLink:
+	case fuseop.Link:
 		name, _ := b.names(8)
 		e.To = join(e.Path, name)
 		c.object = b.u64(0)
 		e.Path, _ = c.resolver.Where(c.object)
-	case opSetxattr:
+	case fuseop.Setxattr:
 		e.Detail, _ = b.names(16)
 		e.Size = int64(b.u32(0))
-	case opGetxattr:
+	case fuseop.Getxattr:
 		e.Detail, _ = b.names(8)
-	case opRemovexattr:
+	case fuseop.Removexattr:
 		e.Detail, _ = b.names(0)
-	case opOpen, opOpendir, opRelease, opReleasedir:
+	case fuseop.Open, fuseop.Opendir, fuseop.Release, fuseop.Releasedir:
 		at := 0
-		if c.opcode == opRelease || c.opcode == opReleasedir {
+		if c.opcode == fuseop.Release || c.opcode == fuseop.Releasedir {
 			at = 8
 		}
 		e.Detail = openText(b.u32(at))
-	case opRead, opWrite, opReaddir, opReaddirplus:
+	case fuseop.Read, fuseop.Write, fuseop.Readdir, fuseop.Readdirplus:
 		e.Offset, e.Size = int64(b.u64(8)), int64(b.u32(16))
-	case opFallocate:
+	case fuseop.Fallocate:
 		e.Offset, e.Size, e.Detail = int64(b.u64(8)), int64(b.u64(16)), flagText(b.u32(24), fallocFlags)
-	case opLseek:
+	case fuseop.Lseek:
 		e.Offset, e.Detail = int64(b.u64(8)), whenceText(b.u32(16))
-	case opCopyFileRange:
+	case fuseop.CopyFileRange:
 		e.Offset, e.Size = int64(b.u64(8)), int64(b.u64(40))
 		c.object = b.u64(16) // what is written to
 		e.To, _ = c.resolver.Where(c.object)
-	case opFsync, opFsyncdir:
+	case fuseop.Fsync, fuseop.Fsyncdir:
 		if b.u32(8)&1 != 0 {
 			e.Detail = "data only"
 		}
-	case opSetattr:
+	case fuseop.Setattr:
 		e.Detail = attrText(b)
 		if b.u32(0)&1<<3 != 0 {
 			e.Size = int64(b.u64(16))
 		}
-	case opAccess:
+	case fuseop.Access:
 		e.Detail = fmt.Sprintf("mask %o", b.u32(0))
-	case opIoctl:
+	case fuseop.Ioctl:
 		e.Detail = fmt.Sprintf("command %#x", b.u32(12))
 	}
-	if !c.hasName() && c.object == 0 && c.opcode != opTmpfile {
+	if !c.hasName() && c.object == 0 && c.opcode != fuseop.Tmpfile {
 		c.object, c.layer = c.node, c.dirLayer
 	}
 }
@@ -214,7 +204,7 @@ func (c *Call) decode(b body) {
 // hasName reports whether the request is about a name in a directory.
 func (c *Call) hasName() bool {
 	switch c.opcode {
-	case opLookup, opUnlink, opRmdir, opSymlink, opMknod, opMkdir, opCreate, opRename, opRename2:
+	case fuseop.Lookup, fuseop.Unlink, fuseop.Rmdir, fuseop.Symlink, fuseop.Mknod, fuseop.Mkdir, fuseop.Create, fuseop.Rename, fuseop.Rename2:
 		return true
 	}
 	return false
@@ -271,14 +261,14 @@ func (h *Hub) MayCopy(opcode uint32, in []byte, r Resolver) bool {
 	node := binary.NativeEndian.Uint64(in[16:])
 	b := body(in[headerIn:])
 	switch opcode {
-	case opSetattr, opSymlink, opMknod, opMkdir, opUnlink, opRmdir, opWrite, opSetxattr, opRemovexattr, opCreate, opTmpfile, opFallocate, opIoctl:
-	case opOpen:
+	case fuseop.Setattr, fuseop.Symlink, fuseop.Mknod, fuseop.Mkdir, fuseop.Unlink, fuseop.Rmdir, fuseop.Write, fuseop.Setxattr, fuseop.Removexattr, fuseop.Create, fuseop.Tmpfile, fuseop.Fallocate, fuseop.Ioctl:
+	case fuseop.Open:
 		if b.u32(0)&unix.O_ACCMODE == unix.O_RDONLY {
 			return false
 		}
-	case opRename, opRename2:
+	case fuseop.Rename, fuseop.Rename2:
 		at := 8
-		if opcode == opRename2 {
+		if opcode == fuseop.Rename2 {
 			at = 16
 		}
 		if lower, _ := r.Lower(b.u64(0)); lower {
@@ -288,11 +278,11 @@ func (h *Hub) MayCopy(opcode uint32, in []byte, r Resolver) bool {
 		if lower, _ := r.Lower(r.Child(node, from)); lower {
 			return true
 		}
-	case opLink:
+	case fuseop.Link:
 		if lower, _ := r.Lower(b.u64(0)); lower {
 			return true
 		}
-	case opCopyFileRange:
+	case fuseop.CopyFileRange:
 		node = b.u64(16)
 	default:
 		return false
@@ -314,18 +304,18 @@ func (c *Call) copied(node uint64, before int) bool {
 func (c *Call) result(reply []byte) {
 	b := body(reply[min(headerOut, len(reply)):])
 	switch c.opcode {
-	case opLookup, opSymlink, opMknod, opMkdir, opCreate, opTmpfile:
+	case fuseop.Lookup, fuseop.Symlink, fuseop.Mknod, fuseop.Mkdir, fuseop.Create, fuseop.Tmpfile:
 		if c.object == 0 {
 			c.object = b.u64(0) // struct fuse_entry_out
 			_, c.layer = c.resolver.Where(c.object)
 		}
-	case opRead, opReaddir, opReaddirplus:
+	case fuseop.Read, fuseop.Readdir, fuseop.Readdirplus:
 		c.event.Bytes = int64(len(b))
-	case opWrite, opCopyFileRange:
+	case fuseop.Write, fuseop.CopyFileRange:
 		c.event.Bytes = int64(b.u32(0))
-	case opReadlink:
+	case fuseop.Readlink:
 		c.event.To = string(b)
-	case opLseek:
+	case fuseop.Lseek:
 		c.event.Bytes = int64(b.u64(0))
 	}
 }

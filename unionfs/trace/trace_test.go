@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/fuseop"
 )
 
 func TestMatchPath(t *testing.T) {
@@ -168,12 +170,12 @@ func TestCall(t *testing.T) {
 	s := h.Listen(Filter{})
 	defer s.Close()
 	r := new(tree)
-	c := h.Begin(opUnlink, "unlink", request(opUnlink, 1, "file\x00"), r)
+	c := h.Begin(fuseop.Unlink, "unlink", request(fuseop.Unlink, 1, "file\x00"), r)
 	c.End(make([]byte, headerOut), 0)
-	c = h.Begin(opSetattr, "setattr", request(opSetattr, 2, "\x01\x00\x00\x00"), r)
+	c = h.Begin(fuseop.Setattr, "setattr", request(fuseop.Setattr, 2, "\x01\x00\x00\x00"), r)
 	r.copied = true
 	c.End(make([]byte, headerOut), 0)
-	c = h.Begin(opLookup, "lookup", request(opLookup, 1, "none\x00"), r)
+	c = h.Begin(fuseop.Lookup, "lookup", request(fuseop.Lookup, 1, "none\x00"), r)
 	c.End(make([]byte, headerOut+8), syscall.ENOENT)
 	for i, want := range []Event{
 		{Op: "unlink", Path: "/file", Node: 2, Layer: "lower:2", Label: "layer 1 of 1"},
@@ -189,7 +191,7 @@ func TestCall(t *testing.T) {
 			t.Errorf("event %d: %+v, want %+v", i, got, want)
 		}
 	}
-	if c := h.Begin(opForget, "forget", request(opForget, 1, "\x00"), r); c != nil {
+	if c := h.Begin(fuseop.Forget, "forget", request(fuseop.Forget, 1, "\x00"), r); c != nil {
 		t.Error("FORGET was told of")
 	}
 }
@@ -200,7 +202,7 @@ func TestFull(t *testing.T) {
 	s, other := h.Listen(Filter{}), h.Listen(Filter{Ops: []string{"link"}})
 	const more = 10
 	for range buffer + more {
-		h.Begin(opGetattr, "getattr", request(opGetattr, 1, ""), new(tree)).End(nil, 0)
+		h.Begin(fuseop.Getattr, "getattr", request(fuseop.Getattr, 1, ""), new(tree)).End(nil, 0)
 	}
 	if n := s.Dropped(); n != more {
 		t.Errorf("%d dropped, want %d", n, more)
@@ -239,7 +241,7 @@ func FuzzCall(f *testing.F) {
 	for op := range uint32(64) {
 		f.Add(op, []byte("name\x00other\x00"), []byte{1, 2, 3})
 	}
-	f.Add(uint32(opRename2), make([]byte, 16), []byte(nil))
+	f.Add(uint32(fuseop.Rename2), make([]byte, 16), []byte(nil))
 	f.Fuzz(func(t *testing.T, op uint32, rest, reply []byte) {
 		var h Hub
 		s := h.Listen(Filter{})

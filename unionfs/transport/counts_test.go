@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/unionfs/counters"
+	"github.com/plyfs/plyfs/unionfs/fuseop"
 )
 
 // countedFS knows one name, and reads and writes some bytes.
@@ -51,17 +52,16 @@ func TestRequestsAreCounted(t *testing.T) {
 		k.expect(unique)
 	}
 	for _, name := range []string{"there", "there", "absent", "gone", "broken"} {
-		ask(opLookup, 1, append([]byte(name), 0))
+		ask(fuseop.Lookup, 1, append([]byte(name), 0))
 	}
 	read := make([]byte, 40)
 	read[16] = 100 // its size
-	ask(opRead, 5, read)
+	ask(fuseop.Read, 5, read)
 	write := make([]byte, 40+7)
 	write[16] = 7
-	ask(opWrite, 5, write)
-	ask(opWrite, 9, write) // no bytes: it fails
-	const opUnlink = 10    // left to go-fuse
-	ask(opUnlink, 1, []byte("x\x00"))
+	ask(fuseop.Write, 5, write)
+	ask(fuseop.Write, 9, write) // no bytes: it fails
+	ask(fuseop.Unlink, 1, []byte("x\x00"))
 
 	s := c.Snapshot()
 	for _, want := range []struct {
@@ -86,7 +86,7 @@ func TestRequestsAtOnceAreCounted(t *testing.T) {
 	c := counters.New()
 	k := connect(t, fs, ServeOptions{Counters: c})
 	for u := uint64(100); u < 105; u++ {
-		k.send(u, opGetattr, 2, make([]byte, 16))
+		k.send(u, fuseop.Getattr, 2, make([]byte, 16))
 		<-fs.entered
 	}
 	if s := c.Snapshot(); s.Answering != 5 || s.AnsweringMost != 5 {
@@ -99,7 +99,7 @@ func TestRequestsAtOnceAreCounted(t *testing.T) {
 func BenchmarkAnswer(b *testing.B) {
 	l := newLoop(&countedFS{fakeFS{RawFileSystem: fuse.NewDefaultRawFileSystem()}}, &fuse.MountOptions{MaxWrite: maxWrite}, ServeOptions{}, nil)
 	buf := &buffer{in: make([]byte, 4096), out: make([]byte, 4096)}
-	buf.in[4] = opLookup
+	buf.in[4] = fuseop.Lookup
 	copy(buf.in[inHeaderSize:], "there\x00")
 	b.ReportAllocs()
 	for b.Loop() {

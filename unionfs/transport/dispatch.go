@@ -6,6 +6,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/fuseop"
 )
 
 // The requests that come by the thousand are decoded here, in the buffer they
@@ -36,36 +38,10 @@ type Diary interface {
 
 // noted reports whether requests of this kind are written down.
 func noted(op uint32) bool {
-	const which = 1<<opSymlink | 1<<opMknod | 1<<opMkdir | 1<<opUnlink | 1<<opRmdir | 1<<opRename | 1<<opLink | 1<<opOpen |
-		1<<opRelease | 1<<opSetxattr | 1<<opRemovexattr | 1<<opCreate | 1<<opRename2 | 1<<opTmpfile
+	const which = 1<<fuseop.Symlink | 1<<fuseop.Mknod | 1<<fuseop.Mkdir | 1<<fuseop.Unlink | 1<<fuseop.Rmdir | 1<<fuseop.Rename | 1<<fuseop.Link | 1<<fuseop.Open |
+		1<<fuseop.Release | 1<<fuseop.Setxattr | 1<<fuseop.Removexattr | 1<<fuseop.Create | 1<<fuseop.Rename2 | 1<<fuseop.Tmpfile
 	return uint64(which)&(1<<op) != 0
 }
-
-// Opcodes (include/uapi/linux/fuse.h).
-const (
-	opSymlink     = 6
-	opMknod       = 8
-	opMkdir       = 9
-	opUnlink      = 10
-	opRmdir       = 11
-	opRename      = 12
-	opLink        = 13
-	opSetxattr    = 21
-	opRemovexattr = 24
-	opCreate      = 35
-	opRename2     = 45
-	opTmpfile     = 51
-
-	opLookup      = 1
-	opForget      = 2
-	opGetattr     = 3
-	opOpen        = 14
-	opRead        = 15
-	opWrite       = 16
-	opRelease     = 18
-	opGetxattr    = 22
-	opBatchForget = 42
-)
 
 // Never closed: no request is interrupted.
 var neverCancelled = make(chan struct{})
@@ -117,48 +93,48 @@ func (l *loop) dispatch(b, out []byte) (body int, status fuse.Status, done bool)
 		return 0, 0, false
 	}
 	switch h.Opcode {
-	case opLookup:
+	case fuseop.Lookup:
 		name, ok := nameAt(b, inHeaderSize)
 		if !ok {
 			break
 		}
 		return sizeOf[fuse.EntryOut](), l.fs.Lookup(neverCancelled, h, name, reply[fuse.EntryOut](out)), true
-	case opGetattr:
+	case fuseop.Getattr:
 		r := in[fuse.GetAttrIn](b)
 		if r == nil {
 			break
 		}
 		return sizeOf[fuse.AttrOut](), l.fs.GetAttr(neverCancelled, r, reply[fuse.AttrOut](out)), true
-	case opForget:
+	case fuseop.Forget:
 		r := in[fuse.ForgetIn](b)
 		if r == nil {
 			break
 		}
 		l.fs.Forget(r.NodeId, r.Nlookup)
 		return noReply, 0, true
-	case opBatchForget:
+	case fuseop.BatchForget:
 		return noReply, 0, l.forgetAll(b)
-	case opOpen:
+	case fuseop.Open:
 		r := in[fuse.OpenIn](b)
 		if r == nil {
 			break
 		}
 		return sizeOf[fuse.OpenOut](), l.fs.Open(neverCancelled, r, reply[fuse.OpenOut](out)), true
-	case opRelease:
+	case fuseop.Release:
 		r := in[fuse.ReleaseIn](b)
 		if r == nil {
 			break
 		}
 		l.fs.Release(neverCancelled, r)
 		return 0, fuse.OK, true
-	case opRead:
+	case fuseop.Read:
 		r := in[fuse.ReadIn](b)
 		if r == nil || l.reader == nil || int(r.Size) > len(out)-outHeaderSize {
 			break
 		}
 		n, status := l.reader.ReadInto(r, out[outHeaderSize:outHeaderSize+int(r.Size)])
 		return n, status, true
-	case opWrite:
+	case fuseop.Write:
 		r := in[fuse.WriteIn](b)
 		if r == nil || len(b) != sizeOf[fuse.WriteIn]()+int(r.Size) {
 			break
@@ -166,7 +142,7 @@ func (l *loop) dispatch(b, out []byte) (body int, status fuse.Status, done bool)
 		n, status := l.fs.Write(neverCancelled, r, b[sizeOf[fuse.WriteIn]():])
 		reply[fuse.WriteOut](out).Size = n
 		return sizeOf[fuse.WriteOut](), status, true
-	case opGetxattr:
+	case fuseop.Getxattr:
 		return l.getxattr(b, out)
 	}
 	return 0, 0, false

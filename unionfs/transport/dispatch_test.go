@@ -14,10 +14,12 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/fuseop"
 )
 
 // hotOps are what dispatch decodes.
-var hotOps = []uint32{opLookup, opForget, opGetattr, opOpen, opRead, opWrite, opRelease, opGetxattr, opBatchForget}
+var hotOps = []uint32{fuseop.Lookup, fuseop.Forget, fuseop.Getattr, fuseop.Open, fuseop.Read, fuseop.Write, fuseop.Release, fuseop.Getxattr, fuseop.BatchForget}
 
 // scribe writes down what it is asked, and answers by what it is asked.
 type scribe struct {
@@ -175,7 +177,7 @@ func same(t *testing.T, req []byte) (calls []string) {
 	if !bytes.Equal(got, want) {
 		t.Errorf("request %x:\nanswer  %x\ngo-fuse %x", req, got, want)
 	}
-	if binary.NativeEndian.Uint32(req[4:]) == opBatchForget && len(gotCalls) < len(wantCalls) {
+	if binary.NativeEndian.Uint32(req[4:]) == fuseop.BatchForget && len(gotCalls) < len(wantCalls) {
 		wantCalls = wantCalls[:len(gotCalls)] // it goes by the length, not by the number
 	}
 	if !slices.Equal(gotCalls, wantCalls) {
@@ -193,29 +195,29 @@ type (
 // how they end.
 func hotRequests(node uint64) map[string][]byte {
 	read := func(size u32) []byte {
-		return request(opRead, node, u64(7), u64(4096), size, u32(0), u64(0), u32(unix.O_RDWR), u32(0))
+		return request(fuseop.Read, node, u64(7), u64(4096), size, u32(0), u64(0), u32(unix.O_RDWR), u32(0))
 	}
 	return map[string][]byte{
-		"lookup":               request(opLookup, node, "a name\x00"),
-		"lookup of nothing":    request(opLookup, node, "\x00"),
-		"lookup, more follows": request(opLookup, node, "name\x00rest\x00"),
-		"getattr":              request(opGetattr, node, u32(1), u32(0), u64(9)),
-		"open":                 request(opOpen, node, u32(unix.O_RDWR), u32(1)),
+		"lookup":               request(fuseop.Lookup, node, "a name\x00"),
+		"lookup of nothing":    request(fuseop.Lookup, node, "\x00"),
+		"lookup, more follows": request(fuseop.Lookup, node, "name\x00rest\x00"),
+		"getattr":              request(fuseop.Getattr, node, u32(1), u32(0), u64(9)),
+		"open":                 request(fuseop.Open, node, u32(unix.O_RDWR), u32(1)),
 		"read":                 read(100),
 		"read of nothing":      read(0),
 		"read to the end":      read(fencedOut - outHeaderSize),
 		"read of too much":     read(fencedOut - outHeaderSize + 1),
 		"read of far too much": read(^u32(0)),
-		"write":                request(opWrite, node, u64(7), u64(4096), u32(5), u32(4), u64(0), u32(unix.O_WRONLY), u32(0), "hello"),
-		"write of nothing":     request(opWrite, node, u64(7), u64(4096), u32(0), u32(0), u64(0), u32(unix.O_WRONLY), u32(0)),
-		"release":              request(opRelease, node, u64(1), u32(unix.O_RDONLY), u32(0), u64(0)),
-		"getxattr":             request(opGetxattr, node, u32(100), u32(0), "user.attr\x00"),
-		"size of an attribute": request(opGetxattr, node, u32(0), u32(0), "user.attr\x00"),
-		"getxattr, small":      request(opGetxattr, node, u32(3), u32(0), "user.attr\x00"),
-		"getxattr, too large":  request(opGetxattr, node, u32(fencedOut), u32(0), "user.attr\x00"),
-		"forget":               request(opForget, node, u64(3)),
-		"forget several":       request(opBatchForget, node, u32(2), u32(0), u64(10), u64(1), u64(11), u64(2)),
-		"forget none":          request(opBatchForget, node, u32(0), u32(0)),
+		"write":                request(fuseop.Write, node, u64(7), u64(4096), u32(5), u32(4), u64(0), u32(unix.O_WRONLY), u32(0), "hello"),
+		"write of nothing":     request(fuseop.Write, node, u64(7), u64(4096), u32(0), u32(0), u64(0), u32(unix.O_WRONLY), u32(0)),
+		"release":              request(fuseop.Release, node, u64(1), u32(unix.O_RDONLY), u32(0), u64(0)),
+		"getxattr":             request(fuseop.Getxattr, node, u32(100), u32(0), "user.attr\x00"),
+		"size of an attribute": request(fuseop.Getxattr, node, u32(0), u32(0), "user.attr\x00"),
+		"getxattr, small":      request(fuseop.Getxattr, node, u32(3), u32(0), "user.attr\x00"),
+		"getxattr, too large":  request(fuseop.Getxattr, node, u32(fencedOut), u32(0), "user.attr\x00"),
+		"forget":               request(fuseop.Forget, node, u64(3)),
+		"forget several":       request(fuseop.BatchForget, node, u32(2), u32(0), u64(10), u64(1), u64(11), u64(2)),
+		"forget none":          request(fuseop.BatchForget, node, u32(0), u32(0)),
 	}
 }
 
@@ -264,7 +266,7 @@ func TestDispatchOfBadRequests(t *testing.T) {
 func TestDispatchAllocatesNothing(t *testing.T) {
 	fs := &fakeFS{RawFileSystem: fuse.NewDefaultRawFileSystem()}
 	l := newLoop(fs, &fuse.MountOptions{MaxWrite: maxWrite}, ServeOptions{}, zap.NewNop())
-	req, out := request(opGetattr, 1, u32(0), u32(0), u64(0)), make([]byte, 4096)
+	req, out := request(fuseop.Getattr, 1, u32(0), u32(0), u64(0)), make([]byte, 4096)
 	if n := testing.AllocsPerRun(100, func() {
 		if body, st, done := l.dispatch(req, out); done {
 			answer(out, req, body, st)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plyfs/plyfs/unionfs/counters"
+	"github.com/plyfs/plyfs/unionfs/fuseop"
 	"github.com/plyfs/plyfs/unionfs/ledger"
 	"github.com/plyfs/plyfs/unionfs/trace"
 )
@@ -27,14 +28,6 @@ const (
 	// stallTick is how often the watch looks whether the reader is stuck in
 	// the request it answers.
 	stallTick = 2 * time.Millisecond
-
-	opInit      = 26
-	opFsync     = 20
-	opFsyncdir  = 30
-	opInterrupt = 36
-	opDestroy   = 38
-	opFallocate = 43
-	opCopyRange = 47
 
 	// struct fuse_in_header and fuse_out_header (include/uapi/linux/fuse.h).
 	inHeaderSize  = 40
@@ -231,9 +224,9 @@ func (l *loop) kept(work func()) bool {
 // there already.
 func (l *loop) passFirst(in []byte) bool {
 	switch binary.NativeEndian.Uint32(in[4:]) {
-	case opFsync, opFsyncdir, opFallocate, opCopyRange:
+	case fuseop.Fsync, fuseop.Fsyncdir, fuseop.Fallocate, fuseop.CopyFileRange:
 		return true
-	case opForget, opBatchForget, opRelease, opInterrupt:
+	case fuseop.Forget, fuseop.BatchForget, fuseop.Release, fuseop.Interrupt:
 		return false // nobody waits for these
 	}
 	if pid := binary.NativeEndian.Uint32(in[32:]); pid != l.last { // the caller's thread
@@ -372,7 +365,7 @@ func (l *loop) handle(b *buffer, n int) (reply []byte, more bool) {
 		l.running.Acquit(unique)
 	}
 	errno := errnoOf(reply)
-	if op == opLookup && errno == 0 && isAbsent(reply) {
+	if op == fuseop.Lookup && errno == 0 && isAbsent(reply) {
 		errno = unix.ENOENT
 	}
 	l.counts.End(op, began, errno)
@@ -393,7 +386,7 @@ func (l *loop) refuse(in, out []byte) []byte {
 		l.refused()
 	}
 	switch binary.NativeEndian.Uint32(in[4:]) {
-	case opForget, opBatchForget:
+	case fuseop.Forget, fuseop.BatchForget:
 		return nil
 	}
 	return errorReply(out, in, unix.EIO)
@@ -402,9 +395,9 @@ func (l *loop) refuse(in, out []byte) []byte {
 // countData counts the bytes of a request that has not failed.
 func (l *loop) countData(op uint32, reply []byte) {
 	switch op {
-	case opRead:
+	case fuseop.Read:
 		l.counts.Read(len(reply) - outHeaderSize)
-	case opWrite, opCopyRange:
+	case fuseop.Write, fuseop.CopyFileRange:
 		if len(reply) >= outHeaderSize+4 {
 			l.counts.Written(binary.NativeEndian.Uint32(reply[outHeaderSize:])) // struct fuse_write_out
 		}
@@ -428,7 +421,7 @@ func errnoOf(reply []byte) unix.Errno {
 // respond is handle without counting.
 func (l *loop) respond(b *buffer, n int) (reply []byte, more bool) {
 	op := binary.NativeEndian.Uint32(b.in[4:])
-	if op == opInterrupt {
+	if op == fuseop.Interrupt {
 		return errorReply(b.out, b.in, unix.ENOSYS), true
 	}
 	if !l.slow {
@@ -440,7 +433,7 @@ func (l *loop) respond(b *buffer, n int) (reply []byte, more bool) {
 		}
 	}
 	var init *Resume
-	if op == opInit {
+	if op == fuseop.Init {
 		init = newResume(b.in[:n])
 	}
 	size, status := l.proto.HandleRequest([][]byte{b.in[:n]}, [][]byte{b.out})
@@ -451,7 +444,7 @@ func (l *loop) respond(b *buffer, n int) (reply []byte, more bool) {
 		init.Reply = bytes.Clone(b.out[:size])
 		l.init = init
 	}
-	return b.out[:size], op != opDestroy
+	return b.out[:size], op != fuseop.Destroy
 }
 
 // finish sends an answer; false: the connection has ended.
@@ -465,7 +458,7 @@ func (l *loop) finish(b *buffer, reply []byte) bool {
 	if l.diary != nil && noted(binary.NativeEndian.Uint32(b.in[4:])) {
 		l.diary.Answered(binary.NativeEndian.Uint64(b.in[8:]))
 	}
-	if binary.NativeEndian.Uint32(b.in[4:]) == opInit && l.ready != nil {
+	if binary.NativeEndian.Uint32(b.in[4:]) == fuseop.Init && l.ready != nil {
 		l.ready(l.init)
 	}
 	return true

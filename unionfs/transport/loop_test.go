@@ -8,6 +8,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/plyfs/plyfs/unionfs/fuseop"
 )
 
 // The kernel's side of a connection is a socket that keeps message boundaries,
@@ -58,7 +60,7 @@ func connect(t *testing.T, fs fuse.RawFileSystem, o ServeOptions) *kernel {
 		}
 		unix.Close(pair[0])
 	})
-	k.send(1, opInit, 0, initBody())
+	k.send(1, fuseop.Init, 0, initBody())
 	k.expect(1)
 	return k
 }
@@ -106,10 +108,10 @@ func TestStuckRequestStopsNobody(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			fs := &fakeFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), release: make(chan struct{}), entered: make(chan struct{})}
 			k := connect(t, fs, o)
-			k.send(10, opGetattr, 2, make([]byte, 16))
+			k.send(10, fuseop.Getattr, 2, make([]byte, 16))
 			<-fs.entered
 			for u := uint64(11); u < 50; u++ {
-				k.send(u, opGetattr, 1, make([]byte, 16))
+				k.send(u, fuseop.Getattr, 1, make([]byte, 16))
 				if e := k.expect(u); e != 0 {
 					t.Fatalf("request %d: error %d", u, e)
 				}
@@ -124,17 +126,17 @@ func TestManyStuckRequests(t *testing.T) {
 	fs := &fakeFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), release: make(chan struct{}), entered: make(chan struct{}, 100)}
 	k := connect(t, fs, ServeOptions{})
 	for u := uint64(100); u < 140; u++ {
-		k.send(u, opGetattr, 2, make([]byte, 16))
+		k.send(u, fuseop.Getattr, 2, make([]byte, 16))
 		<-fs.entered
 	}
-	k.send(7, opGetattr, 1, make([]byte, 16))
+	k.send(7, fuseop.Getattr, 1, make([]byte, 16))
 	k.expect(7)
 	close(fs.release)
 }
 
 func TestInterruptIsDeclined(t *testing.T) {
 	k := connect(t, &fakeFS{RawFileSystem: fuse.NewDefaultRawFileSystem()}, ServeOptions{})
-	k.send(5, opInterrupt, 0, make([]byte, 8))
+	k.send(5, fuseop.Interrupt, 0, make([]byte, 8))
 	if e := k.expect(5); e != -int32(unix.ENOSYS) {
 		t.Errorf("INTERRUPT is answered with %d, want ENOSYS so that the kernel sends no more", e)
 	}

@@ -6,6 +6,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/plyfs/plyfs/unionfs/counters"
+	"github.com/plyfs/plyfs/unionfs/fuseop"
 	"github.com/plyfs/plyfs/unionfs/inject"
 	"github.com/plyfs/plyfs/unionfs/trace"
 )
@@ -72,7 +73,7 @@ func shorten(in []byte, n int, most int64) int {
 		return n
 	}
 	binary.NativeEndian.PutUint32(in[sizeAt:], uint32(most))
-	if binary.NativeEndian.Uint32(in[4:]) == opWrite {
+	if binary.NativeEndian.Uint32(in[4:]) == fuseop.Write {
 		n = dataAt + int(most)
 		binary.NativeEndian.PutUint32(in, uint32(n))
 	}
