@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 
 	"github.com/plyfs/plyfs/integration/harness"
 	"github.com/plyfs/plyfs/integration/oracle"
+	"github.com/plyfs/plyfs/mountd"
 )
 
 // inject is `plyfs inject` on the mount; it must succeed.
@@ -150,5 +153,34 @@ func testInject(t *testing.T, io string) {
 		if out, err := m.s.try(append([]string{"inject", m.target}, bad...)...); err == nil || !strings.Contains(out, "plyfs: ") {
 			t.Errorf("%v was taken: %s", bad, out)
 		}
+	}
+}
+
+// TestWatchingIsForTheOwner: nobody but the mount's user, and root, can watch it or make its requests fail,
+// whatever run directory he names.
+func TestWatchingIsForTheOwner(t *testing.T) {
+	harness.NeedRoot(t)
+	m := newImageMount(t, oracle.Recipe{Lowers: []oracle.Layer{workshop()}})
+	control, err := filepath.Glob(filepath.Join(mountd.RunBase(), "*", "mounts", "*", "control"))
+	must(t, err)
+	if len(control) == 0 {
+		t.Fatal("no mount can be watched")
+	}
+	const nobody = 65534
+	for _, args := range [][]string{{"trace", m.target, "--for", "1s"}, {"inject", m.target, "--op", "read", "--errno", "EIO"}, {"top", m.target}} {
+		cmd := exec.Command(program(t, "plyfs"), args...)
+		cmd.Env = append(os.Environ(), mountd.RunDirEnv+"="+mountd.RunBase(), "HOME=/")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "no server that can be asked") {
+			t.Errorf("%v: %v: %s", args, err, out)
+		}
+	}
+	for _, c := range control {
+		if st, err := os.Stat(c); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", c, st, err)
+		}
+	}
+	if out := m.inject("--list", "--json"); strings.TrimSpace(out) != "[]" {
+		t.Errorf("somebody has made a rule: %s", out)
 	}
 }
